@@ -1,0 +1,284 @@
+package cluster
+
+import "fmt"
+
+// Kind is the first byte of a log entry. Kinds are append-only: a number is
+// never reused. A server that meets an unknown kind must stop.
+type Kind byte
+
+// The kinds.
+const (
+	KindRegisterNode       Kind = 1
+	KindUpdateNodeStatus   Kind = 2
+	KindUpdateEligibility  Kind = 3
+	KindUpdateDrain        Kind = 4
+	KindRegisterJob        Kind = 5
+	KindDeregisterJob      Kind = 6
+	KindUpdateEvals        Kind = 7
+	KindApplyPlans         Kind = 8
+	KindUpdateAllocs       Kind = 9
+	KindUpdateTransitions  Kind = 10
+	KindUpdateDeployment   Kind = 11
+	KindCreateModelVersion Kind = 12
+	KindSetAlias           Kind = 13
+	KindSetSchedulerConfig Kind = 14
+	KindReap               Kind = 15
+	KindDeregisterNode     Kind = 16
+	KindSetJobStability    Kind = 17
+)
+
+// Command changes the State. Its stamp comes from the proposer.
+type Command interface {
+	kind() Kind
+	stamp() *Stamp
+}
+
+// Stamp is what a proposer adds to each command: RequestID (a UUID) makes a
+// retry apply once, Time (unix nanoseconds) is the only clock the rules see.
+type Stamp struct {
+	RequestID string
+	Time      int64
+}
+
+func (s *Stamp) stamp() *Stamp { return s }
+
+// RegisterNode creates or refreshes a node; status and eligibility of a known
+// node stay, but a node that was down becomes ready.
+type RegisterNode struct {
+	Stamp
+	Node *Node
+}
+
+// UpdateNodeStatus sets the status of nodes; going down marks their allocations
+// lost (by an evaluation of each job), coming back wakes blocked evaluations.
+type UpdateNodeStatus struct {
+	Stamp
+	Updates []NodeStatusUpdate
+}
+
+// NodeStatusUpdate is one node's new status.
+type NodeStatusUpdate struct {
+	NodeID, Status, Message string
+}
+
+// UpdateEligibility makes a node eligible or ineligible for new work.
+type UpdateEligibility struct {
+	Stamp
+	NodeID, Eligibility string
+}
+
+// UpdateDrain starts (Strategy set), or ends (nil) a node's drain.
+type UpdateDrain struct {
+	Stamp
+	NodeID       string
+	Strategy     *DrainStrategy
+	MarkEligible bool
+	Complete     bool // the drain ended because the node is empty
+	Meta         map[string]string
+}
+
+// DeregisterNode forgets a node (Nomad: node purge).
+type DeregisterNode struct {
+	Stamp
+	NodeID string
+}
+
+// RegisterJob creates a job or its next version, with an evaluation, in one
+// entry. An identical specification keeps Version and JobModifyIndex. Models
+// that onnx tasks name are resolved and pinned; an unknown one refuses the job.
+type RegisterJob struct {
+	Stamp
+	Job            *Job
+	Submission     *JobSubmission
+	EnforceIndex   bool
+	JobModifyIndex uint64 // compared when EnforceIndex; 0: the job must not exist
+	PreserveCounts bool
+	EvalID         string
+	EvalPriority   int // 0: the job's
+}
+
+// DeregisterJob stops a job (a new version with Stop), or removes it whole when Purge.
+type DeregisterJob struct {
+	Stamp
+	Namespace, JobID string
+	Purge            bool
+	EvalID           string
+	EvalPriority     int
+	NoShutdownDelay  bool
+}
+
+// UpdateEvals creates or updates evaluations.
+type UpdateEvals struct {
+	Stamp
+	Evals []*Evaluation
+}
+
+// ApplyPlans commits plans, each checked for fit on its nodes. The Result says
+// per plan which nodes were refused.
+type ApplyPlans struct {
+	Stamp
+	Plans []*Plan
+}
+
+// UpdateAllocs brings what nodes say of their allocations. Of each record only
+// ID, Epoch, ClientStatus, ClientDescription, TaskStates, DeploymentStatus and
+// Serving are read; an update with an older Epoch than the state's is ignored.
+type UpdateAllocs struct {
+	Stamp
+	NodeID string // the node that speaks; updates for others are refused. "" in tests of many nodes
+	Allocs []*Allocation
+}
+
+// UpdateTransitions sets desired transitions (alloc stop, drain) and creates evaluations.
+type UpdateTransitions struct {
+	Stamp
+	Transitions map[string]DesiredTransition // by allocation ID
+	Evals       []*Evaluation
+}
+
+// UpdateDeployment sets a deployment's status, promotes, pauses or fails it.
+type UpdateDeployment struct {
+	Stamp
+	Update *DeploymentStatusUpdate
+	EvalID string // evaluation to create, "" for none
+}
+
+// SetJobStability marks a job version stable or not.
+type SetJobStability struct {
+	Stamp
+	Namespace, JobID string
+	Version          uint64
+	Stable           bool
+}
+
+// CreateModelVersion adds the next version of a model, creating the model if
+// new. The same digest as an existing version of that model returns that one.
+type CreateModelVersion struct {
+	Stamp
+	Version     *ModelVersion // Version 0: the next
+	Description string
+}
+
+// SetAlias points an alias at a version, or removes it when Version is 0.
+type SetAlias struct {
+	Stamp
+	Model, Alias string
+	Version      uint64
+}
+
+// SetSchedulerConfig replaces the scheduler settings; with CheckIndex only if
+// the current ModifyIndex equals Index.
+type SetSchedulerConfig struct {
+	Stamp
+	Config     *SchedulerConfiguration
+	CheckIndex bool
+	Index      uint64
+}
+
+// Reap forgets terminal records by ID; live ones among them are kept.
+type Reap struct {
+	Stamp
+	Evals, Allocs, Deployments []string
+	Jobs                       []JobKey
+}
+
+func (*RegisterNode) kind() Kind       { return KindRegisterNode }
+func (*UpdateNodeStatus) kind() Kind   { return KindUpdateNodeStatus }
+func (*UpdateEligibility) kind() Kind  { return KindUpdateEligibility }
+func (*UpdateDrain) kind() Kind        { return KindUpdateDrain }
+func (*DeregisterNode) kind() Kind     { return KindDeregisterNode }
+func (*RegisterJob) kind() Kind        { return KindRegisterJob }
+func (*DeregisterJob) kind() Kind      { return KindDeregisterJob }
+func (*UpdateEvals) kind() Kind        { return KindUpdateEvals }
+func (*ApplyPlans) kind() Kind         { return KindApplyPlans }
+func (*UpdateAllocs) kind() Kind       { return KindUpdateAllocs }
+func (*UpdateTransitions) kind() Kind  { return KindUpdateTransitions }
+func (*UpdateDeployment) kind() Kind   { return KindUpdateDeployment }
+func (*SetJobStability) kind() Kind    { return KindSetJobStability }
+func (*CreateModelVersion) kind() Kind { return KindCreateModelVersion }
+func (*SetAlias) kind() Kind           { return KindSetAlias }
+func (*SetSchedulerConfig) kind() Kind { return KindSetSchedulerConfig }
+func (*Reap) kind() Kind               { return KindReap }
+
+// newCommand makes an empty command of a kind, nil for an unknown one.
+func newCommand(k Kind) Command {
+	switch k {
+	case KindRegisterNode:
+		return new(RegisterNode)
+	case KindUpdateNodeStatus:
+		return new(UpdateNodeStatus)
+	case KindUpdateEligibility:
+		return new(UpdateEligibility)
+	case KindUpdateDrain:
+		return new(UpdateDrain)
+	case KindDeregisterNode:
+		return new(DeregisterNode)
+	case KindRegisterJob:
+		return new(RegisterJob)
+	case KindDeregisterJob:
+		return new(DeregisterJob)
+	case KindUpdateEvals:
+		return new(UpdateEvals)
+	case KindApplyPlans:
+		return new(ApplyPlans)
+	case KindUpdateAllocs:
+		return new(UpdateAllocs)
+	case KindUpdateTransitions:
+		return new(UpdateTransitions)
+	case KindUpdateDeployment:
+		return new(UpdateDeployment)
+	case KindSetJobStability:
+		return new(SetJobStability)
+	case KindCreateModelVersion:
+		return new(CreateModelVersion)
+	case KindSetAlias:
+		return new(SetAlias)
+	case KindSetSchedulerConfig:
+		return new(SetSchedulerConfig)
+	case KindReap:
+		return new(Reap)
+	}
+	return nil
+}
+
+// EncodeCommand makes a log entry: the kind's byte, then the body as Marshal writes it.
+func EncodeCommand(c Command) []byte {
+	return append([]byte{byte(c.kind())}, Marshal(c)...)
+}
+
+// DecodeCommand reads a log entry.
+func DecodeCommand(entry []byte) (Command, error) {
+	if len(entry) == 0 {
+		return nil, fmt.Errorf("log entry is empty")
+	}
+	c := newCommand(Kind(entry[0]))
+	if c == nil {
+		return nil, fmt.Errorf("log entry of kind %d: this version of rxvision does not know it; run the version that wrote it, or a newer one", entry[0])
+	}
+	if err := Unmarshal(entry[1:], c); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Result is what applying a command gave. It is kept by request ID (the last
+// MaxResults), so that a retried command gets the first answer.
+type Result struct {
+	Index          uint64
+	Err            *Error // the command was refused and changed nothing
+	EvalID         string
+	JobModifyIndex uint64
+	Version        uint64 // of the model or job that was created
+	Plans          []PlanResult
+	Updated        bool // SetSchedulerConfig: whether the check passed
+}
+
+// PlanResult is the fate of one plan of ApplyPlans.
+type PlanResult struct {
+	EvalID  string
+	Stale   bool     // the evaluation had been answered already: nothing was done
+	Refused []string // node IDs on which the plan did not fit
+}
+
+// MaxResults bounds the results that are kept for retries.
+const MaxResults = 100_000

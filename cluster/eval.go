@@ -1,0 +1,116 @@
+package cluster
+
+import "time"
+
+// Evaluation statuses and triggers as Nomad's API names them.
+const (
+	EvalStatusBlocked  = "blocked"
+	EvalStatusPending  = "pending"
+	EvalStatusComplete = "complete"
+	EvalStatusFailed   = "failed"
+	EvalStatusCanceled = "canceled"
+
+	TriggerJobRegister       = "job-register"
+	TriggerJobDeregister     = "job-deregister"
+	TriggerNodeUpdate        = "node-update"
+	TriggerNodeDrain         = "node-drain"
+	TriggerAllocStop         = "alloc-stop"
+	TriggerAllocFailure      = "alloc-failure"
+	TriggerAllocReschedule   = "alloc-reschedule"
+	TriggerQueuedAllocs      = "queued-allocs"
+	TriggerDeploymentWatcher = "deployment-watcher"
+	TriggerMaxPlans          = "max-plan-attempts"
+	TriggerFailedFollowUp    = "failed-follow-up"
+	TriggerRollingUpdate     = "rolling-update"
+)
+
+// Evaluation asks the scheduler to bring a job's allocations to what the job
+// says, and keeps the answer.
+type Evaluation struct {
+	ID                string
+	Namespace         string
+	Priority          int
+	Type              string
+	TriggeredBy       string
+	JobID             string
+	JobModifyIndex    uint64
+	NodeID            string
+	NodeModifyIndex   uint64
+	DeploymentID      string
+	Status            string
+	StatusDescription string
+	Wait              time.Duration
+	WaitUntil         Time
+	NextEval          string
+	PreviousEval      string
+	BlockedEval       string
+	FailedTGAllocs    map[string]*AllocMetric
+	PlanAnnotations   *PlanAnnotations
+	QueuedAllocations map[string]int
+	SnapshotIndex     uint64
+	CreateIndex       uint64
+	ModifyIndex       uint64
+	CreateTime        int64
+	ModifyTime        int64
+}
+
+// JobKey is the key of the evaluation's job.
+func (e *Evaluation) JobKey() JobKey { return JobKey{e.Namespace, e.JobID} }
+
+// Terminal says whether the evaluation has been answered for good.
+func (e *Evaluation) Terminal() bool {
+	switch e.Status {
+	case EvalStatusComplete, EvalStatusFailed, EvalStatusCanceled:
+		return true
+	}
+	return false
+}
+
+// PlanAnnotations counts, per group, what a plan would do.
+type PlanAnnotations struct {
+	DesiredTGUpdates map[string]*DesiredUpdates
+}
+
+// DesiredUpdates counts a group's changes.
+type DesiredUpdates struct {
+	Ignore, Place, Migrate, Stop, InPlaceUpdate, DestructiveUpdate, Canary, Preemptions uint64
+}
+
+// Plan is what the scheduler proposes for one evaluation. The state checks it
+// again when it is applied: nodes on which it does not fit are refused whole, the
+// rest is committed.
+type Plan struct {
+	EvalID         string
+	EvalEpoch      uint64 // ModifyIndex of the evaluation that the plan answers
+	Namespace      string
+	JobID          string
+	JobVersion     uint64
+	JobModifyIndex uint64
+	AllAtOnce      bool // refuse all if one node refuses
+	// Place holds new allocations, and existing ones updated in place.
+	Place []*Allocation
+	// Stop asks allocations to stop.
+	Stop []*AllocStop
+	// Deployment is created together with the placements, nil for none.
+	Deployment *Deployment
+	// DeploymentUpdates changes other deployments' status (the older one is cancelled).
+	DeploymentUpdates []*DeploymentStatusUpdate
+	// Evals updates the plan's evaluation and creates follow-ups and blocked ones.
+	Evals []*Evaluation
+}
+
+// AllocStop is the stop of one allocation within a plan.
+type AllocStop struct {
+	AllocID            string
+	DesiredStatus      string // stop or evict
+	DesiredDescription string
+	ClientStatus       string // set to lost when the node is gone, else empty
+	FollowupEvalID     string
+}
+
+// DeploymentStatusUpdate sets a deployment's status.
+type DeploymentStatusUpdate struct {
+	DeploymentID      string
+	Status            string
+	StatusDescription string
+}

@@ -1,0 +1,294 @@
+package cluster
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Job types (Nomad: job specification, type).
+const (
+	JobTypeService = "service"
+	JobTypeBatch   = "batch"
+)
+
+// Job statuses as Nomad's API names them.
+const (
+	JobStatusPending = "pending"
+	JobStatusRunning = "running"
+	JobStatusDead    = "dead"
+)
+
+// DefaultNamespace and DefaultNodePool are used where a job names none.
+// NodePoolAll is the built-in pool that every node belongs to.
+const (
+	DefaultNamespace = "default"
+	DefaultNodePool  = "default"
+	NodePoolAll      = "all"
+)
+
+// DefaultPriority is the priority of a job that names none (1 to 100, higher first).
+const DefaultPriority = 50
+
+// Job is one version of a unit of work, complete with its defaults: package
+// jobspec makes it from what a user submits. Its JSON has the field names of
+// Nomad's API.
+type Job struct {
+	Region      string
+	Namespace   string
+	ID          string
+	Name        string
+	Type        string
+	Priority    int
+	AllAtOnce   bool
+	Datacenters []string // globs
+	NodePool    string
+	Constraints []*Constraint
+	TaskGroups  []*TaskGroup
+	Meta        map[string]string
+
+	// Set by the state.
+	Stop              bool
+	Status            string
+	StatusDescription string
+	Stable            bool
+	Version           uint64
+	SubmitTime        int64  // unix nanoseconds
+	CreateIndex       uint64 // log index of the first registration
+	ModifyIndex       uint64 // … of the last change, status included
+	JobModifyIndex    uint64 // … of the last change of the specification
+}
+
+// Group returns the task group of that name, or nil.
+func (j *Job) Group(name string) *TaskGroup {
+	for _, g := range j.TaskGroups {
+		if g.Name == name {
+			return g
+		}
+	}
+	return nil
+}
+
+// Key is the primary key of a job.
+func (j *Job) Key() JobKey { return JobKey{j.Namespace, j.ID} }
+
+// JobKey names a job within a region.
+type JobKey struct{ Namespace, ID string }
+
+// Constraint narrows the nodes or devices that work may use (Nomad: constraint block).
+type Constraint struct {
+	LTarget string
+	RTarget string
+	Operand string
+}
+
+// String renders the constraint as Nomad's placement failures do: `${attr.kernel.name} = linux`.
+func (c *Constraint) String() string {
+	return c.LTarget + " " + c.Operand + " " + c.RTarget
+}
+
+// TaskGroup is a set of tasks placed together on one node, Count times.
+type TaskGroup struct {
+	Name             string
+	Count            int
+	Constraints      []*Constraint
+	Tasks            []*Task
+	RestartPolicy    *RestartPolicy
+	ReschedulePolicy *ReschedulePolicy
+	EphemeralDisk    *EphemeralDisk
+	Update           *UpdateStrategy // nil for batch
+	Migrate          *MigrateStrategy
+	Networks         []*NetworkResource
+	Meta             map[string]string
+	ShutdownDelay    *time.Duration
+}
+
+// Task returns the task of that name, or nil.
+func (g *TaskGroup) Task(name string) *Task {
+	for _, t := range g.Tasks {
+		if t.Name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// Task is one process (tree) of a task group.
+type Task struct {
+	Name          string
+	Driver        string
+	User          string
+	Config        json.RawMessage // the driver's own block as canonical JSON (sorted keys)
+	Env           map[string]string
+	Constraints   []*Constraint
+	Resources     *Resources
+	RestartPolicy *RestartPolicy
+	Meta          map[string]string
+	KillTimeout   time.Duration
+	KillSignal    string
+	LogConfig     *LogConfig
+	Artifacts     []*Artifact
+	Templates     []*Template
+	Leader        bool
+	ShutdownDelay time.Duration
+	// Model is the model that an onnx task serves; nil for other drivers.
+	Model *ModelRef `json:",omitempty"`
+}
+
+// ModelRef says which model an onnx task serves. A job names it as NAME (the
+// newest version), NAME@ALIAS or NAME:VERSION in the task's `config { model }`;
+// Reference keeps that text. The state resolves it when the job is registered and
+// pins Version and Digest on the job version; an allocation never follows an
+// alias live.
+type ModelRef struct {
+	Reference string
+	Name      string
+	Alias     string
+	Version   uint64
+	Digest    string // sha256:<hex> of the artifact
+	Size      int64  // bytes of the artifact
+}
+
+// RestartPolicy says how often a task is restarted in place (Nomad: restart block).
+type RestartPolicy struct {
+	Attempts        int
+	Interval        time.Duration
+	Delay           time.Duration
+	Mode            string // fail or delay
+	RenderTemplates bool
+}
+
+// ReschedulePolicy says when a failed allocation is replaced (Nomad: reschedule block).
+type ReschedulePolicy struct {
+	Attempts      int
+	Interval      time.Duration
+	Delay         time.Duration
+	DelayFunction string // constant, exponential or fibonacci
+	MaxDelay      time.Duration
+	Unlimited     bool
+}
+
+// EphemeralDisk is the task directories' size in MiB (Nomad: ephemeral_disk block).
+type EphemeralDisk struct {
+	Sticky  bool
+	Migrate bool
+	SizeMB  int
+}
+
+// UpdateStrategy says how a new version replaces the old one (Nomad: update block).
+type UpdateStrategy struct {
+	Stagger          time.Duration
+	MaxParallel      int
+	HealthCheck      string // checks, task_states or manual
+	MinHealthyTime   time.Duration
+	HealthyDeadline  time.Duration
+	ProgressDeadline time.Duration
+	Canary           int
+	AutoRevert       bool
+	AutoPromote      bool
+}
+
+// MigrateStrategy bounds how a drain moves allocations (Nomad: migrate block).
+type MigrateStrategy struct {
+	MaxParallel     int
+	HealthCheck     string
+	MinHealthyTime  time.Duration
+	HealthyDeadline time.Duration
+}
+
+// Resources is what a task asks for.
+type Resources struct {
+	CPU         int // MHz
+	Cores       int
+	MemoryMB    int
+	MemoryMaxMB int
+	DiskMB      int
+	Devices     []*RequestedDevice
+}
+
+// RequestedDevice asks for Count devices named TYPE, VENDOR/TYPE or
+// VENDOR/TYPE/NAME (Nomad: device block).
+type RequestedDevice struct {
+	Name        string
+	Count       uint64
+	Constraints []*Constraint
+}
+
+// NetworkResource is a group's network block, or one network of a node or an
+// allocation. Mode "host" is the only one; ports without Value are dynamic.
+type NetworkResource struct {
+	Mode          string
+	Device        string `json:",omitempty"`
+	CIDR          string `json:",omitempty"`
+	IP            string `json:",omitempty"`
+	MBits         int    `json:",omitempty"`
+	ReservedPorts []Port
+	DynamicPorts  []Port
+}
+
+// Port is a labelled port; Value is the host port, To the port inside.
+type Port struct {
+	Label       string
+	Value       int
+	To          int
+	HostNetwork string `json:",omitempty"`
+}
+
+// LogConfig bounds a task's rotated logs (Nomad: logs block).
+type LogConfig struct {
+	MaxFiles      int
+	MaxFileSizeMB int
+	Disabled      bool
+}
+
+// Artifact is a file fetched into the task directory before the task starts
+// (Nomad: artifact block). GetterOptions["checksum"] is "sha256:<hex>".
+type Artifact struct {
+	GetterSource   string
+	GetterOptions  map[string]string
+	GetterHeaders  map[string]string
+	GetterMode     string
+	GetterInsecure bool
+	RelativeDest   string
+}
+
+// Template is a file rendered into the task directory (Nomad: template block).
+type Template struct {
+	SourcePath   string
+	DestPath     string
+	EmbeddedTmpl string
+	ChangeMode   string
+	ChangeSignal string
+	Perms        string
+	LeftDelim    string
+	RightDelim   string
+	Envvars      bool
+}
+
+// JobSubmission is the source text that a job version was submitted as, kept so
+// that `nomad job inspect -hcl` and Terraform get it back byte for byte.
+type JobSubmission struct {
+	Namespace      string
+	JobID          string
+	Version        uint64
+	Source         string
+	Format         string // hcl2 or json
+	VariableFlags  map[string]string
+	Variables      string
+	JobModifyIndex uint64 `json:"JobIndex"`
+}
+
+// JobSummary counts a job's allocations by group and client status.
+type JobSummary struct {
+	JobID       string
+	Namespace   string
+	Summary     map[string]TaskGroupSummary
+	Children    *struct{ Pending, Running, Dead int64 }
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// TaskGroupSummary counts one group's allocations. Queued are those that the last
+// evaluation could not place.
+type TaskGroupSummary struct {
+	Queued, Complete, Failed, Running, Starting, Lost, Unknown int
+}

@@ -1,0 +1,454 @@
+package cluster
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// WatchSet collects what a read depended on; Watch on it returns when any of it
+// changed. A nil WatchSet collects nothing.
+type WatchSet = memdb.WatchSet
+
+// Table names; an index per table is what blocking queries wait for.
+const (
+	TableIndex         = "index"
+	TableNodes         = "nodes"
+	TableJobs          = "jobs"
+	TableJobVersions   = "job_versions"
+	TableSubmissions   = "job_submissions"
+	TableSummaries     = "job_summaries"
+	TableEvals         = "evals"
+	TableAllocs        = "allocs"
+	TableDeployments   = "deployments"
+	TableModels        = "models"
+	TableModelVersions = "model_versions"
+	TableScheduler     = "scheduler_config"
+	TableResults       = "results"
+)
+
+// Table describes one table of the state: its name, the type byte of its records
+// in a snapshot stream (Nomad's numbers where Nomad has the table) and how to
+// make an empty record.
+type Table struct {
+	Name   string
+	Record byte
+	New    func() any
+	key    func(any) string
+	by     map[string]func(any) string // secondary indexes
+}
+
+// IndexEntry is the last log index that changed a table.
+type IndexEntry struct {
+	Table string
+	Index uint64
+}
+
+// resultEntry keeps one command's result for retries.
+type resultEntry struct {
+	RequestID string
+	Seq       uint64
+	Result    Result
+}
+
+const sep = "\x00"
+
+func seq(n uint64) string { return fmt.Sprintf("%020d", n) }
+
+// Tables lists all tables in the order in which a snapshot holds them.
+var Tables = []*Table{
+	{Name: TableIndex, Record: 2, New: func() any { return new(IndexEntry) },
+		key: func(v any) string { return v.(*IndexEntry).Table }},
+	{Name: TableNodes, Record: 0, New: func() any { return new(Node) },
+		key: func(v any) string { return v.(*Node).ID }},
+	{Name: TableJobs, Record: 1, New: func() any { return new(Job) },
+		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID }},
+	{Name: TableJobVersions, Record: 9, New: func() any { return new(Job) },
+		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID + sep + seq(j.Version) }},
+	{Name: TableSubmissions, Record: 29, New: func() any { return new(JobSubmission) },
+		key: func(v any) string {
+			s := v.(*JobSubmission)
+			return s.Namespace + sep + s.JobID + sep + seq(s.Version)
+		}},
+	{Name: TableSummaries, Record: 7, New: func() any { return new(JobSummary) },
+		key: func(v any) string { s := v.(*JobSummary); return s.Namespace + sep + s.JobID }},
+	{Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
+		key: func(v any) string { return v.(*Evaluation).ID },
+		by: map[string]func(any) string{
+			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
+		}},
+	{Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
+		key: func(v any) string { return v.(*Allocation).ID },
+		by: map[string]func(any) string{
+			"job":        func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
+			"node":       func(v any) string { return v.(*Allocation).NodeID },
+			"eval":       func(v any) string { return v.(*Allocation).EvalID },
+			"deployment": func(v any) string { return v.(*Allocation).DeploymentID },
+		}},
+	{Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
+		key: func(v any) string { return v.(*Deployment).ID },
+		by: map[string]func(any) string{
+			"job": func(v any) string { d := v.(*Deployment); return d.Namespace + sep + d.JobID },
+		}},
+	{Name: TableModels, Record: 200, New: func() any { return new(Model) },
+		key: func(v any) string { return v.(*Model).Name }},
+	{Name: TableModelVersions, Record: 201, New: func() any { return new(ModelVersion) },
+		key: func(v any) string { m := v.(*ModelVersion); return m.Model + sep + seq(m.Version) }},
+	{Name: TableScheduler, Record: 13, New: func() any { return new(SchedulerConfiguration) },
+		key: func(any) string { return "config" }},
+	{Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
+		key: func(v any) string { return v.(*resultEntry).RequestID },
+		by: map[string]func(any) string{
+			"seq": func(v any) string { return seq(v.(*resultEntry).Seq) },
+		}},
+}
+
+// keyIndex is a memdb index over a key function: parts joined by NUL, closed by NUL.
+type keyIndex struct{ of func(any) string }
+
+func (x keyIndex) FromObject(v any) (bool, []byte, error) {
+	k := x.of(v)
+	return k != "", []byte(k + sep), nil
+}
+
+func (x keyIndex) FromArgs(args ...any) ([]byte, error) {
+	p, err := x.PrefixFromArgs(args...)
+	return append(p, 0), err
+}
+
+func (x keyIndex) PrefixFromArgs(args ...any) ([]byte, error) {
+	parts := make([]string, len(args))
+	for i, a := range args {
+		s, ok := a.(string)
+		if !ok {
+			return nil, fmt.Errorf("key part %d is a %T, not a string", i, a)
+		}
+		parts[i] = s
+	}
+	return []byte(strings.Join(parts, sep)), nil
+}
+
+var schema = func() *memdb.DBSchema {
+	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	for _, t := range Tables {
+		ts := &memdb.TableSchema{Name: t.Name, Indexes: map[string]*memdb.IndexSchema{
+			"id": {Name: "id", Unique: true, Indexer: keyIndex{t.key}},
+		}}
+		for name, of := range t.by {
+			ts.Indexes[name] = &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: keyIndex{of}}
+		}
+		s.Tables[t.Name] = ts
+	}
+	return s
+}()
+
+// State is everything that the servers of a region agree on. Apply is called by
+// one goroutine (the log's); Snapshot may be called by any.
+type State struct {
+	db        *memdb.MemDB
+	abandoned chan struct{}
+	seq       uint64 // of the newest kept result
+}
+
+// NewState returns an empty state.
+func NewState() *State {
+	db, err := memdb.NewMemDB(schema)
+	if err != nil {
+		panic(err) // the schema is a constant of the program
+	}
+	return &State{db: db, abandoned: make(chan struct{})}
+}
+
+// Abandon wakes every blocking query on this state; called when another state
+// (a restored snapshot) takes its place.
+func (s *State) Abandon() { close(s.abandoned) }
+
+// Snapshot returns a consistent view that later commands do not change.
+func (s *State) Snapshot() *Snapshot {
+	return &Snapshot{txn: s.db.Txn(false), abandoned: s.abandoned}
+}
+
+// Snapshot is a consistent view of a State. Records read from it are shared: do
+// not change them. Each read adds what it depends on to ws when ws is not nil.
+// Lookups give nil for what is not there. It may be used by several goroutines.
+type Snapshot struct {
+	txn       *memdb.Txn
+	abandoned <-chan struct{}
+}
+
+// Abandoned is closed when the state behind the snapshot was replaced.
+func (s *Snapshot) Abandoned() <-chan struct{} { return s.abandoned }
+
+// Index is the highest index of the given tables, of all tables when none is given.
+func (s *Snapshot) Index(ws WatchSet, tables ...string) uint64 {
+	var max uint64
+	if len(tables) == 0 {
+		for _, e := range list[IndexEntry](s.txn, ws, TableIndex, "id_prefix", "") {
+			if e.Index > max {
+				max = e.Index
+			}
+		}
+		return max
+	}
+	for _, t := range tables {
+		if e := first[IndexEntry](s.txn, ws, TableIndex, "id", t); e != nil && e.Index > max {
+			max = e.Index
+		}
+	}
+	return max
+}
+
+// Node returns a node by its whole ID.
+func (s *Snapshot) Node(ws WatchSet, id string) *Node {
+	return first[Node](s.txn, ws, TableNodes, "id", id)
+}
+
+// Nodes returns the nodes whose ID begins with prefix, by ID.
+func (s *Snapshot) Nodes(ws WatchSet, prefix string) []*Node {
+	return list[Node](s.txn, ws, TableNodes, "id_prefix", prefix)
+}
+
+// Job returns the current version of a job.
+func (s *Snapshot) Job(ws WatchSet, k JobKey) *Job {
+	return first[Job](s.txn, ws, TableJobs, "id", k.Namespace, k.ID)
+}
+
+// Jobs returns the jobs of a namespace ("*": of all) whose ID begins with
+// prefix, by namespace and ID.
+func (s *Snapshot) Jobs(ws WatchSet, namespace, prefix string) []*Job {
+	if namespace != "*" {
+		return list[Job](s.txn, ws, TableJobs, "id_prefix", namespace, prefix)
+	}
+	all := list[Job](s.txn, ws, TableJobs, "id_prefix", "")
+	if prefix == "" {
+		return all
+	}
+	var out []*Job
+	for _, j := range all {
+		if strings.HasPrefix(j.ID, prefix) {
+			out = append(out, j)
+		}
+	}
+	return out
+}
+
+// JobVersion returns one version of a job.
+func (s *Snapshot) JobVersion(ws WatchSet, k JobKey, version uint64) *Job {
+	return first[Job](s.txn, ws, TableJobVersions, "id", k.Namespace, k.ID, seq(version))
+}
+
+// JobVersions returns the kept versions of a job, newest first.
+func (s *Snapshot) JobVersions(ws WatchSet, k JobKey) []*Job {
+	return reverse(list[Job](s.txn, ws, TableJobVersions, "id_prefix", k.Namespace, k.ID, ""))
+}
+
+// Submission returns the source of a job version.
+func (s *Snapshot) Submission(ws WatchSet, k JobKey, version uint64) *JobSubmission {
+	return first[JobSubmission](s.txn, ws, TableSubmissions, "id", k.Namespace, k.ID, seq(version))
+}
+
+// Summary returns a job's counts.
+func (s *Snapshot) Summary(ws WatchSet, k JobKey) *JobSummary {
+	return first[JobSummary](s.txn, ws, TableSummaries, "id", k.Namespace, k.ID)
+}
+
+// Eval returns an evaluation by its whole ID.
+func (s *Snapshot) Eval(ws WatchSet, id string) *Evaluation {
+	return first[Evaluation](s.txn, ws, TableEvals, "id", id)
+}
+
+// Evals returns the evaluations whose ID begins with prefix, by ID.
+func (s *Snapshot) Evals(ws WatchSet, prefix string) []*Evaluation {
+	return list[Evaluation](s.txn, ws, TableEvals, "id_prefix", prefix)
+}
+
+// EvalsByJob returns a job's evaluations.
+func (s *Snapshot) EvalsByJob(ws WatchSet, k JobKey) []*Evaluation {
+	return list[Evaluation](s.txn, ws, TableEvals, "job", k.Namespace, k.ID)
+}
+
+// Alloc returns an allocation by its whole ID.
+func (s *Snapshot) Alloc(ws WatchSet, id string) *Allocation {
+	return first[Allocation](s.txn, ws, TableAllocs, "id", id)
+}
+
+// Allocs returns the allocations whose ID begins with prefix, by ID.
+func (s *Snapshot) Allocs(ws WatchSet, prefix string) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "id_prefix", prefix)
+}
+
+// AllocsByJob returns a job's allocations, those of purged jobs of that name included.
+func (s *Snapshot) AllocsByJob(ws WatchSet, k JobKey) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "job", k.Namespace, k.ID)
+}
+
+// AllocsByNode returns a node's allocations, terminal ones included.
+func (s *Snapshot) AllocsByNode(ws WatchSet, nodeID string) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "node", nodeID)
+}
+
+// AllocsByEval returns the allocations that an evaluation placed.
+func (s *Snapshot) AllocsByEval(ws WatchSet, evalID string) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "eval", evalID)
+}
+
+// AllocsByDeployment returns a deployment's allocations.
+func (s *Snapshot) AllocsByDeployment(ws WatchSet, id string) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "deployment", id)
+}
+
+// Deployment returns a deployment by its whole ID.
+func (s *Snapshot) Deployment(ws WatchSet, id string) *Deployment {
+	return first[Deployment](s.txn, ws, TableDeployments, "id", id)
+}
+
+// Deployments returns the deployments whose ID begins with prefix, by ID.
+func (s *Snapshot) Deployments(ws WatchSet, prefix string) []*Deployment {
+	return list[Deployment](s.txn, ws, TableDeployments, "id_prefix", prefix)
+}
+
+// DeploymentsByJob returns a job's deployments.
+func (s *Snapshot) DeploymentsByJob(ws WatchSet, k JobKey) []*Deployment {
+	return list[Deployment](s.txn, ws, TableDeployments, "job", k.Namespace, k.ID)
+}
+
+// LatestDeployment returns the job's newest deployment.
+func (s *Snapshot) LatestDeployment(ws WatchSet, k JobKey) *Deployment {
+	var latest *Deployment
+	for _, d := range s.DeploymentsByJob(ws, k) {
+		if latest == nil || d.CreateIndex > latest.CreateIndex {
+			latest = d
+		}
+	}
+	return latest
+}
+
+// Model returns a model by name.
+func (s *Snapshot) Model(ws WatchSet, name string) *Model {
+	return first[Model](s.txn, ws, TableModels, "id", name)
+}
+
+// Models returns all models by name.
+func (s *Snapshot) Models(ws WatchSet) []*Model {
+	return list[Model](s.txn, ws, TableModels, "id_prefix", "")
+}
+
+// ModelVersion returns one version of a model.
+func (s *Snapshot) ModelVersion(ws WatchSet, model string, version uint64) *ModelVersion {
+	return first[ModelVersion](s.txn, ws, TableModelVersions, "id", model, seq(version))
+}
+
+// ModelVersions returns a model's versions, newest first.
+func (s *Snapshot) ModelVersions(ws WatchSet, model string) []*ModelVersion {
+	return reverse(list[ModelVersion](s.txn, ws, TableModelVersions, "id_prefix", model, ""))
+}
+
+// SchedulerConfig returns the scheduler settings, the defaults when never set.
+func (s *Snapshot) SchedulerConfig(ws WatchSet) *SchedulerConfiguration {
+	if c := first[SchedulerConfiguration](s.txn, ws, TableScheduler, "id", "config"); c != nil {
+		return c
+	}
+	return &SchedulerConfiguration{SchedulerAlgorithm: "binpack"}
+}
+
+// first looks one record up; nil when there is none.
+func first[T any](txn *memdb.Txn, ws WatchSet, table, index string, args ...any) *T {
+	ch, v, err := txn.FirstWatch(table, index, args...)
+	if err != nil {
+		panic(fmt.Sprintf("read %s by %s: %v", table, index, err)) // wrong index name: a bug
+	}
+	if ws != nil {
+		ws.Add(ch)
+	}
+	if v == nil {
+		return nil
+	}
+	return v.(*T)
+}
+
+// list collects the records of an index, in its order.
+func list[T any](txn *memdb.Txn, ws WatchSet, table, index string, args ...any) []*T {
+	it, err := txn.Get(table, index, args...)
+	if err != nil {
+		panic(fmt.Sprintf("read %s by %s: %v", table, index, err))
+	}
+	if ws != nil {
+		ws.Add(it.WatchCh())
+	}
+	var out []*T
+	for v := it.Next(); v != nil; v = it.Next() {
+		out = append(out, v.(*T))
+	}
+	return out
+}
+
+func reverse[T any](s []T) []T {
+	for i, j := 0, len(s)-1; i < j; i, j = i+1, j-1 {
+		s[i], s[j] = s[j], s[i]
+	}
+	return s
+}
+
+// Records calls fn for every record, table by table in the order of Tables and
+// by key within a table: what a snapshot file holds.
+func (s *Snapshot) Records(fn func(t *Table, key string, record any) error) error {
+	for _, t := range Tables {
+		it, err := s.txn.Get(t.Name, "id_prefix", "")
+		if err != nil {
+			return err
+		}
+		for v := it.Next(); v != nil; v = it.Next() {
+			if err := fn(t, t.key(v), v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Restore builds a State from the records of a snapshot.
+type Restore struct {
+	state *State
+	txn   *memdb.Txn
+}
+
+// NewRestore begins a restore.
+func NewRestore() *Restore {
+	s := NewState()
+	return &Restore{state: s, txn: s.db.Txn(true)}
+}
+
+// Add takes one record as Marshal wrote it.
+func (r *Restore) Add(t *Table, record []byte) error {
+	v := t.New()
+	if err := Unmarshal(record, v); err != nil {
+		return fmt.Errorf("table %s: %w", t.Name, err)
+	}
+	if e, ok := v.(*resultEntry); ok && e.Seq > r.state.seq {
+		r.state.seq = e.Seq
+	}
+	if err := r.txn.Insert(t.Name, v); err != nil {
+		return fmt.Errorf("table %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// Done ends the restore; the state is given only when Check finds it whole.
+func (r *Restore) Done() (*State, error) {
+	r.txn.Commit()
+	if err := r.state.Snapshot().Check(); err != nil {
+		return nil, fmt.Errorf("restored state is damaged: %w", err)
+	}
+	return r.state, nil
+}
+
+// TableOf finds a table by its record byte; nil when unknown.
+func TableOf(record byte) *Table {
+	for _, t := range Tables {
+		if t.Record == record {
+			return t
+		}
+	}
+	return nil
+}
