@@ -1,3 +1,101 @@
+# `make help` lists the targets. Everything that is built or downloaded goes to out/.
+#
+# Settings, as variables of make or of the environment:
+#   RXVISION_ORT_LIBRARY=/path/to/libonnxruntime.so   your own ONNX Runtime; nothing is downloaded then
+#   TESTFLAGS, TEST_TIMEOUT, FUZZTIME, BENCHFLAGS      passed to go test
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+export RXVISION_ORT_LIBRARY ?= $(CURDIR)/out/lib/libonnxruntime.so.1
+
+TEST_TIMEOUT ?= 20m
+FUZZTIME ?= 20s
+# What the tests need of Debian: race detector and cgo a C compiler.
+TEST_PACKAGES := gcc libc6-dev
+MODEL_PACKAGES := python3-torch python3-onnx python3-pil dataset-fashion-mnist libopenblas0-pthread
+
+##@ Use
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-zA-Z%-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: run
+run: build ort ## build, get ONNX Runtime and start the whole platform with a demonstration; Ctrl-C ends it
+	@exec out/bin/rxvision dev --demo $(RUNFLAGS)
+
+.PHONY: build
+build: ## build out/bin/rxvision
+	@tools/compile.sh out/bin/rxvision ./cmd/rxvision
+
+##@ Check
+# The tests find the pinned nomad on PATH and the program in out/bin.
+with_nomad = nomad=$$(tools/server.sh nomad out/tools | tail -n 1) && export PATH="$${nomad%/*}:$$PATH"
+
+.PHONY: test
+test: debian build ort nomad out/tools/testreport ## run all tests with the race detector; gets what it needs by itself
+	@go list -deps -test ./... >/dev/null
+	go vet ./...
+	cd tools/testreport && go vet . && go test .
+	@$(with_nomad); set -x; go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -json ./... | out/tools/testreport -skips testdata/skips.txt
+
+.PHONY: test-long
+test-long: export RXVISION_TEST_LONG := 1
+test-long: TEST_TIMEOUT := 2h
+test-long: test ## the same with the long form of each test that has one
+
+.PHONY: lint
+lint: out/tools/golangci-lint ## check the code with golangci-lint, built from tools/lint
+	out/tools/golangci-lint run ./...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (20s)
+	tools/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: bench-. ## run all benchmarks; the figures go to out/bench too
+
+# The dot above is the pattern that matches every benchmark.
+bench-%: build ort ## run the benchmarks that match %
+	@mkdir -p out/bench
+	@go test -run '^$$' -bench '$*' -benchmem -timeout 60m $(BENCHFLAGS) ./... | tee "out/bench/$$(date -u +%Y%m%dT%H%M%SZ).txt" | grep -v '^\(PASS\|ok\|?\) *'
+
+##@ Make
+.PHONY: model
+model: ## train the sample model again, with Debian's torch
+	@tools/debian.sh $(MODEL_PACKAGES)
+	/usr/bin/python3 -B models/fashion/train.py
+
+.PHONY: proto
+proto: ## generate the Go code of every .proto file again
+	@cd tools/proto && go build -o ../../out/tools/ . google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	@out/tools/proto -root . -plugins out/tools
+
+##@ Get
 .PHONY: ort
 ort: ## get the pinned ONNX Runtime library into out/lib
 	@tools/onnxruntime/get.sh out/lib
+
+.PHONY: nomad
+nomad: ## get the pinned nomad that the tests drive; built unless it is on PATH
+	@tools/server.sh nomad out/tools
+
+.PHONY: debian
+debian:
+	@tools/debian.sh $(TEST_PACKAGES)
+
+.PHONY: clean
+clean: ## remove everything that was built or downloaded here
+	rm -rf out
+
+out/tools/testreport: $(wildcard tools/testreport/*.go)
+	@cd tools/testreport && go build -o ../../$@ .
+
+out/tools/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	@echo "lint: building golangci-lint from its pinned modules"
+	@cd tools/lint && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
