@@ -23,8 +23,8 @@ import (
 // Store is a bucket of blobs under their digests. A blob lies at "sha256/ab/abcd…", its first two digits spreading
 // the folders, so that other tools can find and check it (`sha256sum` of the file gives the file's name).
 //
-// A file store is written by this package and only read through gocloud: its driver renames a file without fsync, stages
-// files in another file system unless told not to, and skips folders it cannot list.
+// A file store is written and listed by this package and only read through gocloud: its driver gives a file its name
+// without fsync, skips folders that it cannot list, fails to list when a file vanishes, and starts over for each page.
 type Store struct {
 	bucket *blob.Bucket
 	folder *folder // how a file store writes; nil for every other scheme
@@ -205,6 +205,9 @@ func (s *Store) List(ctx context.Context) iter.Seq2[Info, error] {
 		objects := s.bucket.List(&blob.ListOptions{Prefix: algorithm + "/"})
 		for {
 			o, err := objects.Next(ctx)
+			if err == nil {
+				err = context.Cause(ctx) // not every driver looks
+			}
 			switch {
 			case err == io.EOF:
 				return
