@@ -2,6 +2,7 @@
 #
 # Settings, as variables of make or of the environment:
 #   RXVISION_ORT_LIBRARY=/path/to/libonnxruntime.so   your own ONNX Runtime; nothing is downloaded then
+#   PKG=./oip/...                                      only these packages, for test, fuzz and bench
 #   TESTFLAGS, TEST_TIMEOUT, FUZZTIME, BENCHFLAGS      passed to go test
 
 SHELL := bash
@@ -12,6 +13,7 @@ MAKEFLAGS += --no-print-directory
 export RXVISION_ORT_LIBRARY ?= $(CURDIR)/out/lib/libonnxruntime.so.1
 
 TEST_TIMEOUT ?= 20m
+PKG ?= ./...
 FUZZTIME ?= 20s
 # What the tests need of Debian: race detector and cgo a C compiler.
 TEST_PACKAGES := gcc libc6-dev
@@ -38,10 +40,10 @@ with_nomad = nomad=$$(tools/server.sh nomad out/tools | tail -n 1) && export PAT
 
 .PHONY: test
 test: debian build ort nomad out/tools/testreport ## run all tests with the race detector; gets what it needs by itself
-	@go list -deps -test ./... >/dev/null
-	go vet ./...
+	@go list -deps -test $(PKG) >/dev/null
+	go vet $(PKG)
 	cd tools/testreport && go vet . && go test .
-	@$(with_nomad); set -x; go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -json ./... | out/tools/testreport -skips testdata/skips.txt
+	@$(with_nomad); set -x; go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -json $(PKG) | out/tools/testreport -skips testdata/skips.txt
 
 .PHONY: test-long
 test-long: export RXVISION_TEST_LONG := 1
@@ -54,7 +56,7 @@ lint: out/tools/golangci-lint ## check the code with golangci-lint, built from t
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (20s)
-	tools/fuzz.sh $(FUZZTIME)
+	tools/fuzz.sh $(FUZZTIME) $(PKG)
 
 .PHONY: bench
 bench: bench-. ## run all benchmarks; the figures go to out/bench too
@@ -62,7 +64,9 @@ bench: bench-. ## run all benchmarks; the figures go to out/bench too
 # The dot above is the pattern that matches every benchmark.
 bench-%: build ort ## run the benchmarks that match %
 	@mkdir -p out/bench
-	@go test -run '^$$' -bench '$*' -benchmem -timeout 60m $(BENCHFLAGS) ./... | tee "out/bench/$$(date -u +%Y%m%dT%H%M%SZ).txt" | grep -v '^\(PASS\|ok\|?\) *'
+	@file="out/bench/$$(date -u +%Y%m%dT%H%M%SZ).txt"; \
+	go test -run '^$$' -bench '$*' -benchmem -timeout 60m $(BENCHFLAGS) $(PKG) | tee "$$file" | awk '!/^(PASS|ok|\?) *\t?/'; \
+	echo "bench: $$file"
 
 ##@ Make
 .PHONY: model

@@ -14,7 +14,7 @@ sha256() { sha256sum "$1" | cut -d' ' -f1; }
 [ $# = 1 ] || die "usage: get.sh DIR"
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
-lib=$(cd "$1" && pwd)/libonnxruntime.so.1
+lib=$(cd "$1" && pwd -P)/libonnxruntime.so.1
 
 if [ -n "${RXVISION_ORT_LIBRARY:-}" ] && [ "$RXVISION_ORT_LIBRARY" != "$lib" ]; then
 	[ -f "$RXVISION_ORT_LIBRARY" ] || die "RXVISION_ORT_LIBRARY=$RXVISION_ORT_LIBRARY is not a file; correct it, or unset it to get the pinned library"
