@@ -42,6 +42,9 @@ type Stamp struct {
 
 func (s *Stamp) stamp() *Stamp { return s }
 
+// StampOf gives a command's stamp for its proposer to fill.
+func StampOf(c Command) *Stamp { return c.stamp() }
+
 // RegisterNode creates or refreshes a node; status and eligibility of a known
 // node stay, but a node that was down becomes ready.
 type RegisterNode struct {

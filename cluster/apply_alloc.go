@@ -1,0 +1,319 @@
+package cluster
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// applyPlan commits what of a plan still fits. Nodes are checked one by one;
+// a node on which the plan no longer fits is refused with all that the plan
+// does there, and the evaluation stays open for the rest.
+func (t *tx) applyPlan(p *Plan) PlanResult {
+	res := PlanResult{EvalID: p.EvalID}
+	eval := t.Eval(nil, p.EvalID)
+	if eval == nil || eval.Terminal() || (p.EvalEpoch != 0 && p.EvalEpoch != eval.ModifyIndex) {
+		res.Stale = true
+		return res
+	}
+	job := t.JobVersion(nil, JobKey{p.Namespace, p.JobID}, p.JobVersion)
+	if job == nil && len(p.Place) > 0 {
+		res.Stale = true
+		return res
+	}
+	place := map[string][]*Allocation{}
+	for _, a := range p.Place {
+		place[a.NodeID] = append(place[a.NodeID], a)
+	}
+	refused := map[string]bool{}
+	for _, nodeID := range sortedKeys(place) {
+		if reason := t.fit(nodeID, place[nodeID]); reason != "" {
+			refused[nodeID] = true
+			res.Refused = append(res.Refused, nodeID)
+		}
+	}
+	if p.AllAtOnce && len(refused) > 0 {
+		return res
+	}
+	if p.Deployment != nil {
+		t.putDeployment(Clone(p.Deployment), nil)
+	}
+	for _, u := range p.DeploymentUpdates {
+		t.setDeploymentStatus(u)
+	}
+	for _, s := range p.Stop {
+		if a := t.Alloc(nil, s.AllocID); a != nil && !refused[a.NodeID] {
+			t.stopAlloc(a, s)
+		}
+	}
+	for _, a := range p.Place {
+		if !refused[a.NodeID] {
+			t.placeAlloc(a, job)
+		}
+	}
+	if len(refused) == 0 {
+		t.putEvals(p.Evals)
+	}
+	return res
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// fit says why allocations cannot go to a node, "" when they can.
+func (t *tx) fit(nodeID string, place []*Allocation) string {
+	n := t.Node(nil, nodeID)
+	if n == nil {
+		return "node is gone"
+	}
+	planned := map[string]bool{}
+	for _, a := range place {
+		planned[a.ID] = true
+		if t.Alloc(nil, a.ID) == nil && !n.Ready() {
+			return "node is not ready"
+		}
+	}
+	use := NewNodeUse(n)
+	for _, a := range t.AllocsByNode(nil, nodeID) {
+		if a.Occupies() && !planned[a.ID] {
+			use.Add(a)
+		}
+	}
+	for _, a := range place {
+		use.Add(a)
+	}
+	return use.Fault()
+}
+
+func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
+	if old.ServerTerminal() && s.ClientStatus == "" {
+		return
+	}
+	a := *old
+	a.DesiredStatus, a.DesiredDescription = s.DesiredStatus, s.DesiredDescription
+	if s.FollowupEvalID != "" {
+		a.FollowupEvalID = s.FollowupEvalID
+	}
+	if s.ClientStatus != "" && !old.ClientTerminal() {
+		a.ClientStatus, a.Serving = s.ClientStatus, nil
+	}
+	t.putAlloc(&a, old, true)
+}
+
+// placeAlloc stores a new allocation, or an update in place of one that runs:
+// then what the node said of it stays.
+func (t *tx) placeAlloc(planned *Allocation, job *Job) {
+	a := Clone(planned)
+	old := t.Alloc(nil, a.ID)
+	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
+	if old == nil {
+		a.CreateIndex, a.Epoch, a.CreateTime = t.index, t.index, t.stamp.Time
+		a.ClientStatus, a.TaskStates, a.Serving = AllocClientPending, nil, nil
+		if prev := t.Alloc(nil, a.PreviousAllocation); a.PreviousAllocation != "" && prev != nil {
+			p := *prev
+			p.NextAllocation = a.ID
+			t.putAlloc(&p, prev, false)
+		}
+	} else {
+		a.CreateIndex, a.Epoch, a.CreateTime = old.CreateIndex, old.Epoch, old.CreateTime
+		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
+		a.TaskStates, a.Serving = old.TaskStates, old.Serving
+	}
+	t.putAlloc(a, old, true)
+	if old == nil || old.DeploymentID != a.DeploymentID {
+		t.countPlaced(a)
+	}
+}
+
+// putAlloc stores an allocation; desired says whether its desired side changed.
+func (t *tx) putAlloc(a, old *Allocation, desired bool) {
+	a.ModifyIndex, a.ModifyTime = t.index, t.stamp.Time
+	if desired {
+		a.AllocModifyIndex = t.index
+	}
+	t.put(TableAllocs, a)
+	from := ""
+	if old != nil {
+		from = old.ClientStatus
+	}
+	t.count(a, from, a.ClientStatus)
+	t.dirty[a.JobKey()] = true
+}
+
+// updateAllocs merges what a node says. Health moves the deployment; a failure
+// asks for an evaluation of the job.
+func (t *tx) updateAllocs(c *UpdateAllocs) {
+	var failed, progressed []JobKey
+	for _, u := range c.Allocs {
+		old := t.Alloc(nil, u.ID)
+		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) ||
+			(u.Epoch != 0 && u.Epoch < old.Epoch) || old.ClientTerminal() {
+			continue
+		}
+		a := *old
+		a.ClientStatus, a.ClientDescription = u.ClientStatus, u.ClientDescription
+		a.TaskStates, a.Serving = trimTaskStates(u.TaskStates), u.Serving
+		if a.ClientTerminal() {
+			a.Serving = nil
+		}
+		health := mergeHealth(&a, u.DeploymentStatus, t.index, Time(t.stamp.Time))
+		t.putAlloc(&a, old, false)
+		if health != nil && t.countHealth(&a, *health) {
+			progressed = append(progressed, a.JobKey())
+		}
+		if a.ClientStatus == AllocClientFailed && !a.ServerTerminal() {
+			failed = append(failed, a.JobKey())
+		}
+	}
+	t.evalJobs(failed, TriggerAllocFailure, nil)
+	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
+}
+
+// trimTaskStates bounds the events of each task.
+func trimTaskStates(states map[string]*TaskState) map[string]*TaskState {
+	for name, s := range states {
+		if s != nil && len(s.Events) > MaxTaskEvents {
+			n := *s
+			n.Events = s.Events[len(s.Events)-MaxTaskEvents:]
+			states[name] = &n
+		}
+	}
+	return states
+}
+
+// mergeHealth takes over a change of health and gives it, nil for no change.
+func mergeHealth(a *Allocation, said *AllocDeploymentStatus, index uint64, now Time) *bool {
+	if said == nil || said.Healthy == nil {
+		return nil
+	}
+	status := AllocDeploymentStatus{}
+	if a.DeploymentStatus != nil {
+		status = *a.DeploymentStatus
+		if status.Healthy != nil && *status.Healthy == *said.Healthy {
+			return nil
+		}
+	}
+	healthy := *said.Healthy
+	status.Healthy, status.Timestamp, status.ModifyIndex = &healthy, said.Timestamp, index
+	if status.Timestamp == 0 {
+		status.Timestamp = now
+	}
+	a.DeploymentStatus = &status
+	return &healthy
+}
+
+func (t *tx) updateTransitions(c *UpdateTransitions) {
+	for _, id := range sortedKeys(c.Transitions) {
+		old := t.Alloc(nil, id)
+		if old == nil {
+			continue
+		}
+		a, tr := *old, c.Transitions[id]
+		for _, f := range []struct{ to, from **bool }{
+			{&a.DesiredTransition.Migrate, &tr.Migrate},
+			{&a.DesiredTransition.Reschedule, &tr.Reschedule},
+			{&a.DesiredTransition.ForceReschedule, &tr.ForceReschedule},
+			{&a.DesiredTransition.NoShutdownDelay, &tr.NoShutdownDelay},
+		} {
+			if *f.from != nil {
+				*f.to = *f.from
+			}
+		}
+		t.putAlloc(&a, old, true)
+	}
+	t.putEvals(c.Evals)
+}
+
+// NodeUse adds up what allocations hold of a node. It is how both placement and
+// the state judge whether work fits.
+type NodeUse struct {
+	node              *Node
+	CPU, Memory, Disk int64
+	Devices           map[string]string // device ID → allocation ID
+	Ports             map[int]string    // host port → allocation ID
+	faults            []string
+}
+
+// NewNodeUse begins with nothing used.
+func NewNodeUse(n *Node) *NodeUse {
+	return &NodeUse{node: n, Devices: map[string]string{}, Ports: map[int]string{}}
+}
+
+// Add counts an allocation's resources.
+func (u *NodeUse) Add(a *Allocation) {
+	r := a.AllocatedResources
+	if r == nil {
+		return
+	}
+	for _, name := range sortedKeys(r.Tasks) {
+		task := r.Tasks[name]
+		u.CPU += task.Cpu.CpuShares
+		u.Memory += task.Memory.MemoryMB
+		for _, d := range task.Devices {
+			for _, id := range d.DeviceIDs {
+				if holder, taken := u.Devices[id]; taken {
+					u.faults = append(u.faults, fmt.Sprintf("device %s is held by allocation %s", id, holder))
+				}
+				u.Devices[id] = a.ID
+			}
+		}
+	}
+	u.Disk += r.Shared.DiskMB
+	for _, p := range r.Shared.Ports {
+		if holder, taken := u.Ports[p.Value]; taken {
+			u.faults = append(u.faults, fmt.Sprintf("port %d is held by allocation %s", p.Value, holder))
+		}
+		u.Ports[p.Value] = a.ID
+	}
+}
+
+// Available is what the node offers to work: its resources less the reserved.
+func (n *Node) Available() (cpu, memory, disk int64) {
+	r, kept := n.NodeResources, n.ReservedResources
+	if r == nil {
+		return 0, 0, 0
+	}
+	cpu, memory, disk = r.Cpu.CpuShares, r.Memory.MemoryMB, r.Disk.DiskMB
+	if kept != nil {
+		cpu, memory, disk = cpu-kept.Cpu.CpuShares, memory-kept.Memory.MemoryMB, disk-kept.Disk.DiskMB
+	}
+	return cpu, memory, disk
+}
+
+// Fault says what is over-committed, "" when all fits: cpu, memory, disk, or a
+// device or port that two allocations hold or that the node does not have.
+func (u *NodeUse) Fault() string {
+	if len(u.faults) > 0 {
+		return u.faults[0]
+	}
+	cpu, memory, disk := u.node.Available()
+	switch {
+	case u.CPU > cpu:
+		return "cpu"
+	case u.Memory > memory:
+		return "memory"
+	case u.Disk > disk:
+		return "disk"
+	}
+	if len(u.Devices) == 0 {
+		return ""
+	}
+	has := map[string]bool{}
+	for _, g := range u.node.NodeResources.Devices {
+		for _, d := range g.Instances {
+			has[d.ID] = true
+		}
+	}
+	for _, id := range sortedKeys(u.Devices) {
+		if !has[id] {
+			return "device " + id + " is not on the node"
+		}
+	}
+	return ""
+}

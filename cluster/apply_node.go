@@ -1,0 +1,169 @@
+package cluster
+
+// MaxNodes bounds how many nodes a region holds.
+const MaxNodes = 100_000
+
+func (t *tx) registerNode(c *RegisterNode) *Error {
+	n := c.Node
+	if n == nil || n.ID == "" || n.Name == "" || n.NodeResources == nil {
+		return Errorf(CodeInvalid, "node registration lacks an ID, a name or resources")
+	}
+	n = Clone(n)
+	if n.ReservedResources == nil {
+		n.ReservedResources = &NodeReservedResources{}
+	}
+	if n.Status == "" {
+		n.Status = NodeStatusReady
+	}
+	old := t.Node(nil, n.ID)
+	n.CreateIndex, n.StatusUpdatedAt = t.index, t.stamp.Time/1e9
+	if n.SchedulingEligibility == "" {
+		n.SchedulingEligibility = NodeEligible
+	}
+	if old == nil {
+		n.Events = nil
+		t.nodeEvent(n, "Node registered", nil)
+		t.putNode(n)
+		return nil
+	}
+	n.CreateIndex, n.Events = old.CreateIndex, old.Events
+	n.SchedulingEligibility, n.Drain = old.SchedulingEligibility, old.Drain
+	n.DrainStrategy, n.LastDrain = old.DrainStrategy, old.LastDrain
+	if old.Status == n.Status {
+		n.StatusUpdatedAt = old.StatusUpdatedAt
+	} else {
+		t.nodeEvent(n, "Node reregistered", nil)
+	}
+	t.putNode(n)
+	if old.Status != n.Status {
+		t.evalNode(n, TriggerNodeUpdate)
+	}
+	return nil
+}
+
+func (t *tx) putNode(n *Node) {
+	n.ModifyIndex = t.index
+	t.put(TableNodes, n)
+}
+
+func (t *tx) nodeEvent(n *Node, message string, details map[string]string) {
+	events := append([]*NodeEvent(nil), n.Events...)
+	events = append(events, &NodeEvent{
+		Message: message, Subsystem: "Cluster", Details: details,
+		Timestamp: Time(t.stamp.Time), CreateIndex: t.index,
+	})
+	if len(events) > MaxNodeEvents {
+		events = events[len(events)-MaxNodeEvents:]
+	}
+	n.Events = events
+}
+
+// evalNode evaluates every job with live work on the node.
+func (t *tx) evalNode(n *Node, trigger string) {
+	var keys []JobKey
+	for _, a := range t.AllocsByNode(nil, n.ID) {
+		if !a.Terminal() {
+			keys = append(keys, a.JobKey())
+		}
+	}
+	t.evalJobs(keys, trigger, func(e *Evaluation) {
+		e.NodeID, e.NodeModifyIndex = n.ID, t.index
+	})
+}
+
+func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
+	for _, u := range c.Updates {
+		old := t.Node(nil, u.NodeID)
+		if old == nil || old.Status == u.Status {
+			continue
+		}
+		n := *old
+		n.Status, n.StatusDescription, n.StatusUpdatedAt = u.Status, u.Message, t.stamp.Time/1e9
+		message := u.Message
+		if message == "" {
+			message = "Node is " + u.Status
+		}
+		t.nodeEvent(&n, message, nil)
+		t.putNode(&n)
+		t.evalNode(&n, TriggerNodeUpdate)
+	}
+}
+
+func (t *tx) updateEligibility(c *UpdateEligibility) *Error {
+	old := t.Node(nil, c.NodeID)
+	if old == nil {
+		return Errorf(CodeNotFound, "node not found")
+	}
+	if c.Eligibility != NodeEligible && c.Eligibility != NodeIneligible {
+		return Errorf(CodeInvalid, "invalid scheduling eligibility %q: use %s or %s", c.Eligibility, NodeEligible, NodeIneligible)
+	}
+	if old.Drain && c.Eligibility == NodeEligible {
+		return Errorf(CodeConflict, "can not set node's scheduling eligibility to eligible while it is draining")
+	}
+	if old.SchedulingEligibility == c.Eligibility {
+		return nil
+	}
+	n := *old
+	n.SchedulingEligibility = c.Eligibility
+	t.nodeEvent(&n, "Node marked as "+c.Eligibility+" for scheduling", nil)
+	t.putNode(&n)
+	return nil
+}
+
+func (t *tx) updateDrain(c *UpdateDrain) *Error {
+	old := t.Node(nil, c.NodeID)
+	if old == nil {
+		return Errorf(CodeNotFound, "node not found")
+	}
+	n := *old
+	now := Time(t.stamp.Time)
+	last := &DrainMetadata{StartedAt: now, UpdatedAt: now, Status: "draining", Meta: c.Meta}
+	if old.LastDrain != nil && old.Drain {
+		last.StartedAt = old.LastDrain.StartedAt
+		if c.Meta == nil {
+			last.Meta = old.LastDrain.Meta
+		}
+	}
+	switch {
+	case c.Strategy != nil:
+		s := *c.Strategy
+		s.StartedAt = now
+		if s.Deadline > 0 {
+			s.ForceDeadline = now.Add(s.Deadline)
+		}
+		n.Drain, n.DrainStrategy, n.SchedulingEligibility = true, &s, NodeIneligible
+		t.nodeEvent(&n, "Node drain strategy set", nil)
+	case !old.Drain:
+		if c.MarkEligible && old.SchedulingEligibility != NodeEligible {
+			n.SchedulingEligibility = NodeEligible
+			t.nodeEvent(&n, "Node marked as eligible for scheduling", nil)
+			t.putNode(&n)
+		}
+		return nil
+	case c.Complete:
+		last.Status = "complete"
+		n.Drain, n.DrainStrategy = false, nil
+		t.nodeEvent(&n, "Node drain complete", nil)
+	default:
+		last.Status = "canceled"
+		n.Drain, n.DrainStrategy = false, nil
+		if c.MarkEligible {
+			n.SchedulingEligibility = NodeEligible
+		}
+		t.nodeEvent(&n, "Node drain canceled", nil)
+	}
+	n.LastDrain = last
+	t.putNode(&n)
+	t.evalNode(&n, TriggerNodeDrain)
+	return nil
+}
+
+func (t *tx) deregisterNode(c *DeregisterNode) *Error {
+	n := t.Node(nil, c.NodeID)
+	if n == nil {
+		return Errorf(CodeNotFound, "node not found")
+	}
+	t.delete(TableNodes, n)
+	t.evalNode(n, TriggerNodeUpdate)
+	return nil
+}
