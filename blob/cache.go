@@ -38,7 +38,8 @@ type Fetch func(ctx context.Context, d Digest, offset int64) (io.ReadCloser, err
 // is kept as "<digits>.partial" and continued by the next Get, also after a restart.
 //
 // All files together stay within the limit: a download reserves its full size before it starts, for which the least
-// recently used files that nobody holds are removed. Their order of use survives a restart in their modification times.
+// recently used files that nobody holds are removed. After a restart, the time of the last Get of each, kept as its
+// modification time, stands for its last use.
 //
 // A file counts as verified only in the process that has hashed it, and as long as its inode, size and modification time
 // stay what they were: after a restart, a crash of the machine or foreign hands, the next Get reads it once in full.
@@ -322,6 +323,7 @@ func (c *Cache) pin(d Digest) *entry {
 func (c *Cache) unpin(e *entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.recent.MoveToFront(e.place)
 	if e.pins--; e.pins == 0 && e.bytes == 0 && e.verified == nil {
 		c.drop(e)
 	}
