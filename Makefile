@@ -54,6 +54,10 @@ test-long: test ## the same with the long form of each test that has one
 lint: out/tools/golangci-lint ## check the code with golangci-lint, built from tools/lint
 	out/tools/golangci-lint run ./...
 
+.PHONY: fmt
+fmt: out/tools/golangci-lint ## format the code as lint wants it
+	out/tools/golangci-lint fmt ./...
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	tools/fuzz.sh $(FUZZTIME) $(PKG)
