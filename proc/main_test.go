@@ -28,7 +28,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == argStarter {
 		os.Exit(starterMain())
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if c := probed(); c.CgroupParent != "" {
+			unix.Rmdir(c.CgroupParent)
+		}
+		os.Exit(code)
+	}))
 }
 
 func starterMain() int {
@@ -186,9 +191,5 @@ func needCgroup(t *testing.T) string {
 	if c.CgroupParent == "" {
 		t.Skipf("no cgroup v2 here, run as root on a host that mounts it: %s", c.CgroupReason)
 	}
-	if err := os.MkdirAll(c.CgroupParent, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Rmdir(c.CgroupParent) }) // succeeds with the last group in it
 	return filepath.Join(c.CgroupParent, fmt.Sprintf("%s-%d", strings.ReplaceAll(t.Name(), "/", "-"), os.Getpid()))
 }

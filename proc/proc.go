@@ -37,7 +37,7 @@ type Process struct {
 // Spec.Env, which has nothing to do with it.
 func helperEnv() []string {
 	env := []string{"GOMAXPROCS=1", "GOGC=25", "GORACE=atexit_sleep_ms=0"} // the last: a race build else lingers for a second
-	if v, ok := os.LookupEnv("LD_LIBRARY_PATH"); ok { // the binary itself may need it to load
+	if v, ok := os.LookupEnv("LD_LIBRARY_PATH"); ok {                      // the binary itself may need it to load
 		env = append(env, "LD_LIBRARY_PATH="+v)
 	}
 	return env
