@@ -85,6 +85,12 @@ var Tables = []*Table{
 			"node":       func(v any) string { return v.(*Allocation).NodeID },
 			"eval":       func(v any) string { return v.(*Allocation).EvalID },
 			"deployment": func(v any) string { return v.(*Allocation).DeploymentID },
+			"serving": func(v any) string {
+				if s := v.(*Allocation).Serving; s != nil {
+					return s.Model
+				}
+				return ""
+			},
 		}},
 	{Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
 		key: func(v any) string { return v.(*Deployment).ID },
@@ -296,6 +302,14 @@ func (s *Snapshot) AllocsByEval(ws WatchSet, evalID string) []*Allocation {
 // AllocsByDeployment returns a deployment's allocations.
 func (s *Snapshot) AllocsByDeployment(ws WatchSet, id string) []*Allocation {
 	return list[Allocation](s.txn, ws, TableAllocs, "deployment", id)
+}
+
+// AllocsServing returns the allocations that serve a model ("": any model), by model.
+func (s *Snapshot) AllocsServing(ws WatchSet, model string) []*Allocation {
+	if model == "" {
+		return list[Allocation](s.txn, ws, TableAllocs, "serving_prefix", "")
+	}
+	return list[Allocation](s.txn, ws, TableAllocs, "serving", model)
 }
 
 // Deployment returns a deployment by its whole ID.

@@ -1,0 +1,90 @@
+package fleet
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Status of many nodes goes into the log in batches: a batch is closed by age or
+// by size, whichever comes first.
+const (
+	batchAge   = 20 * time.Millisecond
+	batchSize  = 512 // allocations
+	batchQueue = 1024
+)
+
+type report struct {
+	allocs []*cluster.Allocation
+	done   func(error)
+}
+
+// batcher puts reports of many sessions into few log entries.
+type batcher struct {
+	store   Store
+	in      chan report
+	batches prometheus.Histogram
+}
+
+func newBatcher(store Store) *batcher {
+	return &batcher{store: store, in: make(chan report, batchQueue), batches: prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "rxvision_fleet_status_batch_allocations", Help: "Allocations per committed batch of status.",
+		Buckets: prometheus.ExponentialBuckets(1, 2, 10),
+	})}
+}
+
+// add queues a report; done is called once with the outcome. It waits while the
+// queue is full.
+func (b *batcher) add(ctx context.Context, allocs []*cluster.Allocation, done func(error)) error {
+	select {
+	case b.in <- report{allocs, done}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *batcher) run(ctx context.Context) {
+	for {
+		var reports []report
+		select {
+		case r := <-b.in:
+			reports = append(reports, r)
+		case <-ctx.Done():
+			return
+		}
+		n := len(reports[0].allocs)
+		closed := time.NewTimer(batchAge)
+	gather:
+		for n < batchSize {
+			select {
+			case r := <-b.in:
+				reports = append(reports, r)
+				n += len(r.allocs)
+			case <-closed.C:
+				break gather
+			case <-ctx.Done():
+				break gather
+			}
+		}
+		closed.Stop()
+		b.commit(ctx, reports, n)
+	}
+}
+
+func (b *batcher) commit(ctx context.Context, reports []report, n int) {
+	cmd := &cluster.UpdateAllocs{Allocs: make([]*cluster.Allocation, 0, n)}
+	for _, r := range reports {
+		cmd.Allocs = append(cmd.Allocs, r.allocs...)
+	}
+	_, err := b.store.Apply(ctx, cmd)
+	if err == nil {
+		b.batches.Observe(float64(n))
+	}
+	for _, r := range reports {
+		r.done(err)
+	}
+}

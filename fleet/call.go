@@ -1,0 +1,184 @@
+package fleet
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/fleet/pb"
+)
+
+// Answer is the stream of chunks that a node gives to a call. Close it.
+type Answer struct {
+	id     string
+	server *Server
+	opened chan struct{} // closed when the node's stream has come
+	once   sync.Once
+	chunks chan *pb.AnswerChunk
+	ctx    context.Context
+	cancel context.CancelFunc
+	free   func()
+}
+
+// Call asks a node for something. The node must be attached here, else the error
+// has CodeUnavailable and says so.
+func (s *Server) Call(ctx context.Context, nodeID string, call *pb.Call) (*Answer, error) {
+	s.mu.Lock()
+	sess := s.sessions[nodeID]
+	s.mu.Unlock()
+	if sess == nil {
+		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s is not connected to this server", nodeID)
+	}
+	select {
+	case sess.calls <- struct{}{}:
+	default:
+		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s has %d calls under way; try again", nodeID, MaxCalls)
+	}
+	var raw [16]byte
+	if _, err := rand.Read(raw[:]); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	a := &Answer{
+		id: hex.EncodeToString(raw[:]), server: s, opened: make(chan struct{}),
+		chunks: make(chan *pb.AnswerChunk, answerQueue), ctx: ctx, cancel: cancel,
+		free: func() { <-sess.calls },
+	}
+	s.mu.Lock()
+	s.answers[a.id] = a
+	s.mu.Unlock()
+	call.Id = a.id
+	if !sess.push(ctx, &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: call}}) {
+		a.Close()
+		return nil, ctx.Err()
+	}
+	wait := time.NewTimer(answerTimeout)
+	defer wait.Stop()
+	select {
+	case <-a.opened:
+		return a, nil
+	case <-wait.C:
+		a.Close()
+		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s did not answer within %s", nodeID, answerTimeout)
+	case <-ctx.Done():
+		a.Close()
+		return nil, ctx.Err()
+	}
+}
+
+// Recv gives the next chunk, io.EOF at the end, or the node's error as a
+// *cluster.Error.
+func (a *Answer) Recv() (*pb.AnswerChunk, error) {
+	select {
+	case c, ok := <-a.chunks:
+		if !ok {
+			return nil, io.EOF
+		}
+		if c.Error != nil {
+			return nil, &cluster.Error{Code: cluster.Code(c.Error.Code), Text: c.Error.Text}
+		}
+		return c, nil
+	case <-a.ctx.Done():
+		return nil, a.ctx.Err()
+	}
+}
+
+// Close ends the call; the node's stream is cancelled.
+func (a *Answer) Close() {
+	a.once.Do(func() {
+		a.cancel()
+		a.server.mu.Lock()
+		delete(a.server.answers, a.id)
+		a.server.mu.Unlock()
+		a.free()
+	})
+}
+
+// One reads an answer of exactly one chunk of at most MaxMessage bytes.
+func (a *Answer) One() ([]byte, error) {
+	defer a.Close()
+	c, err := a.Recv()
+	if err == io.EOF {
+		return nil, cluster.Errorf(cluster.CodeInternal, "the node ended its answer without data")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.Data, nil
+}
+
+// Answer implements pb.FleetServer: a node's answer to one call.
+func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
+	c, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	a := s.answers[c.CallId]
+	delete(s.answers, c.CallId) // an answer comes once
+	s.mu.Unlock()
+	if a == nil {
+		return status.Error(codes.NotFound, "nobody waits for this call any more")
+	}
+	close(a.opened)
+	ended := make(chan error, 1)
+	go func() { // ends when the handler returns and the stream with it
+		defer close(a.chunks)
+		for ; err == nil; c, err = stream.Recv() {
+			if len(c.Data) == 0 && c.Error == nil && c.FileEvent == "" && c.File == "" {
+				continue // opens the answer, or a heartbeat
+			}
+			select {
+			case a.chunks <- c:
+			case <-a.ctx.Done():
+				ended <- status.Error(codes.Canceled, "nobody listens any more")
+				return
+			}
+		}
+		if err == io.EOF {
+			err = nil
+		}
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-a.ctx.Done():
+		return status.Error(codes.Canceled, "nobody listens any more")
+	}
+}
+
+// CheckModel has some attached node load an artifact in a limited process and
+// gives what it read from it. The error says in one sentence what is wrong with
+// the model, or that no node can check it now.
+func (s *Server) CheckModel(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
+	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
+		if d := n.Drivers["onnx"]; n.Status != cluster.NodeStatusReady || d == nil || !d.Healthy || !s.Connected(n.ID) {
+			continue
+		}
+		a, err := s.Call(ctx, n.ID, &pb.Call{Request: &pb.Call_CheckModel{CheckModel: &pb.CheckModelRequest{Digest: digest, Size: size}}})
+		if err != nil {
+			if cluster.CodeOf(err) == cluster.CodeUnavailable {
+				continue
+			}
+			return nil, err
+		}
+		b, err := a.One()
+		if err != nil {
+			return nil, err
+		}
+		v := new(cluster.ModelVersion)
+		if err := cluster.Unmarshal(b, v); err != nil {
+			return nil, cluster.Errorf(cluster.CodeInternal, "node %s answered a model check with an unreadable record: %v", n.ID, err)
+		}
+		return v, nil
+	}
+	return nil, cluster.Errorf(cluster.CodeUnavailable, "no connected node can check models now: start an agent whose onnx driver is healthy (`nomad node status -verbose`)")
+}
