@@ -96,7 +96,9 @@ func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
 		return
 	}
 	a := *old
-	a.DesiredStatus, a.DesiredDescription = s.DesiredStatus, s.DesiredDescription
+	if s.DesiredStatus != "" {
+		a.DesiredStatus, a.DesiredDescription = s.DesiredStatus, s.DesiredDescription
+	}
 	if s.FollowupEvalID != "" {
 		a.FollowupEvalID = s.FollowupEvalID
 	}

@@ -102,7 +102,7 @@ type Plan struct {
 // AllocStop is the stop of one allocation within a plan.
 type AllocStop struct {
 	AllocID            string
-	DesiredStatus      string // stop or evict
+	DesiredStatus      string // stop or evict; empty leaves it: only FollowupEvalID changes
 	DesiredDescription string
 	ClientStatus       string // set to lost when the node is gone, else empty
 	FollowupEvalID     string
