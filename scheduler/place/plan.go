@@ -1,0 +1,525 @@
+package place
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Descriptions of evaluations, in upstream's words where upstream has them.
+const (
+	DescQueued    = "created to place remaining allocations"
+	DescDelayed   = "created for delayed rescheduling"
+	DescStopFirst = "created to place allocations once those they replace have ended"
+	DescNewerEval = "cancelled: a newer evaluation of the job was processed"
+)
+
+// followupWindow puts replacements that are due close together into one
+// follow-up evaluation.
+const followupWindow = 5 * time.Second
+
+// Reader is what placement reads; *cluster.Snapshot is one. Its watch sets are
+// always nil.
+type Reader interface {
+	Index(ws cluster.WatchSet, tables ...string) uint64
+	Nodes(ws cluster.WatchSet, prefix string) []*cluster.Node
+	AllocsByNode(ws cluster.WatchSet, nodeID string) []*cluster.Allocation
+	AllocsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Allocation
+	JobVersion(ws cluster.WatchSet, k cluster.JobKey, version uint64) *cluster.Job
+	LatestDeployment(ws cluster.WatchSet, k cluster.JobKey) *cluster.Deployment
+	Eval(ws cluster.WatchSet, id string) *cluster.Evaluation
+	EvalsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Evaluation
+	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
+}
+
+// View is a snapshot made ready for placement. Plans made from one view know of
+// each other's placements, so several jobs can be planned on one snapshot
+// without meeting on a node. It is not safe for concurrent use.
+type View struct {
+	reader Reader
+	config *cluster.SchedulerConfiguration
+	index  uint64
+	hosts  []*host // by node ID
+	byID   map[string]*host
+}
+
+// NewView prepares a snapshot. What nodes have in use is read when it is first
+// asked for.
+func NewView(r Reader) *View {
+	nodes := r.Nodes(nil, "")
+	v := &View{
+		reader: r, config: r.SchedulerConfig(nil), index: r.Index(nil),
+		hosts: make([]*host, len(nodes)), byID: make(map[string]*host, len(nodes)),
+	}
+	for i, n := range nodes {
+		v.hosts[i] = &host{node: n}
+		v.byID[n.ID] = v.hosts[i]
+	}
+	return v
+}
+
+// Input is one question to placement.
+type Input struct {
+	// Job is the job as it should be, not necessarily as the snapshot has it; nil
+	// when it was purged: then all its allocations stop.
+	Job *cluster.Job
+	// Eval is the evaluation to answer. It need not be in the snapshot.
+	Eval *cluster.Evaluation
+	Now  cluster.Time
+	// NewID gives IDs for allocations, deployments and evaluations.
+	NewID func() string
+	// MaxBytes bounds the plan's encoded size, roughly; 0 does not. A plan cut
+	// short says More. Jobs that are placed all at once are never cut.
+	MaxBytes int
+}
+
+// Result is placement's answer.
+type Result struct {
+	// Plan is never nil. Its Evals hold the answered evaluation and those that
+	// follow from it; they are empty when More is set.
+	Plan *cluster.Plan
+	// Failed says for each group that lacks allocations why.
+	Failed map[string]*cluster.AllocMetric
+	// Queued counts for each group the allocations that it still lacks.
+	Queued map[string]int
+	// Annotations counts for each group what the plan does.
+	Annotations *cluster.PlanAnnotations
+	// Eval is the answered evaluation as the plan leaves it.
+	Eval *cluster.Evaluation
+	// More says that the plan was cut at MaxBytes: commit it and ask again.
+	More bool
+}
+
+// Empty says whether the plan changes neither allocations nor deployments.
+func (r *Result) Empty() bool {
+	p := r.Plan
+	return len(p.Place) == 0 && len(p.Stop) == 0 && p.Deployment == nil && len(p.DeploymentUpdates) == 0
+}
+
+// planner makes one plan.
+type planner struct {
+	*View
+	in          Input
+	job         *cluster.Job
+	allocs      []*cluster.Allocation
+	deployment  *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
+	deferred    bool                // something waits for the allocation it replaces to end
+	onJob       map[string]int      // live allocations of the job by node
+	onGroup     map[string]map[string]int
+	left        int // bytes that the plan may still grow by
+	bounded     bool
+	followups   []*cluster.Evaluation
+	deployments []*cluster.DeploymentStatusUpdate
+	result      *Result
+}
+
+// Plan answers one evaluation. What it places counts as in use for later plans
+// of the same view.
+func (v *View) Plan(in Input) *Result {
+	key := in.Eval.JobKey()
+	p := &planner{
+		View: v, in: in, job: in.Job, allocs: v.reader.AllocsByJob(nil, key),
+		onJob: map[string]int{}, onGroup: map[string]map[string]int{},
+		left: in.MaxBytes, bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
+		result: &Result{
+			Plan: &cluster.Plan{
+				EvalID: in.Eval.ID, EvalEpoch: in.Eval.ModifyIndex, Namespace: key.Namespace, JobID: key.ID,
+			},
+			Failed: map[string]*cluster.AllocMetric{}, Queued: map[string]int{},
+			Annotations: &cluster.PlanAnnotations{DesiredTGUpdates: map[string]*cluster.DesiredUpdates{}},
+		},
+	}
+	if in.Job != nil {
+		p.result.Plan.JobVersion, p.result.Plan.JobModifyIndex = in.Job.Version, in.Job.JobModifyIndex
+		p.result.Plan.AllAtOnce = in.Job.AllAtOnce
+	}
+	for _, a := range p.allocs {
+		if !a.Terminal() {
+			p.count(a, 1)
+		}
+	}
+	p.oldDeployment()
+	groups := p.reconcile()
+	p.newDeployment(groups)
+	for _, g := range groups {
+		p.planGroup(g)
+		p.result.Annotations.DesiredTGUpdates[g.name] = &g.counts
+	}
+	if in.Job != nil && in.Job.AllAtOnce && len(p.result.Failed) > 0 {
+		p.placeNothing()
+	}
+	p.finish()
+	return p.result
+}
+
+// count keeps how many live allocations the job has on each node.
+func (p *planner) count(a *cluster.Allocation, by int) {
+	p.onJob[a.NodeID] += by
+	if p.onGroup[a.TaskGroup] == nil {
+		p.onGroup[a.TaskGroup] = map[string]int{}
+	}
+	p.onGroup[a.TaskGroup][a.NodeID] += by
+	if h := p.byID[a.NodeID]; h != nil {
+		h.revision++
+	}
+}
+
+// oldDeployment ends the deployment of an older version, or of a stopped job,
+// and finds the one of the current version.
+func (p *planner) oldDeployment() {
+	d := p.reader.LatestDeployment(nil, p.in.Eval.JobKey())
+	if d == nil {
+		return
+	}
+	end := func(description string) {
+		if d.Active() {
+			p.result.Plan.DeploymentUpdates = append(p.result.Plan.DeploymentUpdates, &cluster.DeploymentStatusUpdate{
+				DeploymentID: d.ID, Status: cluster.DeploymentCancelled, StatusDescription: description,
+			})
+		}
+	}
+	switch {
+	case p.job == nil || p.job.Stop:
+		end(cluster.DeploymentDescStoppedJob)
+	case d.JobVersion != p.job.Version || d.JobCreateIndex != p.job.CreateIndex:
+		end(cluster.DeploymentDescNewerJob)
+	case d.Active() || d.Status == cluster.DeploymentFailed:
+		p.deployment = d
+	}
+}
+
+// rolls says whether a group's changes go by a deployment.
+func rolls(g *group) bool {
+	return g.spec != nil && g.spec.Update != nil && g.spec.Update.MaxParallel > 0 && g.spec.Count > 0
+}
+
+// newDeployment creates the deployment of a version that has none and something
+// to roll out.
+func (p *planner) newDeployment(groups []*group) {
+	if p.deployment != nil || p.job == nil || p.job.Stop || p.job.Type != cluster.JobTypeService {
+		return
+	}
+	states := map[string]*cluster.DeploymentState{}
+	for _, g := range groups {
+		if rolls(g) && (!g.touched || len(g.destroy)+len(g.inPlace) > 0) {
+			states[g.name] = &cluster.DeploymentState{
+				DesiredTotal: g.spec.Count, ProgressDeadline: g.spec.Update.ProgressDeadline,
+			}
+		}
+	}
+	if len(states) == 0 {
+		return
+	}
+	p.deployment = &cluster.Deployment{
+		ID: p.in.NewID(), Namespace: p.job.Namespace, JobID: p.job.ID,
+		JobVersion: p.job.Version, JobModifyIndex: p.job.ModifyIndex, JobSpecModifyIndex: p.job.JobModifyIndex,
+		JobCreateIndex: p.job.CreateIndex, TaskGroups: states,
+		Status: cluster.DeploymentRunning, StatusDescription: cluster.DeploymentDescRunning,
+	}
+	p.result.Plan.Deployment = p.deployment
+}
+
+// deploymentOf is the ID of the active deployment that a group's placements
+// belong to, "" for none.
+func (p *planner) deploymentOf(g *group) string {
+	if p.deployment == nil || !p.deployment.Active() || p.deployment.TaskGroups[g.name] == nil {
+		return ""
+	}
+	return p.deployment.ID
+}
+
+// parallel says how many allocations of the group may be replaced now: the
+// update block's max_parallel less those whose health is not known yet. None
+// while one is unhealthy.
+func (p *planner) parallel(g *group) int {
+	if !rolls(g) || p.job.Type != cluster.JobTypeService {
+		return len(g.destroy)
+	}
+	if p.halted() {
+		return 0
+	}
+	limit := g.spec.Update.MaxParallel - len(g.wants)
+	for _, a := range g.kept {
+		if p.deployment == nil || a.DeploymentID != p.deployment.ID {
+			continue
+		}
+		switch s := a.DeploymentStatus; {
+		case s == nil || s.Healthy == nil:
+			limit--
+		case !*s.Healthy:
+			return 0
+		}
+	}
+	return max(limit, 0)
+}
+
+// planGroup writes one group's changes into the plan.
+func (p *planner) planGroup(g *group) {
+	for _, s := range g.stops {
+		if p.full() {
+			break
+		}
+		p.stop(s.alloc, s.order)
+	}
+	if g.spec == nil {
+		return
+	}
+	for _, a := range g.inPlace {
+		p.updateInPlace(g, a)
+	}
+	p.putOff(g)
+	slices.SortStableFunc(g.destroy, func(a, b *cluster.Allocation) int { return nameIndex(a.Name) - nameIndex(b.Name) })
+	limit := min(p.parallel(g), len(g.destroy))
+	g.counts.DestructiveUpdate += uint64(limit)
+	g.counts.Ignore += uint64(len(g.destroy) - limit)
+	for _, w := range g.wants {
+		if !w.moves { // counted as a migration
+			g.counts.Place++
+		}
+	}
+	for _, a := range g.destroy[:limit] {
+		g.wants = append(g.wants, want{name: a.Name, prev: a, stop: descUpdating})
+	}
+	p.result.Queued[g.name] = 0
+	if len(g.wants) == 0 {
+		return
+	}
+	nodes := p.newCandidates(newDemand(p.job, g.spec), p.in.Eval.ID)
+	for _, w := range g.wants {
+		if p.full() {
+			p.result.Queued[g.name]++
+			continue
+		}
+		p.place(g, nodes, w)
+	}
+}
+
+// full says whether the plan has reached its size; then More is set.
+func (p *planner) full() bool {
+	if p.bounded && p.left <= 0 {
+		p.result.More = true
+	}
+	return p.result.More
+}
+
+// Sizes of parts of an encoded plan, in bytes, as far as they are the same for all.
+const (
+	stopBytes  = 250
+	placeBytes = 400
+)
+
+// stop adds the stop of an allocation, which from now on leaves its place.
+func (p *planner) stop(a *cluster.Allocation, order *cluster.AllocStop) {
+	p.left -= stopBytes
+	p.result.Plan.Stop = append(p.result.Plan.Stop, order)
+	p.vacate(a, -1)
+}
+
+// vacate counts an allocation out (-1), or in again (1), if it lives.
+func (p *planner) vacate(a *cluster.Allocation, by int) {
+	if !a.Terminal() {
+		p.count(a, by)
+	}
+}
+
+func (p *planner) add(a *cluster.Allocation) {
+	if p.bounded {
+		p.left -= placeBytes + len(cluster.Marshal(a.AllocatedResources)) + len(cluster.Marshal(a.Metrics))
+	}
+	p.result.Plan.Place = append(p.result.Plan.Place, a)
+}
+
+// updateInPlace moves a running allocation to the job's version.
+func (p *planner) updateInPlace(g *group, old *cluster.Allocation) {
+	if p.full() {
+		return
+	}
+	g.counts.InPlaceUpdate++
+	a := *old
+	a.EvalID, a.JobVersion, a.JobCreateIndex = p.in.Eval.ID, p.job.Version, p.job.CreateIndex
+	a.TaskStates = nil // the node's side: the state keeps its own
+	if id := p.deploymentOf(g); a.DeploymentID != id {
+		a.DeploymentID, a.DeploymentStatus = id, nil
+	}
+	p.add(&a)
+}
+
+// putOff gives failed allocations that must wait their follow-up evaluations.
+func (p *planner) putOff(g *group) {
+	slices.SortFunc(g.later, func(a, b later) int {
+		if c := compare(int64(a.at), int64(b.at)); c != 0 {
+			return c
+		}
+		return nameIndex(a.alloc.Name) - nameIndex(b.alloc.Name)
+	})
+	var current *cluster.Evaluation
+	for _, l := range g.later {
+		if e := p.reader.Eval(nil, l.alloc.FollowupEvalID); e != nil && !e.Terminal() {
+			continue // its turn will come
+		}
+		if current == nil || l.at > current.WaitUntil {
+			current = p.newEval(cluster.TriggerAllocFailure, DescDelayed)
+			current.Status = cluster.EvalStatusPending
+			current.WaitUntil = l.at.Add(followupWindow)
+			if len(g.later) == 1 {
+				current.WaitUntil = l.at
+			}
+			p.followups = append(p.followups, current)
+		}
+		p.result.Plan.Stop = append(p.result.Plan.Stop, &cluster.AllocStop{AllocID: l.alloc.ID, FollowupEvalID: current.ID})
+	}
+}
+
+// place finds a node for one allocation, or says why there is none.
+func (p *planner) place(g *group, nodes *candidates, w want) {
+	if w.stop != "" {
+		p.vacate(w.prev, -1) // it leaves its place to the new one
+	}
+	var avoid []string
+	if w.rescheduled != nil {
+		for _, e := range append(events(w.prev), w.rescheduled) {
+			avoid = append(avoid, e.PrevNodeID)
+		}
+	}
+	h, metric := nodes.best(avoid, func(nodeID string) (job, group int) {
+		return p.onJob[nodeID], p.onGroup[g.name][nodeID]
+	})
+	if h == nil {
+		p.fail(g, nodes.demand, w, metric)
+		return
+	}
+	id := p.in.NewID()
+	resources, err := nodes.demand.take(h, id)
+	if err != nil {
+		panic(err) // best judged the same demand on the same use: a bug
+	}
+	a := &cluster.Allocation{
+		ID: id, Namespace: p.job.Namespace, EvalID: p.in.Eval.ID, Name: w.name,
+		NodeID: h.node.ID, NodeName: h.node.Name,
+		JobID: p.job.ID, JobVersion: p.job.Version, JobCreateIndex: p.job.CreateIndex, TaskGroup: g.name,
+		AllocatedResources: resources, Metrics: metric,
+		DesiredStatus: cluster.AllocDesiredRun, ClientStatus: cluster.AllocClientPending,
+		DeploymentID: p.deploymentOf(g), CreateTime: int64(p.in.Now), ModifyTime: int64(p.in.Now),
+	}
+	if w.prev != nil {
+		a.PreviousAllocation = w.prev.ID
+		if w.stop != descUpdating && w.prev.DesiredDescription != descUpdating {
+			a.RescheduleTracker = track(w.prev, w.rescheduled, p.in.Now)
+		}
+	}
+	if w.stop != "" {
+		p.left -= stopBytes
+		p.result.Plan.Stop = append(p.result.Plan.Stop, stopOf(w.prev, w.stop))
+	}
+	h.planned = append(h.planned, a)
+	h.use.Add(a)
+	p.count(a, 1)
+	p.add(a)
+}
+
+// fail notes that a want found no node. What it would have replaced stays,
+// unless it is just that which is in the way: a device, a port or the last
+// memory of a node. Then it is stopped first and the want waits until it has ended.
+func (p *planner) fail(g *group, d *demand, w want, metric *cluster.AllocMetric) {
+	p.result.Queued[g.name]++
+	if w.prev != nil && !w.prev.ClientTerminal() {
+		if h := p.byID[w.prev.NodeID]; h != nil && h.node.Ready() && p.fitsWithout(d, h, w.prev.ID) {
+			p.deferred = true
+			if w.stop != "" {
+				p.left -= stopBytes
+				p.result.Plan.Stop = append(p.result.Plan.Stop, stopOf(w.prev, w.stop))
+			}
+			return
+		}
+	}
+	if w.stop != "" {
+		p.vacate(w.prev, 1)
+	}
+	if first := p.result.Failed[g.name]; first != nil {
+		first.CoalescedFailures++
+		return
+	}
+	p.result.Failed[g.name] = metric
+}
+
+// placeNothing takes all new placements back, with the stops that belong to
+// them: the job wants all of its allocations or none.
+func (p *planner) placeNothing() {
+	plan := p.result.Plan
+	replaced := map[string]bool{}
+	kept := plan.Place[:0:0]
+	for _, a := range plan.Place {
+		h := p.byID[a.NodeID]
+		i := slices.Index(h.planned, a)
+		if i < 0 { // updated in place
+			kept = append(kept, a)
+			continue
+		}
+		h.planned = slices.Delete(h.planned, i, i+1)
+		h.use = nil
+		p.count(a, -1)
+		p.result.Queued[a.TaskGroup]++
+		replaced[a.PreviousAllocation] = true
+	}
+	plan.Place = kept
+	plan.Stop = slices.DeleteFunc(plan.Stop, func(s *cluster.AllocStop) bool {
+		return replaced[s.AllocID] && (s.DesiredDescription == descUpdating || s.DesiredDescription == descRescheduled)
+	})
+}
+
+func (p *planner) newEval(trigger, description string) *cluster.Evaluation {
+	from := p.in.Eval
+	return &cluster.Evaluation{
+		ID: p.in.NewID(), Namespace: from.Namespace, Priority: from.Priority, Type: from.Type,
+		TriggeredBy: trigger, JobID: from.JobID, JobModifyIndex: from.JobModifyIndex,
+		StatusDescription: description, PreviousEval: from.ID, SnapshotIndex: p.index,
+		CreateTime: int64(p.in.Now), ModifyTime: int64(p.in.Now),
+	}
+}
+
+// finish writes the answer: the evaluation is complete, or stays blocked when it
+// was and still lacks something; a first failure leaves a blocked evaluation
+// behind. Older blocked ones of the job are cancelled: there is one at most.
+func (p *planner) finish() {
+	r := p.result
+	e := *p.in.Eval
+	e.SnapshotIndex, e.QueuedAllocations, e.PlanAnnotations = p.index, maps.Clone(r.Queued), r.Annotations
+	e.FailedTGAllocs = nil
+	if len(r.Failed) > 0 {
+		e.FailedTGAllocs = r.Failed
+	}
+	if p.deployment != nil {
+		e.DeploymentID = p.deployment.ID
+	}
+	e.Status, e.StatusDescription = cluster.EvalStatusComplete, ""
+	evals := []*cluster.Evaluation{&e}
+	blocked := &e
+	switch {
+	case len(r.Failed) == 0 && !p.deferred:
+	case p.in.Eval.Status == cluster.EvalStatusBlocked:
+		e.Status, e.StatusDescription = cluster.EvalStatusBlocked, p.in.Eval.StatusDescription
+	default:
+		trigger, description := cluster.TriggerQueuedAllocs, DescQueued
+		if p.deferred {
+			trigger, description = cluster.TriggerRollingUpdate, DescStopFirst
+		}
+		blocked = p.newEval(trigger, description)
+		blocked.Status, blocked.FailedTGAllocs = cluster.EvalStatusBlocked, e.FailedTGAllocs
+		e.BlockedEval = blocked.ID
+		evals = append(evals, blocked)
+	}
+	r.Eval = &e
+	if r.More {
+		return
+	}
+	for _, old := range p.reader.EvalsByJob(nil, e.JobKey()) {
+		if old.Status == cluster.EvalStatusBlocked && old.ID != e.ID {
+			c := *old
+			c.Status, c.StatusDescription = cluster.EvalStatusCanceled, DescNewerEval
+			evals = append(evals, &c)
+		}
+	}
+	r.Plan.Evals = append(evals, p.followups...)
+}

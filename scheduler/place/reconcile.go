@@ -1,0 +1,434 @@
+package place
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Descriptions that allocations get with their desired status, in upstream's words.
+const (
+	descNotNeeded   = "alloc not needed due to job update"
+	descUpdating    = "alloc is being updated due to job update"
+	descMigrating   = "alloc is being migrated"
+	descLost        = "alloc is lost since its node is down"
+	descRescheduled = "alloc was rescheduled because it failed"
+)
+
+// want is one allocation that the job lacks.
+type want struct {
+	name string
+	prev *cluster.Allocation // what it takes the place of, nil for none
+	stop string              // description with which prev is stopped once the placement is found, "" for not at all
+	// rescheduled is the event to add to the tracker; its time comes with the placement.
+	rescheduled *cluster.RescheduleEvent
+	moves       bool // prev was asked to leave its node
+}
+
+// ending is an allocation that stops whatever else the plan finds.
+type ending struct {
+	alloc *cluster.Allocation
+	order *cluster.AllocStop
+}
+
+// later is a failed allocation whose replacement must wait.
+type later struct {
+	alloc *cluster.Allocation
+	at    cluster.Time
+}
+
+// group is what one task group has and lacks.
+type group struct {
+	name    string
+	spec    *cluster.TaskGroup // nil: the job has no such group (any more)
+	counts  cluster.DesiredUpdates
+	stops   []ending
+	wants   []want
+	held    []want // wants that wait for the deployment: it has failed or is paused
+	inPlace []*cluster.Allocation
+	destroy []*cluster.Allocation // run an older version that cannot be changed in place
+	later   []later
+	kept    []*cluster.Allocation // those that count towards the group now
+	touched bool                  // some allocation has run the job's version before
+}
+
+// reconcile compares what each group of the job has with what it should have.
+// Groups come in the job's order, those that the job no longer has at the end.
+func (p *planner) reconcile() []*group {
+	var groups []*group
+	byName := map[string]*group{}
+	add := func(name string, spec *cluster.TaskGroup) *group {
+		g := &group{name: name, spec: spec}
+		groups, byName[name] = append(groups, g), g
+		return g
+	}
+	if p.job != nil && !p.job.Stop {
+		for _, spec := range p.job.TaskGroups {
+			add(spec.Name, spec)
+		}
+	}
+	allocs := map[*group][]*cluster.Allocation{}
+	for _, a := range p.allocs {
+		g := byName[a.TaskGroup]
+		if g == nil {
+			g = add(a.TaskGroup, nil)
+		}
+		allocs[g] = append(allocs[g], a)
+	}
+	for _, g := range groups {
+		if g.spec == nil {
+			p.stopGroup(g, allocs[g])
+		} else {
+			p.reconcileGroup(g, allocs[g])
+		}
+	}
+	return groups
+}
+
+// stopGroup stops whatever lives.
+func (p *planner) stopGroup(g *group, allocs []*cluster.Allocation) {
+	for _, a := range allocs {
+		switch {
+		case a.ClientTerminal():
+		case p.nodeGone(a):
+			g.lose(a)
+		case !a.ServerTerminal():
+			g.counts.Stop++
+			g.stop(a, descNotNeeded)
+		}
+	}
+}
+
+func stopOf(a *cluster.Allocation, description string) *cluster.AllocStop {
+	return &cluster.AllocStop{AllocID: a.ID, DesiredStatus: cluster.AllocDesiredStop, DesiredDescription: description}
+}
+
+func (g *group) stop(a *cluster.Allocation, description string) {
+	g.stops = append(g.stops, ending{a, stopOf(a, description)})
+}
+
+// lose stops an allocation whose node is gone. One that was asked to stop before
+// keeps the reason.
+func (g *group) lose(a *cluster.Allocation) {
+	s := stopOf(a, descLost)
+	if a.ServerTerminal() {
+		s.DesiredStatus, s.DesiredDescription = a.DesiredStatus, a.DesiredDescription
+	}
+	s.ClientStatus = cluster.AllocClientLost
+	g.stops = append(g.stops, ending{a, s})
+}
+
+// nodeGone says whether the allocation's node is down or no longer known. A
+// node that is merely disconnected keeps its work.
+func (p *planner) nodeGone(a *cluster.Allocation) bool {
+	h := p.byID[a.NodeID]
+	return h == nil || h.node.Status == cluster.NodeStatusDown
+}
+
+// state says what an allocation is to its group.
+type state int
+
+const (
+	ignored state = iota // over, or replaced: it does not count
+	running              // counts and may be updated
+	done                 // batch work that ended well: holds its name
+	failed               // may be replaced, by the reschedule policy
+	lost                 // its node is gone
+	moving               // asked to leave its node
+	leaving              // asked to stop by an earlier plan, nothing took its place yet
+)
+
+func (p *planner) stateOf(a *cluster.Allocation) state {
+	current := p.current(a)
+	switch {
+	case a.ServerTerminal():
+		if a.NextAllocation == "" && a.JobCreateIndex == p.job.CreateIndex && takesOver(a.DesiredDescription) {
+			return leaving
+		}
+	case a.ClientStatus == cluster.AllocClientComplete:
+		if p.job.Type == cluster.JobTypeBatch && current {
+			return done
+		}
+	case a.ClientStatus == cluster.AllocClientFailed:
+		if a.NextAllocation == "" && current {
+			return failed
+		}
+	case a.ClientTerminal():
+	case p.nodeGone(a):
+		return lost
+	case set(a.DesiredTransition.Migrate):
+		return moving
+	case current && (set(a.DesiredTransition.Reschedule) || set(a.DesiredTransition.ForceReschedule) || p.unhealthy(a)):
+		return failed
+	default:
+		return running
+	}
+	return ignored
+}
+
+// takesOver says whether a stop with this description leaves a gap that a new
+// allocation fills.
+func takesOver(description string) bool {
+	switch description {
+	case descUpdating, descMigrating, descRescheduled, descLost:
+		return true
+	}
+	return false
+}
+
+func set(b *bool) bool { return b != nil && *b }
+
+// current says whether the allocation is of the job's current version.
+func (p *planner) current(a *cluster.Allocation) bool {
+	return a.JobVersion == p.job.Version && a.JobCreateIndex == p.job.CreateIndex
+}
+
+// unhealthy says whether the running deployment has found the allocation unhealthy.
+func (p *planner) unhealthy(a *cluster.Allocation) bool {
+	return p.deployment != nil && p.deployment.Active() && a.DeploymentID == p.deployment.ID &&
+		a.DeploymentStatus != nil && a.DeploymentStatus.Healthy != nil && !*a.DeploymentStatus.Healthy
+}
+
+// named is an allocation that holds, or held, a name of its group.
+type named struct {
+	*cluster.Allocation
+	state state
+	index int
+}
+
+func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
+	holders := make([]named, 0, len(allocs))
+	left := map[string]*cluster.Allocation{} // by name, the newest that left a gap
+	for _, a := range allocs {
+		g.touched = g.touched || p.current(a)
+		if a.ServerTerminal() && !a.ClientTerminal() && p.nodeGone(a) {
+			g.lose(a)
+		}
+		switch s := p.stateOf(a); s {
+		case ignored:
+		case leaving:
+			if old := left[a.Name]; old == nil || old.CreateIndex < a.CreateIndex {
+				left[a.Name] = a
+			}
+		default:
+			holders = append(holders, named{a, s, nameIndex(a.Name)})
+		}
+	}
+	used := make([]bool, max(g.spec.Count, 0))
+	for _, h := range sortHolders(holders) {
+		if h.index < 0 || h.index >= len(used) || used[h.index] {
+			p.drop(g, h)
+			continue
+		}
+		used[h.index] = true
+		p.keep(g, h)
+	}
+	for i := range used {
+		if used[i] {
+			continue
+		}
+		w := want{name: fmt.Sprintf("%s.%s[%d]", p.job.ID, g.name, i)}
+		if prev := left[w.name]; prev != nil {
+			w.prev = prev
+			if prev.DesiredDescription == descRescheduled {
+				w.rescheduled = p.rescheduleEvent(prev)
+			}
+		}
+		g.wants = append(g.wants, w)
+	}
+	if p.halted() {
+		p.hold(g)
+	}
+	slices.SortStableFunc(g.wants, func(a, b want) int { return cmp.Compare(nameIndex(a.name), nameIndex(b.name)) })
+}
+
+// nameIndex reads i of JOB.GROUP[i], -1 when there is none.
+func nameIndex(name string) int {
+	open := strings.LastIndexByte(name, '[')
+	if open < 0 || !strings.HasSuffix(name, "]") {
+		return -1
+	}
+	i, err := strconv.Atoi(name[open+1 : len(name)-1])
+	if err != nil {
+		return -1
+	}
+	return i
+}
+
+// sortHolders orders by index; of several with one name the most worth keeping
+// comes first: what runs, then the newest version, then the newest.
+func sortHolders(hs []named) []named {
+	slices.SortFunc(hs, func(a, b named) int {
+		return cmp.Or(
+			cmp.Compare(a.index, b.index),
+			cmp.Compare(a.state, b.state),
+			cmp.Compare(b.JobCreateIndex, a.JobCreateIndex),
+			cmp.Compare(b.JobVersion, a.JobVersion),
+			cmp.Compare(b.CreateIndex, a.CreateIndex),
+			cmp.Compare(a.ID, b.ID),
+		)
+	})
+	return hs
+}
+
+// drop ends an allocation that the group has no name for.
+func (p *planner) drop(g *group, h named) {
+	switch h.state {
+	case done:
+	case lost:
+		g.lose(h.Allocation)
+	default:
+		if !h.ClientTerminal() {
+			g.counts.Stop++
+			g.stop(h.Allocation, descNotNeeded)
+		}
+	}
+}
+
+// keep decides what happens to an allocation that holds a name.
+func (p *planner) keep(g *group, h named) {
+	a := h.Allocation
+	switch h.state {
+	case done:
+		g.counts.Ignore++
+	case lost:
+		g.lose(a)
+		g.wants = append(g.wants, want{name: a.Name, prev: a})
+	case moving:
+		g.counts.Migrate++
+		g.stop(a, descMigrating)
+		g.wants = append(g.wants, want{name: a.Name, prev: a, moves: true})
+	case failed:
+		g.kept = append(g.kept, a)
+		p.keepFailed(g, a)
+	case running:
+		g.kept = append(g.kept, a)
+		switch {
+		case p.current(a):
+			g.counts.Ignore++
+		case p.updatable(g, a):
+			g.inPlace = append(g.inPlace, a)
+		default:
+			g.destroy = append(g.destroy, a)
+		}
+	}
+}
+
+// keepFailed replaces a failed allocation now, later or never.
+func (p *planner) keepFailed(g *group, a *cluster.Allocation) {
+	at, ok := nextReschedule(g.spec.ReschedulePolicy, a)
+	if set(a.DesiredTransition.ForceReschedule) {
+		at, ok = p.in.Now, true
+	}
+	switch {
+	case !ok:
+		g.counts.Ignore++
+	case at <= p.in.Now || a.FollowupEvalID == p.in.Eval.ID || set(a.DesiredTransition.Reschedule):
+		g.wants = append(g.wants, want{name: a.Name, prev: a, stop: descRescheduled, rescheduled: p.rescheduleEvent(a)})
+	default:
+		g.counts.Ignore++
+		g.later = append(g.later, later{a, at})
+	}
+}
+
+func (p *planner) rescheduleEvent(a *cluster.Allocation) *cluster.RescheduleEvent {
+	return &cluster.RescheduleEvent{
+		PrevAllocID: a.ID, PrevNodeID: a.NodeID,
+		Delay: nextDelay(p.job.Group(a.TaskGroup).ReschedulePolicy, a),
+	}
+}
+
+// halted says whether the deployment of the job's version stopped its roll-out.
+func (p *planner) halted() bool {
+	return p.deployment != nil && p.deployment.Status != cluster.DeploymentRunning
+}
+
+// hold sets aside what a failed or paused deployment must not place. Lost and
+// moving work is replaced all the same, and so is what failed outside of it.
+func (p *planner) hold(g *group) {
+	var ready []want
+	for _, w := range g.wants {
+		failedHere := w.rescheduled != nil && w.prev.DeploymentID == p.deployment.ID && p.deployment.Status == cluster.DeploymentFailed
+		if w.prev == nil || failedHere {
+			if w.prev != nil {
+				g.counts.Ignore++
+			}
+			g.held = append(g.held, w)
+			continue
+		}
+		ready = append(ready, w)
+	}
+	g.wants = ready
+}
+
+// updatable says whether an allocation can take over the job's version without
+// a restart: what its processes were started with is the same, and its node still
+// satisfies the job.
+func (p *planner) updatable(g *group, a *cluster.Allocation) bool {
+	if a.JobCreateIndex != p.job.CreateIndex {
+		return false
+	}
+	old := p.reader.JobVersion(nil, a.JobKey(), a.JobVersion)
+	if old == nil || old.Type != p.job.Type {
+		return false
+	}
+	was := old.Group(g.name)
+	if was == nil || !sameStart(old, was, p.job, g.spec) {
+		return false
+	}
+	n := p.byID[a.NodeID].node
+	return inPool(nodePool(p.job.NodePool), n) && inDatacenters(p.job.Datacenters, n.Datacenter) &&
+		newDemand(p.job, g.spec).filter(n) == ""
+}
+
+// startForm holds all that a running task cannot take over: everything else
+// (counts, policies, kill timeout, constraints) changes in place.
+type startForm struct {
+	Meta     map[string]string
+	Disk     *cluster.EphemeralDisk
+	Networks []*cluster.NetworkResource
+	Tasks    []taskForm
+}
+
+type taskForm struct {
+	Name, Driver, User, Config string
+	Env, Meta                  map[string]string
+	Resources                  *cluster.Resources
+	LogConfig                  *cluster.LogConfig
+	Artifacts                  []*cluster.Artifact
+	Templates                  []*cluster.Template
+	Leader                     bool
+	Model                      *cluster.ModelRef
+}
+
+func formOf(j *cluster.Job, g *cluster.TaskGroup) startForm {
+	f := startForm{Disk: g.EphemeralDisk, Networks: g.Networks, Meta: merged(j.Meta, g.Meta)}
+	for _, t := range g.Tasks {
+		tf := taskForm{
+			Name: t.Name, Driver: t.Driver, User: t.User, Config: string(t.Config),
+			Env: t.Env, Meta: t.Meta, Resources: t.Resources, LogConfig: t.LogConfig,
+			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: t.Model,
+		}
+		f.Tasks = append(f.Tasks, tf)
+	}
+	return f
+}
+
+func merged(outer, inner map[string]string) map[string]string {
+	m := maps.Clone(outer)
+	if m == nil {
+		m = map[string]string{}
+	}
+	maps.Copy(m, inner)
+	return m
+}
+
+func sameStart(oldJob *cluster.Job, old *cluster.TaskGroup, job *cluster.Job, g *cluster.TaskGroup) bool {
+	return bytes.Equal(cluster.Marshal(formOf(oldJob, old)), cluster.Marshal(formOf(job, g)))
+}
