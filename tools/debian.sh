@@ -15,5 +15,5 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "debian: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-apt-get install -y -q --no-install-recommends "${missing[@]}"
+apt-get update -qq && apt-get install -y -q --no-install-recommends "${missing[@]}" ||
+	echo "debian: could not install ${missing[*]} (above); going on without" >&2
