@@ -1,0 +1,208 @@
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// seal ends a log entry with its CRC-32C, because neither raft nor bbolt would
+// notice a changed byte.
+func seal(entry []byte) []byte {
+	return binary.BigEndian.AppendUint32(entry, crc32.Checksum(entry, castagnoli))
+}
+
+// unseal checks and takes off what seal put on.
+func unseal(sealed []byte) ([]byte, error) {
+	n := len(sealed) - crc32.Size
+	if n < 1 {
+		return nil, fmt.Errorf("log entry of %d bytes is cut short", len(sealed))
+	}
+	if got, want := crc32.Checksum(sealed[:n], castagnoli), binary.BigEndian.Uint32(sealed[n:]); got != want {
+		return nil, fmt.Errorf("log entry is damaged on disk: checksum %08x, recorded %08x", got, want)
+	}
+	return sealed[:n], nil
+}
+
+// outcome is what applying an entry gave.
+type outcome struct {
+	cluster.Result
+	err error // the entry could not be applied at all; the store has failed
+}
+
+// fsm is the shell between raft and the state: Apply, Snapshot and Restore are
+// called by raft's goroutine, one at a time.
+type fsm struct {
+	tmp       string // folder for snapshot files on their way
+	createdBy string
+	metrics   *metrics
+	fail      func(error)
+	closing   <-chan struct{}
+	running   atomic.Bool // false while raft starts: an error of Restore ends Open then
+	current   atomic.Pointer[cluster.State]
+	due       chan struct{} // a snapshot is, because of snapshotBytes
+
+	mu         sync.Mutex // held while the state and the fields below change
+	index      uint64     // of the last command applied, or above it after a restore
+	term       uint64
+	members    uint64     // index of the newest Raft configuration
+	bytes      int        // applied since the last snapshot
+	failure    error
+	restoreErr error
+	changed    chan struct{} // closed when index moves; nil when nobody waits
+}
+
+func newFSM(tmp, createdBy string, m *metrics, fail func(error), closing <-chan struct{}) *fsm {
+	f := &fsm{tmp: tmp, createdBy: createdBy, metrics: m, fail: fail, closing: closing, due: make(chan struct{}, 1)}
+	f.current.Store(cluster.NewState())
+	return f
+}
+
+// Apply implements raft.FSM; it gives an outcome. After an entry that cannot be
+// understood nothing is applied any more, else this server would hold another
+// state than its peers.
+func (f *fsm) Apply(l *raft.Log) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failure != nil {
+		return outcome{err: f.failure}
+	}
+	entry, err := unseal(l.Data)
+	var res cluster.Result
+	if err == nil {
+		res, err = f.current.Load().Apply(l.Index, entry)
+	}
+	if err != nil {
+		f.failure = fmt.Errorf("apply log index %d: %w", l.Index, err)
+		f.fail(f.failure)
+		return outcome{err: f.failure}
+	}
+	if f.bytes += len(l.Data); f.bytes >= snapshotBytes {
+		select {
+		case f.due <- struct{}{}:
+		default:
+		}
+	}
+	f.moved(l.Index, l.Term)
+	return outcome{Result: res}
+}
+
+// StoreConfiguration implements raft.ConfigurationStore. Raft keeps the members;
+// here it is noted which entry set them, which raft tells nobody.
+func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.members = max(f.members, index)
+}
+
+func (f *fsm) membersIndex() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.members
+}
+
+// moved sets the index and wakes those who wait for it.
+func (f *fsm) moved(index, term uint64) {
+	f.index, f.term = max(f.index, index), term
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
+}
+
+// view is a consistent view of the state and where in the log it stands.
+func (f *fsm) view() (snap *cluster.Snapshot, index, term uint64, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.current.Load().Snapshot(), f.index, f.term, f.failure
+}
+
+func (f *fsm) snapshotDue() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bytes >= snapshotBytes
+}
+
+func (f *fsm) appliedIndex() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.index
+}
+
+// wait returns when the command at index is applied, or with an error when ctx
+// ends or one of the channels is closed.
+func (f *fsm) wait(ctx context.Context, index uint64, failed, closing <-chan struct{}) error {
+	for {
+		f.mu.Lock()
+		if f.index >= index {
+			f.mu.Unlock()
+			return nil
+		}
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-failed:
+			return errors.New("the store has failed")
+		case <-closing:
+			return errClosing
+		}
+	}
+}
+
+// Snapshot implements raft.FSM: it takes the view that Persist writes later,
+// beside further Applies.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	f.bytes = 0
+	f.mu.Unlock()
+	snap, index, term, err := f.view()
+	if err != nil {
+		return nil, err // a state that has stopped must not replace the log
+	}
+	return &persister{fsm: f, snap: snap, head: snapshotHead{Index: index, Term: term, CreatedBy: f.createdBy}}, nil
+}
+
+// Restore implements raft.FSM: the snapshot file replaces the state, whole or
+// not at all.
+func (f *fsm) Restore(source io.ReadCloser) error {
+	state, head, members, err := restoreSource(source)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		err = fmt.Errorf("restore snapshot: %w", err)
+		f.restoreErr = err
+		if !f.running.Load() {
+			return err // raft tries an older one, and the log from there
+		}
+		// Raft holds the snapshot for installed and would panic on an error. The state
+		// is the old one still; nothing may be applied to it any more.
+		f.failure = err
+		f.fail(err)
+		return nil
+	}
+	old := f.current.Swap(state)
+	f.bytes, f.members = 0, max(f.members, members)
+	f.moved(head.Index, head.Term)
+	old.Abandon()
+	return nil
+}
+
+// stop wakes those who watch the last state.
+func (f *fsm) stop() { f.current.Load().Abandon() }

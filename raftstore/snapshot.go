@@ -1,0 +1,346 @@
+package raftstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// A snapshot is one bbolt file with a bucket for each table: the record's key →
+// the record as cluster.Marshal writes it, followed by a CRC-32C over table, key
+// and record. The bucket "meta" holds, as plain text for whoever opens the file
+// with other tools: format, index, term, created_by, and count/TABLE.
+const (
+	snapshotFormat = "1"
+	metaBucket     = "meta"
+	countPrefix    = "count/"
+	// retained snapshots; the older one is for the case that the newer cannot be read.
+	retained = 2
+	// snapshotBatch bounds the bytes of records in one bbolt transaction.
+	snapshotBatch = 4 << 20
+)
+
+// snapshotHead says where a snapshot stands and who wrote it.
+type snapshotHead struct {
+	Index, Term uint64 // of the last command in it
+	CreatedBy   string
+}
+
+func recordSum(table string, key, record []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, []byte(table))
+	sum = crc32.Update(sum, castagnoli, []byte{0})
+	sum = crc32.Update(sum, castagnoli, key)
+	sum = crc32.Update(sum, castagnoli, []byte{0})
+	return crc32.Update(sum, castagnoli, record)
+}
+
+var errStopped = errors.New("stopped because the server is shutting down")
+
+// writeSnapshot writes the view to a new bbolt file. The file is not synced:
+// who keeps it does that.
+func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closing <-chan struct{}) (err error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	tx, err := db.Begin(true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // of the batch that failed; nothing after Commit
+	for _, t := range cluster.Tables {
+		if _, err := tx.CreateBucket([]byte(t.Name)); err != nil {
+			return err
+		}
+	}
+	counts, written := map[string]int{}, 0
+	err = snap.Records(func(t *cluster.Table, key string, record any) error {
+		select {
+		case <-closing:
+			return errStopped
+		default:
+		}
+		if written >= snapshotBatch {
+			if err := tx.Commit(); err != nil {
+				return err
+			}
+			if tx, err = db.Begin(true); err != nil {
+				return err
+			}
+			written = 0
+		}
+		b := tx.Bucket([]byte(t.Name))
+		b.FillPercent = 0.95 // keys come in order
+		value := cluster.Marshal(record)
+		value = binary.BigEndian.AppendUint32(value, recordSum(t.Name, []byte(key), value))
+		counts[t.Name]++
+		written += len(key) + len(value)
+		if err := b.Put([]byte(key), value); err != nil {
+			return fmt.Errorf("table %s: record %q: %w", t.Name, key, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	meta, err := tx.CreateBucket([]byte(metaBucket))
+	if err != nil {
+		return err
+	}
+	put := func(key, value string) { err = errors.Join(err, meta.Put([]byte(key), []byte(value))) }
+	put("format", snapshotFormat)
+	put("index", strconv.FormatUint(head.Index, 10))
+	put("term", strconv.FormatUint(head.Term, 10))
+	put("created_by", head.CreatedBy)
+	for _, t := range cluster.Tables {
+		put(countPrefix+t.Name, strconv.Itoa(counts[t.Name]))
+	}
+	if err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// readSnapshot loads a snapshot file: every checksum right, every count right,
+// the state whole; or an error.
+func readSnapshot(path string) (*cluster.State, snapshotHead, error) {
+	var head snapshotHead
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})
+	if err != nil {
+		return nil, head, fmt.Errorf("snapshot file %s: %w", path, err)
+	}
+	defer db.Close() //nolint:errcheck // only read
+	var state *cluster.State
+	err = db.View(func(tx *bbolt.Tx) error {
+		counts, err := readMeta(tx, &head)
+		if err != nil {
+			return err
+		}
+		restore := cluster.NewRestore()
+		for _, t := range cluster.Tables {
+			if err := readTable(tx.Bucket([]byte(t.Name)), t, counts[t.Name], restore); err != nil {
+				return err
+			}
+		}
+		state, err = restore.Done()
+		return err
+	})
+	if err != nil {
+		return nil, head, fmt.Errorf("snapshot file %s: %w", path, err)
+	}
+	return state, head, nil
+}
+
+// readMeta reads the head and the number of records of each table.
+func readMeta(tx *bbolt.Tx, head *snapshotHead) (map[string]int, error) {
+	meta := tx.Bucket([]byte(metaBucket))
+	if meta == nil {
+		return nil, errors.New("has no meta bucket: no snapshot of rxvision")
+	}
+	if f := string(meta.Get([]byte("format"))); f != snapshotFormat {
+		return nil, fmt.Errorf("format %q; this version of rxvision reads format %s", f, snapshotFormat)
+	}
+	var err error
+	number := func(key string, text []byte) uint64 {
+		n, e := strconv.ParseUint(string(text), 10, 63)
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("meta %s: %w", key, e))
+		}
+		return n
+	}
+	head.Index = number("index", meta.Get([]byte("index")))
+	head.Term = number("term", meta.Get([]byte("term")))
+	head.CreatedBy = string(meta.Get([]byte("created_by")))
+	counts := map[string]int{}
+	for _, t := range cluster.Tables {
+		counts[t.Name] = 0
+	}
+	c := meta.Cursor()
+	for k, v := c.Seek([]byte(countPrefix)); bytes.HasPrefix(k, []byte(countPrefix)); k, v = c.Next() {
+		table := string(k[len(countPrefix):])
+		if _, known := counts[table]; !known {
+			err = errors.Join(err, fmt.Errorf("table %s is not known to this version of rxvision; a newer one wrote the file", table))
+		}
+		counts[table] = int(number(string(k), v))
+	}
+	return counts, err
+}
+
+func readTable(b *bbolt.Bucket, t *cluster.Table, want int, restore *cluster.Restore) error {
+	got := 0
+	if b != nil { // a table that did not exist when the file was written is empty
+		err := b.ForEach(func(k, v []byte) error {
+			n := len(v) - crc32.Size
+			if n < 1 || recordSum(t.Name, k, v[:n]) != binary.BigEndian.Uint32(v[n:]) {
+				return fmt.Errorf("table %s: record %q is damaged", t.Name, k)
+			}
+			got++
+			return restore.Add(t, bytes.Clone(v[:n])) // the file's memory is gone after Close
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if got != want {
+		return fmt.Errorf("table %s holds %d records, its count says %d", t.Name, got, want)
+	}
+	return nil
+}
+
+// persister is a view on its way into a raft snapshot.
+type persister struct {
+	fsm  *fsm
+	snap *cluster.Snapshot
+	head snapshotHead
+}
+
+// Persist implements raft.FSMSnapshot; it runs beside further Applies.
+func (p *persister) Persist(sink raft.SnapshotSink) error {
+	start := time.Now()
+	err := p.write(sink)
+	if err != nil {
+		return errors.Join(fmt.Errorf("write snapshot: %w", err), sink.Cancel())
+	}
+	p.fsm.metrics.snapshots.Observe(time.Since(start).Seconds())
+	return nil // raft closes the sink, which syncs it
+}
+
+func (p *persister) write(w io.Writer) error {
+	f, err := tempFile(p.fsm.tmp, "snapshot-")
+	if err != nil {
+		return err
+	}
+	defer f.remove()
+	if err := writeSnapshot(f.Name(), p.snap, p.head, p.fsm.closing); err != nil {
+		return err
+	}
+	n, err := io.Copy(w, f)
+	p.fsm.metrics.size.Set(float64(n))
+	return err
+}
+
+// Release implements raft.FSMSnapshot.
+func (p *persister) Release() {}
+
+// temp is a file that is deleted after use.
+type temp struct{ *os.File }
+
+func tempFile(dir, prefix string) (temp, error) {
+	f, err := os.CreateTemp(dir, prefix)
+	return temp{f}, err
+}
+
+func (t temp) remove() error { return errors.Join(t.Close(), os.Remove(t.Name())) }
+
+// snapshots is raft's file store of snapshots; what it opens knows its own path,
+// so that the bbolt file is read where it lies.
+type snapshots struct {
+	*raft.FileSnapshotStore
+	dir string
+}
+
+func openSnapshots(dir string, l *slog.Logger) (*snapshots, error) {
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, retained, raftLogger(l))
+	if err != nil {
+		return nil, fmt.Errorf("snapshot folder: %w", err)
+	}
+	return &snapshots{files, filepath.Join(dir, snapFolder)}, nil
+}
+
+// Create implements raft.SnapshotStore.
+func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.FileSnapshotStore.Create(version, index, term, c, cIndex, trans)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshotSink{sink, filepath.Join(s.dir, sink.ID()+tmpSuffix)}, nil
+}
+
+// snapshotSink leaves nothing behind when it fails; raft's own does on a full disk.
+type snapshotSink struct {
+	raft.SnapshotSink
+	tmp string // its folder until Close has renamed it
+}
+
+// Close implements raft.SnapshotSink.
+func (s *snapshotSink) Close() error { return s.clean(s.SnapshotSink.Close()) }
+
+// Cancel implements raft.SnapshotSink.
+func (s *snapshotSink) Cancel() error { return s.clean(s.SnapshotSink.Cancel()) }
+
+func (s *snapshotSink) clean(err error) error { return errors.Join(err, os.RemoveAll(s.tmp)) }
+
+type snapshotSource struct {
+	io.ReadCloser
+	path    string
+	members uint64 // index of the Raft configuration in it
+}
+
+// Open implements raft.SnapshotStore. The file's own checksum is verified by then.
+func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, body, err := s.FileSnapshotStore.Open(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	return meta, snapshotSource{body, filepath.Join(s.dir, id, snapFile), meta.ConfigurationIndex}, nil
+}
+
+// restoreSource reads the snapshot that raft hands to the FSM.
+func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, members uint64, err error) {
+	if w, ok := source.(raft.ReadCloserWrapper); ok {
+		source = w.WrappedReadCloser()
+	}
+	s, ok := source.(snapshotSource)
+	if !ok {
+		return nil, snapshotHead{}, 0, fmt.Errorf("snapshot comes as %T, not from this store", source)
+	}
+	state, head, err := readSnapshot(s.path)
+	return state, head, s.members, err
+}
+
+// snapshotWhenDue asks raft for a snapshot when much has been applied; raft's own
+// rule knows only the number of entries.
+func (s *Store) snapshotWhenDue() {
+	for {
+		select {
+		case <-s.fsm.due:
+			if !s.fsm.snapshotDue() {
+				continue // it was taken meanwhile
+			}
+			if err := s.Snapshot(); err != nil {
+				s.log.Warn("snapshot failed; the log is kept and it is tried again later", "error", err)
+			}
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// Snapshot writes a snapshot now and shortens the log. Nothing new to write is
+// no error.
+func (s *Store) Snapshot() error {
+	end, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer end()
+	err = s.raft.Snapshot().Error()
+	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,521 @@
+// Package raftstore keeps a cluster.State on disk and, later, on several
+// servers: hashicorp/raft over a bbolt log, snapshots in bbolt files, and the
+// archives of `nomad operator snapshot`. The rules live in package cluster; here
+// is only machinery. DESIGN.md tells what is promised and why.
+//
+// A write that Apply has acknowledged is on disk (fsync). A write that Apply
+// refused with an error of the rules changed nothing. After any other error of
+// Apply the write may or may not have happened; repeating the same command (its
+// RequestID is stamped by then) applies it at most once.
+package raftstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Limits.
+const (
+	// MaxEntry bounds one log entry in bytes; a larger command is refused with CodeTooLarge.
+	MaxEntry = 1 << 20
+	// maxInFlight bounds the bytes of all commands between Apply's entry and its
+	// return; each counts at least minWeight. Further callers wait.
+	maxInFlight = 32 << 20
+	minWeight   = 32 << 10
+	// snapshotBytes of applied entries make a snapshot due, however few they are.
+	snapshotBytes = 64 << 20
+	// enqueueTimeout bounds the wait for raft's attention, which it gives to one
+	// thing at a time; what it has taken it answers.
+	enqueueTimeout = 2 * time.Second
+	lockTimeout    = time.Second // for the data folder's lock
+)
+
+// Config is what Open needs. Dir, Bind and Logger are required.
+type Config struct {
+	Dir       string // data folder, created when missing; one server at a time may use it
+	Bind      string // host:port of the Raft listener; port 0 takes any free one
+	Advertise string // host:port at which other servers reach Bind; "": Bind itself
+	Name      string // this server's name, shown to operators
+	Version   string // of the program, recorded in snapshots
+	// Bootstrap makes an empty data folder the only voter of a new region. It
+	// changes nothing in a folder that is in use already.
+	Bootstrap  bool
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+	Tuning
+}
+
+// Tuning holds the timers and thresholds; zero values take the defaults.
+type Tuning struct {
+	Heartbeat         time.Duration // a follower without contact for this long starts an election; 50 ms alone, else 1 s
+	Election          time.Duration // a candidate tries again; as Heartbeat
+	LeaderLease       time.Duration // a leader without a quorum for this long steps down; half of Heartbeat
+	LeaderWait        time.Duration // how long Apply waits for a leader before it gives ErrNoLeader; 5 s
+	SnapshotInterval  time.Duration // how often the thresholds are looked at; 30 s
+	SnapshotThreshold uint64        // log entries that make a snapshot due; 8192
+	TrailingLogs      uint64        // log entries kept behind a snapshot for slow followers; 2048
+	MaxArchive        int64         // bytes of an archive, packed and unpacked, that RestoreArchive takes; DefaultMaxArchive
+}
+
+func (t *Tuning) defaults(alone bool) {
+	if t.Heartbeat == 0 {
+		t.Heartbeat = time.Second
+		if alone {
+			t.Heartbeat = 50 * time.Millisecond // nobody else can be heard or lead
+		}
+	}
+	setDefault(&t.Election, t.Heartbeat)
+	setDefault(&t.LeaderLease, t.Heartbeat/2)
+	setDefault(&t.LeaderWait, 5*time.Second)
+	setDefault(&t.SnapshotInterval, 30*time.Second)
+	setDefault(&t.SnapshotThreshold, 8192)
+	setDefault(&t.TrailingLogs, 2048)
+	setDefault(&t.MaxArchive, DefaultMaxArchive)
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Store is a replicated cluster.State. All methods may be called by any goroutine.
+type Store struct {
+	cfg     Config
+	log     *slog.Logger
+	id      raft.ServerID
+	lock    *raftboltdb.BoltStore
+	disk    *disk
+	trans   *raft.NetworkTransport
+	raft    *raft.Raft
+	fsm     *fsm
+	leading leadership
+	metrics *metrics
+	weight  *semaphore.Weighted
+
+	fatal     chan error    // gets the reason once
+	failed    chan struct{} // closed after that
+	failure   error
+	failOnce  sync.Once
+	closing   chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+	mu        sync.Mutex     // orders the begin of an operation against closing
+	ops       sync.WaitGroup // operations and goroutines under way
+	restoring sync.Mutex     // one RestoreArchive at a time
+}
+
+// Open opens the data folder and starts this server's part of the region. It
+// returns once the log and the newest snapshot are read; becoming leader takes a
+// moment more (LeaderCh tells when).
+func Open(cfg Config) (_ *Store, err error) {
+	if cfg.Dir == "" || cfg.Bind == "" || cfg.Logger == nil {
+		return nil, errors.New("open store: Dir, Bind and Logger must be set")
+	}
+	s := &Store{
+		cfg: cfg, log: cfg.Logger,
+		weight: semaphore.NewWeighted(maxInFlight),
+		fatal:  make(chan error, 1), failed: make(chan struct{}), closing: make(chan struct{}),
+	}
+	s.leading.init()
+	defer func() {
+		if err != nil {
+			s.release()
+			err = fmt.Errorf("open store in %s: %w", cfg.Dir, err)
+		}
+	}()
+	if err := s.openFolder(); err != nil {
+		return nil, err
+	}
+	snaps, err := openSnapshots(cfg.Dir, s.log)
+	if err != nil {
+		return nil, err
+	}
+	used, err := raft.HasExistingState(s.disk, s.disk, snaps)
+	if err != nil {
+		return nil, err
+	}
+	if !used && !cfg.Bootstrap {
+		return nil, errors.New("it holds no server yet, and joining a region is not supported; start with bootstrap on to begin a new region")
+	}
+	if err := s.listen(); err != nil {
+		return nil, err
+	}
+	s.cfg.defaults(cfg.Bootstrap)
+	conf, notify := s.raftConfig()
+	if !used {
+		self := raft.Server{Suffrage: raft.Voter, ID: s.id, Address: s.trans.LocalAddr()}
+		if err := raft.BootstrapCluster(conf, s.disk, s.disk, snaps, s.trans, raft.Configuration{Servers: []raft.Server{self}}); err != nil {
+			return nil, fmt.Errorf("begin a new region: %w", err)
+		}
+	}
+	s.metrics = newMetrics(s)
+	s.fsm = newFSM(filepath.Join(cfg.Dir, tmpFolder), cfg.createdBy(), s.metrics, s.fail, s.closing)
+	if s.raft, err = newRaft(conf, s.fsm, s.disk, snaps, s.trans); err != nil {
+		return nil, err
+	}
+	s.fsm.running.Store(true)
+	s.disk.running.Store(true)
+	s.ops.Go(func() { s.lead(notify) })
+	s.ops.Go(s.snapshotWhenDue)
+	if err := s.metrics.register(cfg.Registerer); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.log.Info("store is open", "server", s.id, "address", s.trans.LocalAddr(), "index", s.fsm.appliedIndex())
+	return s, nil
+}
+
+func (c *Config) createdBy() string {
+	return strings.TrimSpace(strings.Join([]string{"rxvision", c.Version, c.Name}, " "))
+}
+
+// Names within the data folder.
+const (
+	logFile    = "raft.db"
+	idFile     = "node-id"
+	tmpFolder  = "tmp"
+	snapFolder = "snapshots"
+	snapFile   = "state.bin"
+	tmpSuffix  = ".tmp"
+)
+
+// openFolder makes the folder, takes its lock, removes what a killed server left
+// half-written, and reads or makes the server's ID.
+func (s *Store) openFolder() error {
+	dir := s.cfg.Dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	opts := *bbolt.DefaultOptions
+	opts.Timeout = lockTimeout
+	opts.NoFreelistSync = true // found again by a scan at open, cheaper than writing it with each commit
+	opts.FreelistType = bbolt.FreelistMapType
+	db, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, logFile), BoltOptions: &opts, MsgpackUseNewTimeFormat: true})
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return fmt.Errorf("data folder %s is in use by another rxvision server", dir)
+	}
+	if err != nil {
+		return fmt.Errorf("log file %s: %w", logFile, err)
+	}
+	s.lock = db
+	s.disk = &disk{BoltStore: db, log: s.log, dir: dir, fail: s.fail, closing: s.closing}
+
+	tmp := filepath.Join(dir, tmpFolder)
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	unfinished, err := filepath.Glob(filepath.Join(dir, snapFolder, "*"+tmpSuffix))
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	id, err := serverID(dir)
+	if err != nil {
+		return err
+	}
+	s.id = raft.ServerID(id)
+	return syncFolder(dir)
+}
+
+// serverID reads the server's ID from the data folder, or makes one for good.
+func serverID(dir string) (string, error) {
+	path := filepath.Join(dir, idFile)
+	b, err := os.ReadFile(path)
+	if err == nil {
+		id := strings.TrimSpace(string(b))
+		if len(id) != len(newUUID()) {
+			return "", fmt.Errorf("%s holds %q, not a server ID; put the right one back", path, id)
+		}
+		return id, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	id := newUUID()
+	f, err := os.OpenFile(path+tmpSuffix, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.WriteString(id + "\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return "", err
+	}
+	return id, os.Rename(path+tmpSuffix, path)
+}
+
+// newUUID makes a random (version 4) UUID.
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:]) //nolint:errcheck // never fails, by its documentation
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (s *Store) listen() error {
+	var advertise net.Addr
+	if s.cfg.Advertise != "" {
+		a, err := net.ResolveTCPAddr("tcp", s.cfg.Advertise)
+		if err != nil {
+			return fmt.Errorf("raft address to advertise: %w", err)
+		}
+		advertise = a
+	}
+	trans, err := raft.NewTCPTransportWithConfig(s.cfg.Bind, advertise, &raft.NetworkTransportConfig{
+		MaxPool: 3, Timeout: 10 * time.Second, Logger: raftLogger(s.log), MsgpackUseNewTimeFormat: true,
+	})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("raft address %s is taken by another program; end that one or choose another port", s.cfg.Bind)
+	}
+	if err != nil {
+		return fmt.Errorf("raft address %s: %w", s.cfg.Bind, err)
+	}
+	s.trans = trans
+	return nil
+}
+
+func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
+	notify := make(chan bool, 16) // raft waits for room
+	c := raft.DefaultConfig()
+	c.LocalID = s.id
+	c.Logger = raftLogger(s.log)
+	c.NotifyCh = notify
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = s.cfg.Heartbeat, s.cfg.Election, s.cfg.LeaderLease
+	c.CommitTimeout = min(c.CommitTimeout, s.cfg.Heartbeat/2)
+	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = s.cfg.SnapshotInterval, s.cfg.SnapshotThreshold, s.cfg.TrailingLogs
+	return c, notify
+}
+
+// newRaft starts raft. It panics on a log entry that it cannot read; here that
+// becomes an error.
+func newRaft(conf *raft.Config, f *fsm, d *disk, snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the log in %s cannot be read: %v", logFile, p)
+		}
+	}()
+	if r, err = raft.NewRaft(conf, f, d, d, snaps, trans); err != nil && f.restoreErr != nil {
+		err = fmt.Errorf("%w: %w", err, f.restoreErr)
+	}
+	return r, err
+}
+
+// Close stops this server's part and returns when everything of it has ended.
+// Writes under way are answered first. It gives the reason on which the store
+// had failed before, if it had.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		s.mu.Lock()
+		close(s.closing)
+		s.mu.Unlock()
+		s.ops.Wait() // while raft still answers them
+		err := s.raft.Shutdown().Error()
+		s.metrics.unregister(s.cfg.Registerer)
+		s.leading.close()
+		s.fsm.stop()
+		s.closeErr = errors.Join(s.Err(), err, s.release())
+	})
+	return s.closeErr
+}
+
+// release closes what Open opened first.
+func (s *Store) release() error {
+	var errs []error
+	if s.trans != nil {
+		errs = append(errs, s.trans.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// begin marks an operation as under way, so that Close waits for it.
+func (s *Store) begin() (end func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.Err(); err != nil {
+		return nil, err
+	}
+	select {
+	case <-s.closing:
+		return nil, errClosing
+	default:
+		s.ops.Add(1)
+		return s.ops.Done, nil
+	}
+}
+
+var errClosing = &cluster.Error{Code: cluster.CodeUnavailable, Text: "the server is shutting down"}
+
+// fail ends the store for good: its disk or log cannot be trusted any more.
+func (s *Store) fail(err error) {
+	s.failOnce.Do(func() {
+		s.failure = &failure{err}
+		close(s.failed)
+		s.log.Error("store has failed; the server must stop", "error", err)
+		s.fatal <- s.failure
+	})
+}
+
+// failure carries the reason for the end; its code is unavailable.
+type failure struct{ cause error }
+
+func (f *failure) Error() string { return "the server's store has failed: " + f.cause.Error() }
+func (f *failure) Unwrap() []error {
+	return []error{&cluster.Error{Code: cluster.CodeUnavailable, Text: f.Error()}, f.cause}
+}
+
+// Fatal gives the reason, once, when the store can go on no longer: a log entry
+// that this version does not know, a damaged entry, a disk that fails. Whoever
+// runs the server ends it then, with that reason.
+func (s *Store) Fatal() <-chan error { return s.fatal }
+
+// Err is the reason that Fatal gave, nil while all is well.
+func (s *Store) Err() error {
+	select {
+	case <-s.failed:
+		return s.failure
+	default:
+		return nil
+	}
+}
+
+// Apply writes a command to the log and gives what applying it returned. It
+// stamps RequestID and Time when they are empty. The error is Result.Err when
+// the rules refused the command, ErrNoLeader when nobody could take it within
+// the leader wait, CodeTooLarge when it is over MaxEntry, CodeUnavailable when
+// the disk is full or the store has ended, and ctx's when that ended first.
+func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
+	end, err := s.begin()
+	if err != nil {
+		return cluster.Result{}, err
+	}
+	defer end()
+	stamp := cluster.StampOf(cmd)
+	setDefault(&stamp.RequestID, newUUID())
+	setDefault(&stamp.Time, time.Now().UnixNano())
+	entry := seal(cluster.EncodeCommand(cmd))
+	if len(entry) > MaxEntry {
+		return cluster.Result{}, cluster.Errorf(cluster.CodeTooLarge,
+			"the change takes %d bytes, over the limit of %d bytes for one change", len(entry), MaxEntry)
+	}
+	start := time.Now()
+	res, err := s.applyEntry(ctx, entry)
+	if err == nil && res.Err != nil {
+		err = res.Err
+	}
+	s.metrics.applied(start, err)
+	return res, err
+}
+
+// applyEntry proposes an entry until it is answered. Trying again is safe: the
+// request ID inside makes it apply once.
+func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, error) {
+	weight := int64(max(len(entry), minWeight))
+	if err := s.weight.Acquire(ctx, weight); err != nil {
+		return cluster.Result{}, fmt.Errorf("wait for earlier writes: %w", err)
+	}
+	wait, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
+	defer cancel()
+	for {
+		if err := s.waitLeader(wait); err != nil {
+			s.weight.Release(weight)
+			if ctx.Err() != nil {
+				err = fmt.Errorf("wait for a leader: %w", ctx.Err())
+			}
+			return cluster.Result{}, err
+		}
+		answer := make(chan outcome, 1)
+		s.ops.Go(func() { answer <- s.propose(entry) }) // outlives a caller who gives up
+		select {
+		case out := <-answer:
+			if out.err != nil && lostLeader(out.err) {
+				continue
+			}
+			s.weight.Release(weight)
+			return out.Result, out.err
+		case <-ctx.Done():
+			s.ops.Go(func() { <-answer; s.weight.Release(weight) })
+			return cluster.Result{}, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err())
+		}
+	}
+}
+
+// propose hands the entry to raft and waits until it is applied here.
+func (s *Store) propose(entry []byte) outcome {
+	future := s.raft.Apply(entry, enqueueTimeout)
+	if err := future.Error(); err != nil {
+		if fatal := s.Err(); fatal != nil {
+			err = fatal
+		}
+		if errors.Is(err, raft.ErrRaftShutdown) {
+			err = errClosing
+		}
+		return outcome{err: err}
+	}
+	return future.Response().(outcome)
+}
+
+// lostLeader says whether raft's error means that this server was not, or did
+// not stay, the leader for the entry.
+func lostLeader(err error) bool {
+	for _, e := range []error{raft.ErrNotLeader, raft.ErrLeadershipLost, raft.ErrLeadershipTransferInProgress,
+		raft.ErrAbortedByRestore, raft.ErrEnqueueTimeout} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// State is the current state. A restore replaces it by another one; snapshots
+// of the old are then marked (Snapshot.Abandoned).
+func (s *Store) State() *cluster.State { return s.fsm.current.Load() }
+
+// SnapshotMinIndex waits until the command at that log index is applied and
+// gives a view no older than it.
+func (s *Store) SnapshotMinIndex(ctx context.Context, index uint64) (*cluster.Snapshot, error) {
+	if err := s.fsm.wait(ctx, index, s.failed, s.closing); err != nil {
+		if fatal := s.Err(); fatal != nil {
+			err = fatal
+		}
+		return nil, fmt.Errorf("wait for index %d: %w", index, err)
+	}
+	return s.State().Snapshot(), nil
+}
