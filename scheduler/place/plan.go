@@ -355,19 +355,17 @@ func (p *planner) putOff(g *group) {
 		return nameIndex(a.alloc.Name) - nameIndex(b.alloc.Name)
 	})
 	var current *cluster.Evaluation
+	var until cluster.Time
 	for _, l := range g.later {
 		if e := p.reader.Eval(nil, l.alloc.FollowupEvalID); e != nil && !e.Terminal() {
 			continue // its turn will come
 		}
-		if current == nil || l.at > current.WaitUntil {
-			current = p.newEval(cluster.TriggerAllocFailure, DescDelayed)
+		if current == nil || l.at > until {
+			current, until = p.newEval(cluster.TriggerAllocFailure, DescDelayed), l.at.Add(followupWindow)
 			current.Status = cluster.EvalStatusPending
-			current.WaitUntil = l.at.Add(followupWindow)
-			if len(g.later) == 1 {
-				current.WaitUntil = l.at
-			}
 			p.followups = append(p.followups, current)
 		}
+		current.WaitUntil = l.at
 		p.result.Plan.Stop = append(p.result.Plan.Stop, &cluster.AllocStop{AllocID: l.alloc.ID, FollowupEvalID: current.ID})
 	}
 }

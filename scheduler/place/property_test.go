@@ -1,0 +1,215 @@
+package place
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// TestPlansHold drives random clusters through jobs, failures, drains and lost
+// nodes on the real state. Whatever happens: a plan made on a fresh snapshot is
+// never refused, plans of one view never meet, the state's invariants hold (no
+// device or port twice, no node over its capacity), and the same question gets
+// the same answer.
+func TestPlansHold(t *testing.T) {
+	seeds := uint64(25)
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			newRandomCluster(t, seed).run(40)
+		})
+	}
+}
+
+// randomCluster is a state with somebody who does random things to it.
+type randomCluster struct {
+	t     *testing.T
+	rnd   *rand.Rand
+	state *cluster.State
+	index uint64
+	now   cluster.Time
+	ids   int
+	nodes []string
+}
+
+func newRandomCluster(t *testing.T, seed uint64) *randomCluster {
+	return &randomCluster{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), state: cluster.NewState(), now: epoch}
+}
+
+func (c *randomCluster) id() string {
+	c.ids++
+	return fmt.Sprintf("%08d-0000-0000-0000-000000000000", c.ids)
+}
+
+// apply proposes a command the way a server does.
+func (c *randomCluster) apply(cmd cluster.Command, stamp *cluster.Stamp) cluster.Result {
+	c.t.Helper()
+	c.index++
+	c.now = c.now.Add(time.Second)
+	stamp.RequestID, stamp.Time = c.id(), int64(c.now)
+	res, err := c.state.Apply(c.index, cluster.EncodeCommand(cmd))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := c.state.Snapshot().Check(); err != nil {
+		c.t.Fatalf("after %T at %d: %v", cmd, c.index, err)
+	}
+	return res
+}
+
+func (c *randomCluster) run(steps int) {
+	for range 3 + c.rnd.IntN(6) {
+		c.addNode()
+	}
+	for range steps {
+		switch c.rnd.IntN(8) {
+		case 0:
+			c.addNode()
+		case 1, 2:
+			c.registerJob()
+		case 3:
+			j := fmt.Sprintf("job%d", c.rnd.IntN(4))
+			cmd := &cluster.DeregisterJob{Namespace: cluster.DefaultNamespace, JobID: j, Purge: c.rnd.IntN(3) == 0, EvalID: c.id()}
+			c.apply(cmd, &cmd.Stamp)
+		case 4:
+			status := []string{cluster.NodeStatusDown, cluster.NodeStatusReady, cluster.NodeStatusDisconnected}[c.rnd.IntN(3)]
+			cmd := &cluster.UpdateNodeStatus{Updates: []cluster.NodeStatusUpdate{{NodeID: pick(c.rnd, c.nodes), Status: status}}}
+			c.apply(cmd, &cmd.Stamp)
+		default:
+			c.report()
+		}
+		c.answer()
+	}
+}
+
+func pick[T any](rnd *rand.Rand, s []T) T { return s[rnd.IntN(len(s))] }
+
+func (c *randomCluster) addNode() {
+	l, err := parseLine(fmt.Sprintf("%s cpu=%d memory=%d disk=5000 class=%s attr.x=%d ports_from=20000 ports_to=20005",
+		c.id(), 500+c.rnd.IntN(3000), 512+c.rnd.IntN(4096), pick(c.rnd, []string{"a", "b"}), c.rnd.IntN(3)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if c.rnd.IntN(2) == 0 {
+		l.keys["gpu"], l.keys["gpus"] = pick(c.rnd, []string{"A100", "T4"}), fmt.Sprint(1+c.rnd.IntN(4))
+	}
+	n := l.node()
+	cmd := &cluster.RegisterNode{Node: n}
+	c.apply(cmd, &cmd.Stamp)
+	c.nodes = append(c.nodes, n.ID)
+}
+
+func (c *randomCluster) registerJob() {
+	kind := pick(c.rnd, []string{"service", "batch"})
+	job := fmt.Sprintf("job job%d type=%s", c.rnd.IntN(4), kind)
+	if c.rnd.IntN(6) == 0 {
+		job += " all_at_once"
+	}
+	text := []string{job,
+		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20)),
+	}
+	if c.rnd.IntN(4) == 0 {
+		text = append(text, "constraint distinct_hosts")
+	}
+	text = append(text, fmt.Sprintf("task t cpu=%d memory=%d command=c%d", 50+c.rnd.IntN(500), 64+c.rnd.IntN(512), c.rnd.IntN(3)))
+	if c.rnd.IntN(2) == 0 {
+		text = append(text, fmt.Sprintf("device %s count=%d", pick(c.rnd, []string{"gpu", "nvidia/gpu", "nvidia/gpu/T4"}), 1+c.rnd.IntN(2)))
+	}
+	if c.rnd.IntN(2) == 0 {
+		text = append(text, "port http", "port admin")
+	}
+	if c.rnd.IntN(4) == 0 {
+		text = append(text, "port fixed static=20003")
+	}
+	w := &world{}
+	for _, s := range text {
+		l, err := parseLine(s)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		w.version(l, 0)
+	}
+	cmd := &cluster.RegisterJob{Job: w.versions[0], EvalID: c.id()}
+	if res := c.apply(cmd, &cmd.Stamp); res.Err != nil {
+		c.t.Fatal(res.Err)
+	}
+}
+
+// report lets the nodes say something of their allocations.
+func (c *randomCluster) report() {
+	snap := c.state.Snapshot()
+	cmd := &cluster.UpdateAllocs{}
+	for _, a := range snap.Allocs(nil, "") {
+		if a.ClientTerminal() || c.rnd.IntN(2) == 0 {
+			continue
+		}
+		u := &cluster.Allocation{ID: a.ID, Epoch: a.Epoch, ClientStatus: cluster.AllocClientRunning}
+		healthy := true
+		switch {
+		case a.ServerTerminal():
+			u.ClientStatus = cluster.AllocClientComplete
+		case c.rnd.IntN(6) == 0:
+			u.ClientStatus, healthy = cluster.AllocClientFailed, false
+			u.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateDead, Failed: true, FinishedAt: c.now}}
+		case c.rnd.IntN(6) == 0:
+			u.ClientStatus = cluster.AllocClientComplete
+		}
+		if a.DeploymentID != "" {
+			u.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: &healthy}
+		}
+		cmd.Allocs = append(cmd.Allocs, u)
+	}
+	c.apply(cmd, &cmd.Stamp)
+}
+
+// answer plans every open evaluation on one view and commits the plans.
+func (c *randomCluster) answer() {
+	for round := 0; ; round++ {
+		if round > 50 {
+			c.t.Fatal("evaluations beget evaluations without end")
+		}
+		snap := c.state.Snapshot()
+		seen := map[cluster.JobKey]bool{}
+		var open []*cluster.Evaluation
+		for _, e := range snap.Evals(nil, "") {
+			due := e.Status == cluster.EvalStatusPending && e.WaitUntil <= c.now
+			if (due || (round == 0 && e.Status == cluster.EvalStatusBlocked)) && !seen[e.JobKey()] {
+				seen[e.JobKey()] = true
+				open = append(open, e)
+			}
+		}
+		if len(open) == 0 {
+			return
+		}
+		maxBytes := pick(c.rnd, []int{0, 2000})
+		plan := func(ids *int) (plans []*cluster.Plan) {
+			v := NewView(snap)
+			for _, e := range open {
+				newID := func() string { *ids++; return fmt.Sprintf("%08d-0000-0000-0000-000000000000", *ids) }
+				r := v.Plan(Input{Job: snap.Job(nil, e.JobKey()), Eval: e, Now: c.now, NewID: newID, MaxBytes: maxBytes})
+				if r.More && r.Empty() {
+					c.t.Fatalf("a plan for %s was cut to nothing", e.JobID)
+				}
+				plans = append(plans, r.Plan)
+			}
+			return plans
+		}
+		again := c.ids
+		plans := plan(&c.ids)
+		if !bytes.Equal(cluster.Marshal(plans), cluster.Marshal(plan(&again))) {
+			c.t.Fatal("the same snapshot, evaluations and IDs gave two different plans")
+		}
+		cmd := &cluster.ApplyPlans{Plans: plans}
+		for i, r := range c.apply(cmd, &cmd.Stamp).Plans {
+			if r.Stale || len(r.Refused) > 0 {
+				c.t.Fatalf("plan for %s was refused: %+v", plans[i].JobID, r)
+			}
+		}
+	}
+}
