@@ -342,16 +342,17 @@ var laterDevice = regexp.MustCompile(`^(nvidia/)?(gpu-milli|gpu-mib|mig-[0-9a-z.
 
 func (c *checker) device(in *api.RequestedDevice, path string) *cluster.RequestedDevice {
 	d := &cluster.RequestedDevice{Name: in.Name, Count: or(in.Count, 1), Constraints: c.constraints(in.Constraints, path, levelDevice)}
-	if d.Count < 1 || d.Count > maxDevices {
-		c.fault(join(path, "count"), "is %d; it must be between 1 and %d", d.Count, maxDevices)
-	}
 	model, hasModel := strings.CutPrefix(d.Name, "nvidia/gpu/")
 	switch {
 	case d.Name == "gpu", d.Name == "nvidia/gpu", hasModel && strings.TrimSpace(model) != "" && !strings.Contains(model, "/"):
 	case laterDevice.MatchString(d.Name):
-		c.fault(path, "device %s, a part of a GPU, %s; known: %s", quote(d.Name), notYet, strings.Join(deviceForms, ", "))
+		c.fault(path, "device %s, a part of a GPU, %s%s", quote(d.Name), notYet, known(deviceForms))
+		return d // its count has another measure
 	default:
 		c.fault(path, "unknown device %s%s%s", quote(d.Name), didYouMean(d.Name, deviceForms[:2]), known(deviceForms))
+	}
+	if d.Count < 1 || d.Count > maxDevices {
+		c.fault(join(path, "count"), "is %d; it must be between 1 and %d", d.Count, maxDevices)
 	}
 	return d
 }

@@ -142,8 +142,8 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 	if in.ShutdownDelay != nil {
 		c.notNegative(*in.ShutdownDelay, join(path, "shutdown_delay"))
 	}
-	g.Update = c.update(service, job.Update, in.Update, g.Count, join(path, "update"))
-	g.Migrate = c.migrate(service, job.Migrate, in.Migrate, join(path, "migrate"))
+	g.Update = c.update(out.Type, job.Update, in.Update, g.Count, join(path, "update"))
+	g.Migrate = c.migrate(out.Type, job.Migrate, in.Migrate, join(path, "migrate"))
 
 	tasks := present(in.Tasks)
 	if len(tasks) == 0 {
@@ -227,9 +227,10 @@ func (c *checker) restart(service bool, group, task *api.RestartPolicy, path str
 	}
 	c.notNegative(r.Delay, join(path, "delay"))
 	c.oneOf(r.Mode, join(path, "mode"), "fail", "delay")
-	switch {
-	case r.Attempts == 0 && r.Mode == "delay":
+	if r.Attempts == 0 && r.Mode == "delay" {
 		c.fault(join(path, "mode"), `with "delay" the attempts must be at least 1`)
+	}
+	switch {
 	case r.Interval < 5*time.Second:
 		c.fault(join(path, "interval"), "is %v; it must be at least 5s", r.Interval)
 	case r.Attempts > 0 && r.Delay > r.Interval/time.Duration(r.Attempts):
@@ -271,9 +272,9 @@ func (c *checker) reschedule(jobType string, job, group *api.ReschedulePolicy, p
 	return r
 }
 
-func (c *checker) update(service bool, job, group *api.UpdateStrategy, count int, path string) *cluster.UpdateStrategy {
-	if !service {
-		if !job.Empty() || !group.Empty() {
+func (c *checker) update(jobType string, job, group *api.UpdateStrategy, count int, path string) *cluster.UpdateStrategy {
+	if jobType != cluster.JobTypeService {
+		if jobType == cluster.JobTypeBatch && (!job.Empty() || !group.Empty()) {
 			c.fault(path, "only jobs of type service have an update block")
 		}
 		return nil
@@ -317,9 +318,9 @@ func (c *checker) update(service bool, job, group *api.UpdateStrategy, count int
 	return u
 }
 
-func (c *checker) migrate(service bool, job, group *api.MigrateStrategy, path string) *cluster.MigrateStrategy {
-	if !service {
-		if job != nil || group != nil {
+func (c *checker) migrate(jobType string, job, group *api.MigrateStrategy, path string) *cluster.MigrateStrategy {
+	if jobType != cluster.JobTypeService {
+		if jobType == cluster.JobTypeBatch && (job != nil || group != nil) {
 			c.fault(path, "only jobs of type service have a migrate block")
 		}
 		return nil

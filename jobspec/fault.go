@@ -1,8 +1,10 @@
 package jobspec
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -83,17 +85,20 @@ func (fs Faults) Strings() []string {
 
 // Annotate adds to the Faults in err the lines that their paths have in source, of
 // format "hcl2" or "json" as a job submission names it. Any other error, and
-// faults whose place the source does not show, come back as they are. The source
-// is only read, never evaluated; one that is too large or broken adds nothing.
+// faults whose place the source does not show, come back as they are. The faults
+// come back in the order of their lines. The source is only read, never evaluated;
+// one that is too large or broken adds nothing.
 func Annotate(err error, source, format string) error {
 	var fs Faults
 	if source == "" || !errors.As(err, &fs) {
 		return err
 	}
-	return fs.at(positionsOf([]byte(source), format))
+	return fs.At(positionsOf([]byte(source), format))
 }
 
-func (fs Faults) at(p Positions) Faults {
+// At adds the lines of the faults' paths, as Annotate does, from the positions that
+// Parse gave.
+func (fs Faults) At(p Positions) Faults {
 	out := make(Faults, len(fs))
 	for i, f := range fs {
 		if f.Line == 0 {
@@ -101,5 +106,6 @@ func (fs Faults) at(p Positions) Faults {
 		}
 		out[i] = f
 	}
+	slices.SortStableFunc(out, func(a, b Fault) int { return cmp.Compare(a.Line, b.Line) })
 	return out
 }

@@ -10,7 +10,7 @@ import (
 func didYouMean(word string, known []string) string {
 	best, bestAt := "", max(2, len(word)/3)+1
 	for _, k := range known {
-		if d := distance(strings.ToLower(word), k, bestAt); d < bestAt {
+		if d := distance(strings.ToLower(word), strings.ToLower(k), bestAt); d < bestAt {
 			best, bestAt = k, d
 		}
 	}

@@ -206,7 +206,7 @@ func diagnosed(diags hcl.Diagnostics) error {
 		}
 		fs = append(fs, f)
 	}
-	return fs
+	return fs.At(nil)
 }
 
 // textual splits the decoder's joined diagnostics, one a line that starts with
@@ -226,7 +226,7 @@ func textual(name string, err error) error {
 		}
 		fs = append(fs, f)
 	}
-	return fs
+	return fs.At(nil)
 }
 
 // bounded refuses a source that the recursive parsers should not be given.

@@ -17,8 +17,8 @@ import (
 // Positions maps paths of a job, as in Fault.Path, to lines of its source.
 type Positions map[string]int
 
-// inherited matches blocks of a group that may stand in the job instead.
-var inherited = regexp.MustCompile(`^group\..+?\.((?:update|reschedule|migrate)(?:\..*)?)$`)
+// inherited matches blocks of a group or task that may stand in the job instead.
+var inherited = regexp.MustCompile(`^group\..+?\.(?:task\..+?\.)?((?:update|reschedule|migrate|vault|secret)(?:\..*)?)$`)
 
 // Line returns the line of path, or of the innermost block around it that the
 // source shows; 0 when it shows none.
