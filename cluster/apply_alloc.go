@@ -140,6 +140,9 @@ func (t *tx) putAlloc(a, old *Allocation, desired bool) {
 		a.AllocModifyIndex = t.index
 	}
 	t.put(TableAllocs, a)
+	if old != nil && old.Occupies() && !a.Occupies() {
+		t.touch(IndexCapacity)
+	}
 	from := ""
 	if old != nil {
 		from = old.ClientStatus

@@ -44,6 +44,7 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 func (t *tx) putNode(n *Node) {
 	n.ModifyIndex = t.index
 	t.put(TableNodes, n)
+	t.touch(IndexCapacity)
 }
 
 func (t *tx) nodeEvent(n *Node, message string, details map[string]string) {

@@ -28,6 +28,11 @@ const (
 	TableResults       = "results"
 )
 
+// IndexCapacity is an entry of the index table that is no table: the last log
+// index at which room for work may have appeared, because an allocation ended or a
+// node came or changed. Snapshot.Index and its watch take it like a table.
+const IndexCapacity = "capacity"
+
 // Table describes one table of the state: its name, the type byte of its records
 // in a snapshot stream (Nomad's numbers where Nomad has the table) and how to
 // make an empty record.
@@ -77,6 +82,12 @@ var Tables = []*Table{
 		key: func(v any) string { return v.(*Evaluation).ID },
 		by: map[string]func(any) string{
 			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
+			"open": func(v any) string {
+				if e := v.(*Evaluation); !e.Terminal() {
+					return e.Status
+				}
+				return ""
+			},
 		}},
 	{Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
 		key: func(v any) string { return v.(*Allocation).ID },
@@ -96,6 +107,12 @@ var Tables = []*Table{
 		key: func(v any) string { return v.(*Deployment).ID },
 		by: map[string]func(any) string{
 			"job": func(v any) string { d := v.(*Deployment); return d.Namespace + sep + d.JobID },
+			"active": func(v any) string {
+				if d := v.(*Deployment); d.Active() {
+					return d.Status
+				}
+				return ""
+			},
 		}},
 	{Name: TableModels, Record: 200, New: func() any { return new(Model) },
 		key: func(v any) string { return v.(*Model).Name }},
@@ -274,6 +291,11 @@ func (s *Snapshot) EvalsByJob(ws WatchSet, k JobKey) []*Evaluation {
 	return list[Evaluation](s.txn, ws, TableEvals, "job", k.Namespace, k.ID)
 }
 
+// OpenEvals returns the evaluations that are not terminal: pending and blocked.
+func (s *Snapshot) OpenEvals(ws WatchSet) []*Evaluation {
+	return list[Evaluation](s.txn, ws, TableEvals, "open_prefix", "")
+}
+
 // Alloc returns an allocation by its whole ID.
 func (s *Snapshot) Alloc(ws WatchSet, id string) *Allocation {
 	return first[Allocation](s.txn, ws, TableAllocs, "id", id)
@@ -320,6 +342,11 @@ func (s *Snapshot) Deployment(ws WatchSet, id string) *Deployment {
 // Deployments returns the deployments whose ID begins with prefix, by ID.
 func (s *Snapshot) Deployments(ws WatchSet, prefix string) []*Deployment {
 	return list[Deployment](s.txn, ws, TableDeployments, "id_prefix", prefix)
+}
+
+// ActiveDeployments returns the deployments that are under way.
+func (s *Snapshot) ActiveDeployments(ws WatchSet) []*Deployment {
+	return list[Deployment](s.txn, ws, TableDeployments, "active_prefix", "")
 }
 
 // DeploymentsByJob returns a job's deployments.
