@@ -23,8 +23,9 @@ const diskRetry = 250 * time.Millisecond
 
 // disk stands between raft and its bbolt file, because raft panics where that
 // fails. A full disk is waited out: log entries get an error, raft's own few
-// words (term, vote) are tried again until there is room. Any other fault ends
-// the store with a reason: after a failed fsync nobody knows what the disk holds.
+// words (term, vote, the entry that begins a term) are tried again until there is
+// room. Any other fault ends the store with a reason: after a failed fsync nobody
+// knows what the disk holds.
 type disk struct {
 	*raftboltdb.BoltStore
 	log     *slog.Logger
@@ -32,6 +33,13 @@ type disk struct {
 	fail    func(error)
 	closing <-chan struct{}
 	running atomic.Bool // false while raft starts: errors end Open then
+	noSpace atomic.Bool // the last write found the disk full
+}
+
+// errFull says that nothing was stored because the disk is full.
+func (d *disk) errFull() error {
+	return cluster.Errorf(cluster.CodeUnavailable,
+		"the disk of the server's data folder %s is full: nothing was stored; free some space and try again", d.dir)
 }
 
 // full says whether err means that nothing was written for lack of space. Only a
@@ -56,13 +64,17 @@ func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) 
 
 // StoreLogs implements raft.LogStore: all entries are on disk, or none.
 func (d *disk) StoreLogs(logs []*raft.Log) error {
-	err := d.BoltStore.StoreLogs(logs)
+	write := func() error { return d.BoltStore.StoreLogs(logs) }
+	if len(logs) == 1 && logs[0].Type == raft.LogNoop {
+		return d.insist(write) // raft would step down and win the next term, over and over
+	}
+	err := write()
+	d.noSpace.Store(full(err))
 	switch {
 	case err == nil:
 		return nil
 	case full(err):
-		return cluster.Errorf(cluster.CodeUnavailable,
-			"the disk of the server's data folder %s is full: nothing was stored; free some space and try again", d.dir)
+		return d.errFull()
 	}
 	return d.broken(fmt.Errorf("write the log in %s: %w", d.dir, err))
 }
@@ -89,11 +101,12 @@ func (d *disk) SetUint64(key []byte, value uint64) error {
 func (d *disk) insist(write func() error) error {
 	for said := false; ; {
 		err := write()
+		d.noSpace.Store(full(err))
 		if err == nil || !d.running.Load() {
 			return err
 		}
 		if !full(err) {
-			return d.broken(fmt.Errorf("write raft's vote in %s: %w", d.dir, err))
+			return d.broken(fmt.Errorf("write raft's term and vote in %s: %w", d.dir, err))
 		}
 		if !said {
 			d.log.Error("data folder's disk is full; there is no leader until some space is free", "folder", d.dir)

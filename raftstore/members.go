@@ -145,13 +145,17 @@ func (s *Store) isClosing() bool {
 	}
 }
 
-// waitLeader returns when this server is the leader; ErrNoLeader when ctx ends first.
+// waitLeader returns when this server is the leader; when ctx ends first
+// ErrNoLeader, or that the disk is full if this is why.
 func (s *Store) waitLeader(ctx context.Context) error {
 	for {
 		if err := s.Err(); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
+			if s.disk.noSpace.Load() {
+				return s.disk.errFull()
+			}
 			return cluster.ErrNoLeader
 		}
 		leader, changed := s.leading.get()

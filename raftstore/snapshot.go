@@ -213,7 +213,8 @@ func (p *persister) Persist(sink raft.SnapshotSink) error {
 	start := time.Now()
 	err := p.write(sink)
 	if err != nil {
-		return errors.Join(fmt.Errorf("write snapshot: %w", err), sink.Cancel())
+		_ = sink.Cancel() // what it could say is said by err
+		return fmt.Errorf("write snapshot: %w", err)
 	}
 	p.fsm.metrics.snapshots.Observe(time.Since(start).Seconds())
 	return nil // raft closes the sink, which syncs it
@@ -265,6 +266,10 @@ func openSnapshots(dir string, l *slog.Logger) (*snapshots, error) {
 func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
 	sink, err := s.FileSnapshotStore.Create(version, index, term, c, cIndex, trans)
 	if err != nil {
+		unfinished, _ := filepath.Glob(filepath.Join(s.dir, fmt.Sprintf("%d-%d-*%s", term, index, tmpSuffix))) // raft's names
+		for _, path := range unfinished {
+			err = errors.Join(err, os.RemoveAll(path))
+		}
 		return nil, err
 	}
 	return &snapshotSink{sink, filepath.Join(s.dir, sink.ID()+tmpSuffix)}, nil

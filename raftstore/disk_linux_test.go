@@ -1,0 +1,153 @@
+package raftstore
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// mustMountSmall returns a folder on a file system of its own.
+func mustMountSmall(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("cannot mount a small file system (%v): run as root with CAP_SYS_ADMIN", err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "nothing is open any more", func() bool {
+			runtime.GC() // raft leaves the file of a failed snapshot to the collector
+			return unix.Unmount(dir, 0) == nil
+		})
+	})
+	return dir
+}
+
+// A full disk: a clear error, nothing acknowledged is lost, and once there is
+// space the store goes on by itself.
+func TestFullDisk(t *testing.T) {
+	disk := mustMountSmall(t, "6m")
+	ballast := filepath.Join(disk, "ballast")
+	mustWrite(t, ballast, strings.Repeat("x", 3<<20))
+	dir := filepath.Join(disk, "server")
+	s := mustOpen(t, dir, func(c *Config) {
+		c.LeaderWait = time.Second
+		c.SnapshotInterval, c.SnapshotThreshold = 20*time.Millisecond, 16 // snapshots fail too
+	})
+	acked := map[string]uint64{}
+	err := fillDisk(t, s, acked)
+	if cluster.CodeOf(err) != cluster.CodeUnavailable || !strings.Contains(err.Error(), "disk of the server's data folder "+dir+" is full") {
+		t.Fatalf("on a full disk: %v", err)
+	}
+	for range 20 { // and again, while raft tries to lead: no write gets through unseen
+		c := register("more")
+		c.Submission.Source = strings.Repeat("y", 500_000)
+		if _, err := s.Apply(t.Context(), c); err == nil {
+			t.Fatal("half a megabyte was stored on a full disk")
+		} else if cluster.CodeOf(err) != cluster.CodeUnavailable {
+			t.Fatalf("on a full disk: %v", err)
+		}
+	}
+	if err := s.Err(); err != nil {
+		t.Fatalf("the store ended: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, snapFolder, "*"+tmpSuffix)); err != nil || len(left) > 1 { // one may be under way
+		t.Errorf("failed snapshots left %v, %v", left, err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store leads again", s.IsLeader)
+	for id, index := range map[string]uint64{"later-1": 0, "later-2": 0} {
+		eventually(t, "a write is stored again", func() bool {
+			res, err := s.Apply(t.Context(), register(id))
+			index = res.Index
+			return err == nil
+		})
+		acked[id] = index
+	}
+	mustClose(t, s)
+	if _, ok := acked["more"]; ok {
+		t.Error("refused write was acknowledged")
+	}
+	mustHold(t, "after the restart", dir, acked)
+}
+
+// Closing and starting again while not a byte is free.
+func TestFullDiskAtRestart(t *testing.T) {
+	disk := mustMountSmall(t, "6m")
+	dir := filepath.Join(disk, "server")
+	reserve := filepath.Join(disk, "reserve")
+	mustWrite(t, reserve, strings.Repeat("x", 2<<20))
+	s := mustOpen(t, dir, func(c *Config) { c.LeaderWait = time.Second })
+	acked := map[string]uint64{}
+	if err := fillDisk(t, s, acked); cluster.CodeOf(err) != cluster.CodeUnavailable {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(disk, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 4096); err == nil; {
+		_, err = f.Write(block)
+	}
+	f.Close()
+	mustClose(t, s)
+
+	// It opens, or says that there is no space; it never invents or loses anything.
+	s, err = Open(testConfig(t, dir))
+	if err == nil {
+		s.Close()
+	} else if !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("open on a full disk: %v", err)
+	}
+	if err := os.Remove(reserve); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, "with space again", dir, acked)
+}
+
+// An archive that does not fit is refused and changes nothing.
+func TestRestoreOnFullDisk(t *testing.T) {
+	from := mustOpen(t, t.TempDir())
+	for i := range 10 {
+		c := register(string(rune('a' + i)))
+		c.Submission.Source = strings.Repeat("x", 500_000)
+		mustApply(t, from, c)
+	}
+	b, _ := mustSave(t, from)
+	dir := filepath.Join(mustMountSmall(t, "8m"), "server")
+	s := mustOpen(t, dir)
+	mustApply(t, s, register("kept"))
+	want := dump(t, s)
+	if _, err := s.RestoreArchive(t.Context(), strings.NewReader(string(b))); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("restore of 10 MB on 8 MB: %v", err)
+	}
+	mustEqual(t, "after the restore that did not fit", dump(t, s), want)
+	mustApply(t, s, register("next"))
+	want = dump(t, s)
+	mustClose(t, s)
+	mustEqual(t, "after restart", dump(t, mustOpen(t, dir)), want)
+}
+
+// An fsync or read that fails leaves the disk in doubt: the store ends with the reason.
+func TestBrokenDiskEndsTheStore(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, dir)
+	acked := map[string]uint64{"a": mustApply(t, s, register("a")).Index}
+	s.lock.Close() // every access fails from now on
+	if _, err := s.Apply(t.Context(), register("b")); cluster.CodeOf(err) != cluster.CodeUnavailable && cluster.CodeOf(err) != cluster.CodeNoLeader {
+		t.Errorf("write on a broken disk: %v", err)
+	}
+	mustBeFatal(t, s, "write the log in "+dir)
+	if err := s.Close(); err == nil {
+		t.Error("close does not tell")
+	}
+	mustHold(t, "reopened", dir, acked)
+}
