@@ -24,7 +24,7 @@ MODEL_PACKAGES := python3-torch python3-onnx python3-pil dataset-fashion-mnist l
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-zA-Z%-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z][a-zA-Z %-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: run
 run: build ort ## build, get ONNX Runtime and start the whole platform with a demonstration; Ctrl-C ends it
@@ -91,6 +91,10 @@ ort: ## get the pinned ONNX Runtime library into out/lib
 .PHONY: nomad
 nomad: ## get the pinned nomad that the tests drive; built unless it is on PATH
 	@tools/server.sh nomad out/tools
+
+.PHONY: consul vault
+consul vault: ## get the pinned consul or vault in the same way
+	@tools/server.sh $@ out/tools
 
 .PHONY: debian
 debian:
