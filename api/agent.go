@@ -1,0 +1,237 @@
+package api
+
+import (
+	"net"
+	"net/http"
+	"runtime"
+	"strconv"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// raftProtocol is the version of Raft's protocol that servers speak.
+const raftProtocol = "3"
+
+// frontPage stands where a browser looks first.
+func (s *Server) frontPage(*request) (any, error) {
+	return streamFunc(func(w http.ResponseWriter) error {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, err := w.Write([]byte("rxvision " + s.cfg.Version + ", server " + s.cfg.Name + " of region " + s.cfg.Region + "\n\n" +
+			"This is the API, in Nomad's dialect:\n\n" +
+			"    export NOMAD_ADDR=http://THIS-ADDRESS\n" +
+			"    nomad node status\n" +
+			"    nomad job run JOB.nomad.hcl\n"))
+		return err
+	}), nil
+}
+
+// leader waits for a leader and gives its Raft address.
+func (s *Server) statusLeader(r *request) (any, error) {
+	if err := s.waitLeader(r); err != nil {
+		return nil, err
+	}
+	_, address := s.cfg.Store.Leader()
+	return address, nil
+}
+
+func (s *Server) peers() ([]Peer, error) {
+	if s.cfg.Peers == nil {
+		return nil, notBuilt("this server does not know its peers")
+	}
+	return s.cfg.Peers()
+}
+
+func (s *Server) statusPeers(*request) (any, error) {
+	peers, err := s.peers()
+	if err != nil {
+		return nil, err
+	}
+	out := []string{}
+	for _, p := range peers {
+		out = append(out, p.Address)
+	}
+	return out, nil
+}
+
+func (s *Server) regions(*request) (any, error) { return []string{s.cfg.Region}, nil }
+
+// member is a server as `nomad server members` prints it.
+type member struct {
+	Name        string
+	Addr        string
+	Port        uint16
+	Tags        map[string]string
+	Status      string
+	ProtocolMin uint8
+	ProtocolMax uint8
+	ProtocolCur uint8
+	DelegateMin uint8
+	DelegateMax uint8
+	DelegateCur uint8
+}
+
+// protocol is the version of the members' protocol that Nomad's servers report.
+const protocol = 2
+
+func (s *Server) member(p Peer) member {
+	host, port, err := net.SplitHostPort(p.Address)
+	if err != nil {
+		host = p.Address
+	}
+	number, _ := strconv.ParseUint(port, 10, 16) // 0 where the address has none
+	m := member{
+		Name: s.fullName(p), Addr: host, Port: uint16(number), Status: "alive",
+		ProtocolMin: protocol, ProtocolMax: protocol, ProtocolCur: protocol,
+		DelegateMin: protocol, DelegateMax: protocol, DelegateCur: protocol,
+		Tags: map[string]string{
+			"role": "nomad", "region": s.cfg.Region, "dc": s.cfg.Datacenter, "id": p.ID, "port": port, "rpc_addr": host,
+			"raft_vsn": raftProtocol, "vsn": "1", "build": s.cfg.Version,
+		},
+	}
+	if p.ID != s.cfg.ID && !p.Leader {
+		m.Status = "unknown" // servers hear of each other through the leader only
+	}
+	return m
+}
+
+// fullName is NAME.REGION, with the ID where a peer's name is not known.
+func (s *Server) fullName(p Peer) string {
+	name := p.Name
+	if name == "" {
+		name = p.ID
+	}
+	return name + "." + s.cfg.Region
+}
+
+type membersReply struct {
+	ServerName, ServerRegion, ServerDC string
+	Members                            []member
+}
+
+func (s *Server) agentMembers(*request) (any, error) {
+	peers, err := s.peers()
+	if err != nil {
+		return nil, err
+	}
+	reply := &membersReply{ServerName: s.cfg.Name, ServerRegion: s.cfg.Region, ServerDC: s.cfg.Datacenter, Members: []member{}}
+	for _, p := range peers {
+		reply.Members = append(reply.Members, s.member(p))
+	}
+	return reply, nil
+}
+
+// selfReply is what `nomad agent-info` and others read of a server.
+type selfReply struct {
+	Config map[string]any               `json:"config"`
+	Member member                       `json:"member"`
+	Stats  map[string]map[string]string `json:"stats"`
+}
+
+func (s *Server) agentSelf(*request) (any, error) {
+	id, leader := s.cfg.Store.Leader()
+	reply := &selfReply{
+		Config: map[string]any{
+			"Region": s.cfg.Region, "Datacenter": s.cfg.Datacenter, "NodeName": s.cfg.Name,
+			"Version": map[string]any{"Version": s.cfg.Version},
+			"ACL":     map[string]any{"Enabled": s.cfg.Authorize != nil},
+			"Server":  map[string]any{"Enabled": true},
+			"Client":  map[string]any{"Enabled": false},
+			"UI":      map[string]any{"Enabled": false, "ShowCLIHints": false},
+		},
+		Stats: map[string]map[string]string{
+			"nomad": {
+				"server": "true", "leader": strconv.FormatBool(s.cfg.Store.IsLeader()), "leader_addr": leader,
+				"known_regions": "1", "version": s.cfg.Version,
+			},
+			"raft": s.cfg.Store.Stats(),
+			"runtime": {
+				"arch": runtime.GOARCH, "kernel.name": runtime.GOOS, "version": runtime.Version(),
+				"cpu_count": strconv.Itoa(runtime.NumCPU()), "max_procs": strconv.Itoa(runtime.GOMAXPROCS(0)),
+				"goroutines": strconv.Itoa(runtime.NumGoroutine()),
+			},
+		},
+	}
+	self := Peer{ID: s.cfg.ID, Name: s.cfg.Name, Leader: id == s.cfg.ID}
+	if peers, err := s.peers(); err == nil {
+		for _, p := range peers {
+			if p.ID == s.cfg.ID {
+				self = p
+			}
+		}
+	}
+	reply.Member = s.member(self)
+	return reply, nil
+}
+
+// health is one half of the answer to a health check.
+type health struct {
+	OK      bool   `json:"ok"`
+	Message string `json:"message"`
+}
+
+type healthReply struct {
+	Server *health `json:"server,omitempty"`
+	Client *health `json:"client,omitempty"`
+}
+
+// agentHealth answers 200 when the server knows a leader, else 500, with JSON in
+// both cases.
+func (s *Server) agentHealth(r *request) (any, error) {
+	var reply healthReply
+	switch what := r.query.Get("type"); what {
+	case "", "server":
+		reply.Server = &health{OK: s.hasLeader(), Message: "ok"}
+		if !reply.Server.OK {
+			reply.Server.Message = cluster.ErrNoLeader.Text
+		}
+	case "client":
+		reply.Client = &health{Message: "client not enabled"}
+	default:
+		return nil, badRequest("unknown type %q: use server or client", what)
+	}
+	if reply.Server == nil || !reply.Server.OK {
+		return statusBody{http.StatusInternalServerError, &reply}, nil
+	}
+	return &reply, nil
+}
+
+// statusBody is an answer without Nomad's index.
+type statusBody struct {
+	status int
+	body   any
+}
+
+// namespace is a namespace as clients read it.
+type namespace struct {
+	Name, Description, Quota string
+	Meta                     map[string]string
+	CreateIndex, ModifyIndex uint64
+}
+
+var defaultNamespace = &namespace{
+	Name: cluster.DefaultNamespace, Description: "Default shared namespace", CreateIndex: 1, ModifyIndex: 1,
+}
+
+func (s *Server) listNamespaces(r *request) (any, error) {
+	return s.read(r, func(*cluster.Snapshot, cluster.WatchSet) found {
+		list := only([]*namespace{defaultNamespace}, func(n *namespace) bool { return hasPrefix(n.Name, r.prefix) })
+		same := func(n *namespace) any { return n }
+		return page(r, 1, list, true, func(n *namespace) position { return named(n.Name) }, same, same)
+	})
+}
+
+func (s *Server) readNamespace(r *request) (any, error) {
+	return s.read(r, func(*cluster.Snapshot, cluster.WatchSet) found {
+		if r.params["name"] != cluster.DefaultNamespace {
+			return found{index: 1, err: notFound("Namespace not found")}
+		}
+		return found{body: defaultNamespace, index: 1}
+	})
+}
+
+func (s *Server) deleteNamespace(r *request) (any, error) {
+	if r.params["name"] == cluster.DefaultNamespace {
+		return nil, refusedf("can not delete default namespace")
+	}
+	return nil, refused(notFound("namespace not found"))
+}

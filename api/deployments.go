@@ -1,0 +1,142 @@
+package api
+
+import (
+	"github.com/rxvision/rxvision/cluster"
+)
+
+func deploymentPage(r *request, snap *cluster.Snapshot, ws cluster.WatchSet, list []*cluster.Deployment) found {
+	at := func(d *cluster.Deployment) position { return created(d.CreateIndex, d.ID) }
+	same := func(d *cluster.Deployment) any { return d }
+	return page(r, snap.Index(ws, cluster.TableDeployments), list, false, at, same, same)
+}
+
+func (s *Server) listDeployments(r *request) (any, error) {
+	prefix, err := r.idPrefix("deployment")
+	if err != nil {
+		return nil, err
+	}
+	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
+		list := inNamespace(r, snap.Deployments(ws, prefix), func(d *cluster.Deployment) string { return d.Namespace })
+		return deploymentPage(r, snap, ws, list)
+	})
+}
+
+func (s *Server) readDeployment(r *request) (any, error) {
+	id, err := wholeUUID(r.params["id"], "deployment")
+	if err != nil {
+		return nil, err
+	}
+	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
+		d := snap.Deployment(ws, id)
+		if d == nil {
+			return missing(snap, ws, cluster.TableDeployments, "deployment not found")
+		}
+		return found{body: d, index: d.ModifyIndex}
+	})
+}
+
+func (s *Server) deploymentAllocs(r *request) (any, error) {
+	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
+		return allocPage(r, snap, ws, snap.AllocsByDeployment(ws, r.params["id"]), allocFields{states: true})
+	})
+}
+
+// deploymentReply is the answer to changes of a deployment.
+type deploymentReply struct {
+	EvalID                string
+	EvalCreateIndex       uint64
+	DeploymentModifyIndex uint64
+	RevertedJobVersion    *uint64
+	Index                 uint64
+}
+
+// activeDeployment finds the deployment of a request to change it; verb is for
+// the message when it has ended.
+func (s *Server) activeDeployment(r *request, verb string) (*cluster.Deployment, error) {
+	id, err := wholeUUID(r.params["id"], "deployment")
+	if err != nil {
+		return nil, err
+	}
+	if err := s.waitLeader(r); err != nil {
+		return nil, err
+	}
+	d := s.cfg.Store.State().Snapshot().Deployment(nil, id)
+	switch {
+	case d == nil:
+		return nil, notFound("deployment not found")
+	case !d.Active():
+		return nil, refusedf("can't %s terminal deployment", verb)
+	}
+	return d, nil
+}
+
+// updateDeployment sets a deployment's status; evaluate asks for an evaluation too.
+func (s *Server) updateDeployment(r *request, d *cluster.Deployment, status, description string, evaluate bool) (any, error) {
+	cmd := &cluster.UpdateDeployment{Update: &cluster.DeploymentStatusUpdate{
+		DeploymentID: d.ID, Status: status, StatusDescription: description,
+	}}
+	if evaluate {
+		cmd.EvalID = newID()
+	}
+	res, err := s.cfg.Store.Apply(r.Context(), cmd)
+	if err != nil {
+		return nil, refused(err)
+	}
+	reply := &deploymentReply{EvalID: res.EvalID, DeploymentModifyIndex: res.Index, Index: res.Index}
+	if res.EvalID != "" {
+		reply.EvalCreateIndex = res.Index
+	}
+	return &answer{body: reply, index: res.Index}, nil
+}
+
+func (s *Server) failDeployment(r *request) (any, error) {
+	d, err := s.activeDeployment(r, "fail")
+	if err != nil {
+		return nil, err
+	}
+	return s.updateDeployment(r, d, cluster.DeploymentFailed, cluster.DeploymentDescFailedByUser, true)
+}
+
+const descPaused = "Deployment is paused"
+
+func (s *Server) pauseDeployment(r *request) (any, error) {
+	var req struct {
+		DeploymentID string
+		Pause        bool
+	}
+	if err := r.decode(&req); err != nil {
+		return nil, err
+	}
+	verb := "resume"
+	if req.Pause {
+		verb = "pause"
+	}
+	d, err := s.activeDeployment(r, verb)
+	if err != nil {
+		return nil, err
+	}
+	if req.Pause {
+		return s.updateDeployment(r, d, cluster.DeploymentPaused, descPaused, false)
+	}
+	return s.updateDeployment(r, d, cluster.DeploymentRunning, cluster.DeploymentDescRunning, true)
+}
+
+func (s *Server) promoteDeployment(r *request) (any, error) {
+	d, err := s.activeDeployment(r, "promote")
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range d.TaskGroups {
+		if g.DesiredCanaries > 0 {
+			return nil, notBuilt("this version of rxvision does not support promoting canaries")
+		}
+	}
+	return nil, refusedf("no canaries to promote")
+}
+
+func (s *Server) unblockDeployment(r *request) (any, error) {
+	if _, err := s.activeDeployment(r, "unblock"); err != nil {
+		return nil, err
+	}
+	return nil, refusedf("can't unblock running deployment")
+}

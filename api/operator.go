@@ -1,0 +1,172 @@
+package api
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// raftServer is a peer as `nomad operator raft list-peers` prints it.
+type raftServer struct {
+	ID, Node, Address string
+	Leader, Voter     bool
+	RaftProtocol      string
+}
+
+type raftReply struct {
+	Servers []raftServer
+	Index   uint64
+}
+
+func (s *Server) raftConfiguration(*request) (any, error) {
+	peers, err := s.peers()
+	if err != nil {
+		return nil, err
+	}
+	reply := &raftReply{Servers: []raftServer{}}
+	for _, p := range peers {
+		reply.Servers = append(reply.Servers, raftServer{
+			ID: p.ID, Node: s.fullName(p), Address: p.Address, Leader: p.Leader, Voter: p.Voter, RaftProtocol: raftProtocol,
+		})
+	}
+	return reply, nil
+}
+
+// findPeer finds the peer that the query names; nil with the text that says
+// that there is none.
+func (s *Server) findPeer(r *request) (*Peer, string, error) {
+	peers, err := s.peers()
+	if err != nil {
+		return nil, "", err
+	}
+	id, address := r.query.Get("id"), r.query.Get("address")
+	if (id == "") == (address == "") {
+		return nil, "", badRequest("must specify either an id or an address of a peer")
+	}
+	for _, p := range peers {
+		if id != "" && p.ID == id || address != "" && p.Address == address {
+			return &p, "", nil
+		}
+	}
+	if id != "" {
+		return nil, "id " + strconv.Quote(id) + " was not found in the Raft configuration", nil
+	}
+	return nil, "address " + strconv.Quote(address) + " was not found in the Raft configuration", nil
+}
+
+func (s *Server) removePeer(r *request) (any, error) {
+	switch p, text, err := s.findPeer(r); {
+	case err != nil:
+		return nil, err
+	case p == nil:
+		return nil, refused(notFound("%s", text))
+	}
+	return nil, notBuilt("this version of rxvision does not support removing a server from the Raft configuration")
+}
+
+func (s *Server) transferLeadership(r *request) (any, error) {
+	switch p, text, err := s.findPeer(r); {
+	case err != nil:
+		return nil, err
+	case p == nil:
+		return nil, badRequest("%s", text)
+	}
+	return nil, notBuilt("this version of rxvision does not support transferring leadership")
+}
+
+func (s *Server) saveSnapshot(r *request) (any, error) {
+	if s.cfg.Archives == nil {
+		return nil, notBuilt("this server keeps no snapshots")
+	}
+	if err := s.waitLeader(r); err != nil {
+		return nil, err
+	}
+	archive, err := s.cfg.Archives.Save(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return streamFunc(func(w http.ResponseWriter) error {
+		defer archive.Close() //nolint:errcheck // a temporary file that was read whole
+		h := w.Header()
+		h.Set("Content-Type", "application/gzip")
+		h.Set("Content-Length", strconv.FormatInt(archive.Length, 10))
+		h.Set("Digest", archive.Digest)
+		_, err := io.Copy(w, archive)
+		return err
+	}), nil
+}
+
+func (s *Server) restoreSnapshot(r *request) (any, error) {
+	if s.cfg.Archives == nil {
+		return nil, notBuilt("this server keeps no snapshots")
+	}
+	if err := s.waitLeader(r); err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Archives.Restore(r.Context(), r.upload()); err != nil {
+		return nil, err
+	}
+	return nil, nil
+}
+
+// schedulerReply wraps the settings as clients read them.
+type schedulerReply struct {
+	SchedulerConfig *cluster.SchedulerConfiguration
+	Index           uint64
+}
+
+func (s *Server) schedulerConfig(r *request) (any, error) {
+	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
+		cfg := snap.SchedulerConfig(ws)
+		return found{body: &schedulerReply{cfg, cfg.ModifyIndex}, index: cfg.ModifyIndex}
+	})
+}
+
+func (s *Server) setSchedulerConfig(r *request) (any, error) {
+	var cfg cluster.SchedulerConfiguration
+	if err := r.decode(&cfg); err != nil {
+		return nil, err
+	}
+	cmd := &cluster.SetSchedulerConfig{Config: &cfg}
+	if v := r.query.Get("cas"); v != "" {
+		index, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return nil, badRequest("Expect a number for `cas` query string parameter")
+		}
+		cmd.CheckIndex, cmd.Index = true, index
+	}
+	if err := honoured(&cfg); err != nil {
+		return nil, err
+	}
+	res, err := s.cfg.Store.Apply(r.Context(), cmd)
+	if err != nil {
+		return nil, refused(err)
+	}
+	return &answer{body: struct {
+		Updated bool
+		Index   uint64
+	}{res.Updated, res.Index}, index: res.Index}, nil
+}
+
+// honoured refuses settings that nothing acts on.
+func honoured(cfg *cluster.SchedulerConfiguration) error {
+	const later = "this version of rxvision does not support %s"
+	p := cfg.PreemptionConfig
+	switch {
+	case cfg.SchedulerAlgorithm == "":
+		cfg.SchedulerAlgorithm = "binpack"
+	case cfg.SchedulerAlgorithm != "binpack" && cfg.SchedulerAlgorithm != "spread":
+		return badRequest("invalid scheduler algorithm %q: use binpack or spread", cfg.SchedulerAlgorithm)
+	}
+	switch {
+	case p.SystemSchedulerEnabled || p.SysBatchSchedulerEnabled || p.BatchSchedulerEnabled || p.ServiceSchedulerEnabled:
+		return notBuilt(later, "preemption: set each PreemptionConfig entry to false")
+	case cfg.MemoryOversubscriptionEnabled:
+		return notBuilt(later, "memory oversubscription")
+	case cfg.PauseEvalBroker:
+		return notBuilt(later, "pausing the evaluation broker")
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Store is what the API needs of the replicated store.
+type Store interface {
+	// Apply commits a command. The error is the rules' refusal, or says why the
+	// command could not be committed.
+	Apply(ctx context.Context, cmd cluster.Command) (cluster.Result, error)
+	// State is the current state; a restore replaces it.
+	State() *cluster.State
+	// IsLeader says whether this server leads, with all earlier entries applied.
+	IsLeader() bool
+	// Leader gives the leader's ID and Raft address, both empty when there is none.
+	Leader() (id, address string)
+	// LastContact is how long ago the leader was heard of: 0 on the leader itself,
+	// negative when it never was.
+	LastContact() time.Duration
+	// Stats are figures of replication by name.
+	Stats() map[string]string
+}
+
+// Peer is one member of the region's Raft configuration.
+type Peer struct {
+	ID, Name, Address string // Address is host:port of Raft
+	Leader, Voter     bool
+}
+
+// Planner answers what the scheduler would do with a job, changing nothing.
+type Planner interface {
+	// DryRun plans job as if it were registered on top of snap. The job carries the
+	// version and indexes that it would get.
+	DryRun(ctx context.Context, snap *cluster.Snapshot, job *cluster.Job) (*DryRun, error)
+}
+
+// DryRun is a Planner's answer.
+type DryRun struct {
+	Annotations *cluster.PlanAnnotations
+	Failed      map[string]*cluster.AllocMetric // by group that would lack allocations
+	Evals       []*cluster.Evaluation           // those that would be created
+}
+
+// Archives saves the state into the archives of `nomad operator snapshot` and
+// restores it from them.
+type Archives interface {
+	Save(ctx context.Context) (*Archive, error)
+	// Restore replaces the whole state. It bounds and checks what it reads before it
+	// changes anything.
+	Restore(ctx context.Context, r io.Reader) error
+}
+
+// Archive is a finished archive. Close it.
+type Archive struct {
+	io.ReadCloser
+	Length int64
+	Digest string // for the header Digest: sha-256=<base64>
+}
+
+// Models is the registry: what it takes in and gives out.
+type Models interface {
+	// Push stores body as the next version of a model.
+	Push(ctx context.Context, name, description string, body io.Reader) (*cluster.ModelVersion, error)
+	// SetAlias points an alias at a version; version 0 removes it.
+	SetAlias(ctx context.Context, model, alias string, version uint64) error
+	// Open gives an artifact's bytes from an offset, and its whole size.
+	Open(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error)
+}
+
+// Config is what a Server is made of. Store, Logger and Registry are needed;
+// routes of another part that is nil answer 501.
+type Config struct {
+	Store    Store
+	Nodes    Nodes
+	Planner  Planner
+	Archives Archives
+	Models   Models
+	// Peers lists the members of the Raft configuration.
+	Peers func() ([]Peer, error)
+
+	ID         string // this server's, as in Peers
+	Name       string
+	Region     string
+	Datacenter string
+	Version    string // of rxvision
+	// Drivers are the task drivers that jobs may name.
+	Drivers []string
+
+	// Authorize decides whether the request may use a capability of routes.go in
+	// its namespace; nil allows everything.
+	Authorize func(r *http.Request, capability, namespace string) error
+
+	Logger   *slog.Logger
+	Registry *prometheus.Registry // ours go in, /v1/metrics gives all that is in it
+	// LeaderWait is how long requests wait for a leader; 0 means DefaultLeaderWait.
+	LeaderWait time.Duration
+}
+
+// DefaultLeaderWait is Nomad's.
+const DefaultLeaderWait = 5 * time.Second
+
+// Server serves the HTTP API. It is an http.Handler.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	routes  router
+	metrics *metrics
+	prom    http.Handler
+	// blocked counts the blocking queries under way.
+	blocked chan struct{}
+}
+
+// New makes a Server. It starts nothing.
+func New(cfg Config) *Server {
+	if cfg.LeaderWait == 0 {
+		cfg.LeaderWait = DefaultLeaderWait
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, blocked: make(chan struct{}, MaxBlocking),
+		metrics: newMetrics(cfg.Registry),
+		prom:    promhttp.HandlerFor(cfg.Registry, promhttp.HandlerOpts{}),
+	}
+	s.routes = newRouter(routes)
+	return s
+}
+
+// Limits of connections. Blocking queries and streams may last, so whole requests
+// have no limit; bodies and writes are limited where they are read and written.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 64 << 10
+	// shutdownGrace is how long Serve lets requests end by themselves.
+	shutdownGrace = 5 * time.Second
+)
+
+// NewHTTPServer makes a server with limits that fit this API: slow headers and
+// idle connections end, blocking queries, uploads and streams do not.
+func NewHTTPServer(addr string, handler http.Handler) *http.Server {
+	return &http.Server{
+		Addr: addr, Handler: handler,
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+	}
+}
+
+// Serve serves handler on l until ctx ends; then blocking queries and streams
+// end at once and other requests have a few seconds. The error is nil after ctx
+// has ended.
+func Serve(ctx context.Context, l net.Listener, handler http.Handler) error {
+	srv := NewHTTPServer(l.Addr().String(), handler)
+	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		if err := srv.Close(); err != nil {
+			return err
+		}
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
