@@ -1,0 +1,70 @@
+package scheduler
+
+import (
+	"context"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// watchDeployments fails the deployments that make no progress within their
+// groups' progress deadline.
+func (s *Scheduler) watchDeployments(ctx context.Context) error {
+	return s.watchState(ctx, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
+		for _, d := range snap.ActiveDeployments(ws) {
+			due := progressDue(d)
+			if due == 0 {
+				continue
+			}
+			if t := now(); due <= t {
+				due = t.Add(retryLater)
+				s.failDeployment(ctx, d)
+			}
+			next = earliest(next, due)
+		}
+		return next
+	})
+}
+
+// retryLater is when something that failed for no visible reason is looked at
+// again, should the state not change before.
+const retryLater = 30 * time.Second
+
+// earliest is the sooner of two times, of which 0 means never.
+func earliest(a, b cluster.Time) cluster.Time {
+	if a == 0 || (b != 0 && b < a) {
+		return b
+	}
+	return a
+}
+
+// progressDue is when a deployment fails unless an allocation becomes healthy
+// before; 0: it waits for none.
+func progressDue(d *cluster.Deployment) (due cluster.Time) {
+	if d.Status != cluster.DeploymentRunning {
+		return 0
+	}
+	for _, g := range d.TaskGroups {
+		if g.HealthyAllocs < g.DesiredTotal {
+			due = earliest(due, g.RequireProgressBy)
+		}
+	}
+	return due
+}
+
+func (s *Scheduler) failDeployment(ctx context.Context, d *cluster.Deployment) {
+	cmd := &cluster.UpdateDeployment{
+		Update: &cluster.DeploymentStatusUpdate{
+			DeploymentID: d.ID, Status: cluster.DeploymentFailed, StatusDescription: cluster.DeploymentDescProgressDeadline,
+		},
+		EvalID: newID(),
+	}
+	res, err := s.apply(ctx, cmd)
+	log := s.log.With("deployment", d.ID, "job", d.JobID)
+	switch {
+	case err == nil:
+		log.Info("deployment failed: no progress within its deadline", "eval", res.EvalID, "index", res.Index)
+	case ctx.Err() == nil && cluster.CodeOf(err) != cluster.CodeConflict: // conflict: it ended just now
+		log.Error("deployment is overdue but could not be failed", "error", err)
+	}
+}

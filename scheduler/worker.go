@@ -1,0 +1,200 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/scheduler/place"
+)
+
+// Limits of planning.
+const (
+	maxBatch    = 64        // evaluations that are planned on one snapshot
+	maxAttempts = 5         // refused plans of one evaluation
+	planBytes   = 256 << 10 // of one plan; a bigger change takes several, one after the other
+)
+
+// followUpDelay is how long after an evaluation failed its job is looked at again.
+const followUpDelay = time.Minute
+
+// follow keeps the queue in step with the state.
+func (s *Scheduler) follow(ctx context.Context, q *queue) error {
+	var state <-chan struct{} // closed when its state is replaced
+	return s.watchState(ctx, func(snap *cluster.Snapshot, ws cluster.WatchSet) cluster.Time {
+		if state != snap.Abandoned() {
+			state = snap.Abandoned()
+			q.forget()
+		}
+		ws.Add(q.returns())
+		capacity := snap.Index(ws, cluster.IndexCapacity)
+		paused := snap.SchedulerConfig(ws).PauseEvalBroker
+		next, c := q.sync(snap.OpenEvals(ws), capacity, paused, now())
+		s.metrics.queued(c)
+		return next
+	})
+}
+
+// worker answers evaluations.
+type worker struct {
+	*Scheduler
+	queue   *queue
+	applier *applier
+}
+
+func (w *worker) run(ctx context.Context) error {
+	for {
+		batch, err := w.queue.take(ctx, maxBatch)
+		if err != nil {
+			return err
+		}
+		if err := w.answer(ctx, batch); err != nil {
+			return err
+		}
+	}
+}
+
+// answer plans a batch on one snapshot, so that the plans do not meet each
+// other, commits them together and deals with what was refused. Every item is
+// given back to the queue, unless ctx ends.
+func (w *worker) answer(ctx context.Context, batch []*item) error {
+	index := uint64(0)
+	for _, i := range batch {
+		index = max(index, i.eval.ModifyIndex)
+	}
+	snap, err := w.store.SnapshotMinIndex(ctx, index)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.log.Warn("no snapshot to plan on; trying again", "index", index, "in", maxBackoff, "error", err)
+		for _, i := range batch {
+			w.queue.again(i, i.attempts, now().Add(maxBackoff))
+		}
+		return nil
+	}
+	view := place.NewView(snap)
+	type pending struct {
+		item   *item
+		result *place.Result
+		answer <-chan outcome
+	}
+	var sent []pending
+	for _, i := range batch {
+		eval := snap.Eval(nil, i.eval.ID)
+		if eval == nil || eval.Terminal() {
+			w.queue.done(i, 0)
+			continue
+		}
+		r := w.plan(view, snap, eval)
+		if unchanged(eval, r) {
+			w.queue.done(i, r.Eval.SnapshotIndex)
+			continue
+		}
+		answer, err := w.applier.submit(ctx, r.Plan)
+		if err != nil {
+			return err
+		}
+		sent = append(sent, pending{i, r, answer})
+	}
+	for _, p := range sent {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case out := <-p.answer:
+			if err := w.settle(ctx, p.item, p.result, out); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation) *place.Result {
+	start := time.Now()
+	r := view.Plan(place.Input{
+		Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: cluster.TimeOf(start), NewID: newID, MaxBytes: planBytes,
+	})
+	took := time.Since(start)
+	w.metrics.planned.Observe(took.Seconds())
+	for _, m := range r.Failed {
+		m.AllocationTime = took
+	}
+	for _, a := range r.Plan.Place {
+		if a.Metrics != nil && a.CreateIndex == 0 {
+			a.Metrics.AllocationTime = took / time.Duration(len(r.Plan.Place))
+		}
+	}
+	return r
+}
+
+// unchanged says whether a blocked evaluation is just as blocked as before, for
+// the same reasons: then nothing is written.
+func unchanged(eval *cluster.Evaluation, r *place.Result) bool {
+	if eval.Status != cluster.EvalStatusBlocked || r.Eval.Status != cluster.EvalStatusBlocked ||
+		!r.Empty() || len(r.Plan.Evals) > 1 || len(eval.FailedTGAllocs) != len(r.Failed) {
+		return false
+	}
+	for name, m := range r.Failed {
+		old := eval.FailedTGAllocs[name]
+		if old == nil {
+			return false
+		}
+		a, b := *old, *m
+		a.AllocationTime, b.AllocationTime = 0, 0
+		if string(cluster.Marshal(&a)) != string(cluster.Marshal(&b)) {
+			return false
+		}
+	}
+	return true
+}
+
+// settle gives an item back by what became of its plan.
+func (w *worker) settle(ctx context.Context, i *item, r *place.Result, out outcome) error {
+	log := w.log.With("eval", i.eval.ID, "job", i.eval.JobID)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case out.err != nil:
+		log.Error("a plan could not be stored", "error", out.err)
+		return w.fail(ctx, i, fmt.Sprintf("the plan could not be stored: %v", out.err))
+	case out.Stale:
+		w.queue.again(i, i.attempts, 0) // gone or changed meanwhile: the state says what to do
+	case len(out.Refused) > 0:
+		w.metrics.refused.Add(float64(len(out.Refused)))
+		log.Debug("a plan was refused in part", "nodes", out.Refused, "attempt", i.attempts+1)
+		if i.attempts+1 >= maxAttempts {
+			return w.fail(ctx, i, fmt.Sprintf("maximum attempts reached (%d)", maxAttempts))
+		}
+		w.queue.again(i, i.attempts+1, 0)
+	case r.More:
+		w.queue.again(i, 0, 0)
+	case r.Eval.Status == cluster.EvalStatusBlocked:
+		w.queue.done(i, r.Eval.SnapshotIndex)
+	default:
+		log.Debug("evaluation answered", "placed", len(r.Plan.Place), "stopped", len(r.Plan.Stop), "failed", len(r.Failed), "index", out.index)
+		w.queue.done(i, 0)
+	}
+	return nil
+}
+
+// fail gives an evaluation up and lets another one try later.
+func (w *worker) fail(ctx context.Context, i *item, why string) error {
+	w.metrics.failed.Inc()
+	e := *i.eval
+	next := &cluster.Evaluation{
+		ID: newID(), Namespace: e.Namespace, Priority: e.Priority, Type: e.Type, JobID: e.JobID, JobModifyIndex: e.JobModifyIndex,
+		TriggeredBy: cluster.TriggerFailedFollowUp, Status: cluster.EvalStatusPending, PreviousEval: e.ID,
+		StatusDescription: "created because an evaluation of the job failed",
+		Wait:              followUpDelay, WaitUntil: now().Add(followUpDelay),
+	}
+	e.Status, e.StatusDescription, e.NextEval = cluster.EvalStatusFailed, why, next.ID
+	_, err := w.apply(ctx, &cluster.UpdateEvals{Evals: []*cluster.Evaluation{&e, next}})
+	w.queue.done(i, 0)
+	if err != nil && ctx.Err() == nil {
+		w.log.Error("a failed evaluation could not be stored", "eval", e.ID, "job", e.JobID, "error", err)
+		return nil
+	}
+	return ctx.Err()
+}
