@@ -34,6 +34,9 @@ func watchUntil(src Source, report func(Event)) (stop func() error) {
 // watch returns the events of src until the test ends.
 func watch(t *testing.T, src Source) <-chan Event {
 	t.Helper()
+	if _, err := src.Inventory(); err != nil { // what the test changes from here on is a change to Watch too
+		t.Fatal(err)
+	}
 	events := make(chan Event, 100)
 	stop := watchUntil(src, func(e Event) { events <- e })
 	t.Cleanup(func() {

@@ -26,7 +26,7 @@ func (n *nvmlSource) Watch(ctx context.Context, report func(Event)) error {
 	if _, err := n.current(); err != nil {
 		return fmt.Errorf("watch GPUs: %w", err)
 	}
-	w := watcher{nvmlSource: n, told: make(map[string]Event)}
+	w := watcher{nvmlSource: n, told: make(map[string]Event), registered: make(map[string]bool)}
 	defer w.drop()
 	for ctx.Err() == nil {
 		if time.Since(w.probed) >= n.opts.ProbeEvery {
@@ -39,13 +39,14 @@ func (n *nvmlSource) Watch(ctx context.Context, report func(Event)) error {
 	return nil
 }
 
-// watcher is the state of one Watch. Faults go into the source's ledger, from here and from Inventory; publish compares it with what was told.
+// watcher is the state of one Watch. Faults go into the source's ledger, from here and from Inventory; publish compares it
+// with what was told.
 type watcher struct {
 	*nvmlSource
-	set       nvml.EventSet // nil: not listening
-	listening []handle      // what the set was made for
-	probed    time.Time
-	told      map[string]Event
+	set        nvml.EventSet // nil: not listening
+	registered map[string]bool
+	probed     time.Time
+	told       map[string]Event
 }
 
 // publish reports what changed in the ledger.
@@ -61,6 +62,7 @@ func (w *watcher) publish(report func(Event)) {
 	for uuid := range w.told {
 		if !faults[uuid] {
 			delete(w.told, uuid)
+			delete(w.registered, uuid) // a reset may have taken the registration away
 			report(Event{UUID: uuid, Health: Health{Healthy: true}})
 		}
 	}
@@ -87,38 +89,38 @@ func (w *watcher) probe() {
 	}
 }
 
-// listen makes an event set for the GPUs there are, unless it has one for the same.
+// listen registers the GPUs that are not yet registered for events.
 func (w *watcher) listen() {
-	handles, _ := w.current()
-	same := func(a, b handle) bool {
-		return a.uuid == b.uuid && slices.EqualFunc(a.slices, b.slices, func(a, b Slice) bool { return a.UUID == b.UUID })
-	}
-	if w.set != nil && slices.EqualFunc(handles, w.listening, same) {
-		return
-	}
-	w.drop()
-	for _, symbol := range []string{"nvmlEventSetWait_v2", "nvmlEventSetFree", "nvmlDeviceRegisterEvents", "nvmlDeviceGetSupportedEventTypes"} {
-		if !w.has(symbol) {
+	if w.set == nil {
+		for _, symbol := range []string{"nvmlEventSetWait_v2", "nvmlEventSetFree", "nvmlDeviceRegisterEvents", "nvmlDeviceGetSupportedEventTypes"} {
+			if !w.has(symbol) {
+				return
+			}
+		}
+		set, ok := maybe(w.nvmlSource, w.lib.EventSetCreate, "nvmlEventSetCreate")
+		if !ok {
 			return
 		}
+		w.set = set
 	}
-	set, ok := maybe(w.nvmlSource, w.lib.EventSetCreate, "nvmlEventSetCreate")
-	if !ok {
-		return
-	}
-	w.set, w.listening = set, handles
+	handles, _ := w.current()
 	for _, h := range handles {
+		if w.registered[h.uuid] {
+			continue
+		}
 		supported, ret := h.dev.GetSupportedEventTypes()
 		if ret == nvml.SUCCESS {
-			_ = h.dev.RegisterEvents(supported&watchedEvents, set) // a GPU that refuses is only probed
+			ret = h.dev.RegisterEvents(supported&watchedEvents, w.set)
 		}
+		w.registered[h.uuid] = !silent(ret) // one that has no events is only probed; a silent one is tried again
 	}
 }
 
 func (w *watcher) drop() {
 	if w.set != nil {
 		_ = w.set.Free()
-		w.set, w.listening = nil, nil
+		w.set = nil
+		clear(w.registered)
 	}
 }
 
@@ -154,8 +156,9 @@ func (w *watcher) note(data nvml.EventData) {
 	}
 	uuid, ok := maybe(w.nvmlSource, data.Device.GetUUID, "nvmlDeviceGetUUID")
 	isIt := func(h handle) bool { return h.dev == data.Device || ok && h.uuid == uuid }
-	all := !slices.ContainsFunc(w.listening, isIt) // a driver that cannot say which GPU it was leaves none to trust
-	for _, h := range w.listening {
+	handles, _ := w.current()
+	all := !slices.ContainsFunc(handles, isIt) // a driver that cannot say which GPU it was leaves none to trust
+	for _, h := range handles {
 		if all || isIt(h) {
 			w.ledger.fail(h.sliceOf(data.GpuInstanceId, data.ComputeInstanceId), f)
 		}

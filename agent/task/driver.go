@@ -41,6 +41,18 @@ type Driver interface {
 // ErrNotStarted says that a kept State stands for a start that did not happen.
 var ErrNotStarted = errors.New("the task was never started")
 
+// transient marks the error of a start that may succeed when tried again.
+type transient struct{ error }
+
+func (t transient) Unwrap() error { return t.error }
+
+// Transient reports whether a start that failed with err may succeed when tried
+// again: what it needs could not be had now.
+func Transient(err error) bool {
+	var t transient
+	return errors.As(err, &t)
+}
+
 // Handle is one run of a task. Its methods may be called concurrently.
 type Handle interface {
 	// State is the newest that Keep was given.

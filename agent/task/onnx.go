@@ -63,7 +63,7 @@ func (o *onnx) Start(ctx context.Context, c *Config) (Handle, error) {
 	c.notice("Fetching model %s version %d (%d bytes)", m.Name, m.Version, m.Size)
 	path, release, err := o.d.model(ctx, m.Digest, m.Size)
 	if err != nil {
-		return nil, fmt.Errorf("model %s version %d: %w", m.Name, m.Version, err)
+		return nil, transient{fmt.Errorf("model %s version %d: %w", m.Name, m.Version, err)}
 	}
 	args := []string{"worker", "-model", m.Name, "-version", strconv.FormatUint(m.Version, 10), "-file", path, "-listen", address}
 	if cfg.Threads > 0 {
@@ -119,8 +119,14 @@ func (c *Config) address(label string) (string, error) {
 	return "", fmt.Errorf("config: the group has no port %q", label)
 }
 
-// model brings an artifact into the cache.
-func (d *Drivers) model(ctx context.Context, digest string, size int64) (string, func(), error) {
+// A fetch that breaks off is tried again, from where it broke off.
+const (
+	fetchAttempts = 4
+	fetchDelay    = 500 * time.Millisecond // doubled each time
+)
+
+// model brings an artifact into the cache and holds it there until release.
+func (d *Drivers) model(ctx context.Context, digest string, size int64) (path string, release func(), err error) {
 	if d.opts.Cache == nil {
 		return "", nil, errors.New("this node has no artifact cache")
 	}
@@ -128,7 +134,18 @@ func (d *Drivers) model(ctx context.Context, digest string, size int64) (string,
 	if err != nil {
 		return "", nil, err
 	}
-	return d.opts.Cache.Get(ctx, sum, size, d.opts.Fetch)
+	for i, delay := 1, fetchDelay; ; i, delay = i+1, 2*delay {
+		path, release, err = d.opts.Cache.Get(ctx, sum, size, d.opts.Fetch)
+		if err == nil || i == fetchAttempts || ctx.Err() != nil ||
+			errors.Is(err, blob.ErrTooLarge) || errors.Is(err, blob.ErrCacheFull) || errors.Is(err, blob.ErrNoSpace) {
+			return path, release, err
+		}
+		select {
+		case <-ctx.Done():
+			return "", nil, err
+		case <-time.After(delay):
+		}
+	}
 }
 
 func (d *Drivers) executable() string {

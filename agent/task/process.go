@@ -21,6 +21,7 @@ type process struct {
 	state   State
 	p       *proc.Process // nil: it had ended when it was recovered
 	done    chan struct{}
+	quit    chan struct{} // closed when nobody watches any more: ended, or let go
 	exit    Exit
 	cleanup func() // run once when the task has ended or is let go
 
@@ -33,7 +34,7 @@ type process struct {
 func startProcess(spec proc.Spec, s State, keep func(State) error, cleanup func()) (*process, error) {
 	s.Identity = proc.Identity{StatusFile: spec.StatusFile, Cgroup: spec.Cgroup}
 	if err := keep(s); err != nil {
-		return nil, fmt.Errorf("keep the task's state: %w", err)
+		return nil, transient{fmt.Errorf("keep the task's state: %w", err)}
 	}
 	p, err := proc.Start(spec)
 	if err != nil {
@@ -43,15 +44,16 @@ func startProcess(spec proc.Spec, s State, keep func(State) error, cleanup func(
 	if err := keep(s); err != nil {
 		_, stopErr := p.Stop(context.Background(), syscall.SIGKILL, 0)
 		p.Detach()
-		return nil, errors.Join(fmt.Errorf("keep the task's state: %w", err), stopErr)
+		return nil, transient{errors.Join(fmt.Errorf("keep the task's state: %w", err), stopErr)}
 	}
 	return watchProcess(p, s, cleanup), nil
 }
 
 func watchProcess(p *proc.Process, s State, cleanup func()) *process {
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &process{state: s, p: p, done: make(chan struct{}), cleanup: cleanup, cancel: cancel}
+	h := &process{state: s, p: p, done: make(chan struct{}), quit: make(chan struct{}), cleanup: cleanup, cancel: cancel}
 	h.wg.Go(func() {
+		defer close(h.quit)
 		exit, err := p.Wait(ctx)
 		if h.cleanup != nil {
 			h.cleanup()
@@ -118,8 +120,13 @@ func (h *process) Stop(ctx context.Context, sig syscall.Signal, grace time.Durat
 			return err
 		}
 	}
-	<-h.done
-	return nil
+	<-h.quit
+	select {
+	case <-h.done:
+		return nil
+	default:
+		return proc.ErrDetached
+	}
 }
 
 func (h *process) Usage() (Usage, error) {

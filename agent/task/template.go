@@ -76,10 +76,13 @@ func renderTemplate(root *os.Root, t *cluster.Template, dir Dir, e *Env) error {
 	if err := root.MkdirAll(filepath.Dir(dest), 0o777); err != nil {
 		return err
 	}
+	if err := root.Remove(dest); err != nil && !errors.Is(err, os.ErrNotExist) { // of an earlier start, maybe read-only
+		return err
+	}
 	if err := root.WriteFile(dest, text, perm); err != nil {
 		return err
 	}
-	if err := root.Chmod(dest, perm); err != nil { // the file may have been there, and the umask is not the job's
+	if err := root.Chmod(dest, perm); err != nil { // the umask is not the job's
 		return err
 	}
 	if !t.Envvars {

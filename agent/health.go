@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// healthManual is the health_check that leaves the verdict to an operator.
+const healthManual = "manual"
+
+// Reasons of an unhealthy allocation as Nomad words them.
+const (
+	unhealthyFailed   = "Unhealthy because of failed task"
+	unhealthyDeadline = "Task not running for min_healthy_time of %s by deadline"
+	unhealthyModel    = "Model not ready for min_healthy_time of %s by deadline"
+)
+
+// watchHealth comes to a verdict on an allocation of a deployment: healthy once
+// all tasks have run, and its model has been ready, for min_healthy_time;
+// unhealthy when a task has failed, or at the healthy_deadline. It returns when to
+// look again, 0 for not before a change.
+func (r *runner) watchHealth(now time.Time) time.Duration {
+	r.mu.Lock()
+	g := r.group()
+	if r.alloc.DeploymentID == "" || g == nil || g.Update == nil || g.Update.HealthCheck == healthManual || r.alloc.ServerTerminal() {
+		r.mu.Unlock()
+		return 0
+	}
+	l := r.local
+	if l.Deployment != r.alloc.DeploymentID {
+		l.Deployment, l.Healthy, l.WatchFrom = r.alloc.DeploymentID, nil, cluster.TimeOf(now)
+		if ds := r.alloc.DeploymentStatus; ds != nil && ds.Healthy != nil {
+			l.Healthy, l.HealthTime = ds.Healthy, ds.Timestamp
+		}
+	}
+	if l.Healthy != nil {
+		r.mu.Unlock()
+		return 0
+	}
+	since, failed, waiting := r.healthySince(g)
+	r.mu.Unlock()
+
+	deadline := l.WatchFrom.Std().Add(g.Update.HealthyDeadline)
+	switch {
+	case failed != "":
+		r.setHealth(now, false, unhealthyFailed, failed)
+	case waiting == "" && now.Sub(since) >= g.Update.MinHealthyTime:
+		r.setHealth(now, true, "", "")
+	case !now.Before(deadline):
+		text := unhealthyDeadline
+		if s := r.served(); s != nil && !s.Ready {
+			text = unhealthyModel
+		}
+		r.setHealth(now, false, fmt.Sprintf(text, g.Update.MinHealthyTime), waiting)
+	case waiting == "":
+		return min(since.Add(g.Update.MinHealthyTime).Sub(now), deadline.Sub(now))
+	default:
+		return deadline.Sub(now)
+	}
+	return 0
+}
+
+// healthySince says since when all is well, which task has failed, and which
+// keeps it from being well. Caller holds mu.
+func (r *runner) healthySince(g *cluster.TaskGroup) (since time.Time, failed, waiting string) {
+	for _, t := range g.Tasks {
+		l := r.local.Tasks[t.Name]
+		switch {
+		case l == nil:
+			continue
+		case l.State.State == cluster.TaskStateDead && l.State.Failed:
+			return since, t.Name, ""
+		case l.State.State != cluster.TaskStateRunning:
+			waiting = t.Name
+		case t.Model != nil && (r.local.Serving == nil || !r.local.Serving.Ready):
+			waiting = t.Name
+		}
+		if at := l.State.StartedAt.Std(); at.After(since) {
+			since = at
+		}
+	}
+	if r.readySince.After(since) {
+		since = r.readySince
+	}
+	return since, "", waiting
+}
+
+// setHealth records the verdict; an unhealthy one is explained on the task.
+func (r *runner) setHealth(now time.Time, healthy bool, text, taskName string) {
+	r.log.Info("allocation health", "healthy", healthy, "reason", text)
+	r.update(func() {
+		r.local.Healthy, r.local.HealthTime = &healthy, cluster.TimeOf(now)
+		for name, t := range r.local.Tasks {
+			if !healthy && (taskName == "" || name == taskName) {
+				addEvent(t.State, messageEvent(eventUnhealthy, text))
+			}
+		}
+	})
+}

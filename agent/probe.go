@@ -1,0 +1,87 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// How a model server's readiness is probed.
+const (
+	probePath     = "/v2/health/ready"
+	probeStarting = 100 * time.Millisecond // between probes until it is ready
+	probeInterval = time.Second            // … and then
+	probeTimeout  = 2 * time.Second
+	probeFailures = 3 // in a row that make a ready server not ready
+	probeBody     = 4 << 10
+)
+
+// probe keeps the allocation's Serving true to what the server at address says,
+// until ctx ends.
+func (t *taskRunner) probe(ctx context.Context, address string) {
+	_, _, _, spec := t.r.spec(t.name)
+	if spec.Model == nil {
+		return
+	}
+	serving := cluster.Serving{Task: t.name, Model: spec.Model.Name, Version: spec.Model.Version, Address: address}
+	set := func(ready bool) {
+		s := serving
+		s.Ready = ready
+		t.r.setServing(&s)
+	}
+	// After a restart of the agent a model counts as ready until it fails probes, so that requests flow on.
+	was := t.r.served()
+	ready := was != nil && was.Ready && was.Address == address
+	set(ready)
+	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	failures := 0
+	for {
+		ok := probeOnce(ctx, client, "http://"+address+probePath)
+		if ok {
+			failures = 0
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case ok && !ready:
+			ready = true
+			t.log.Info("model is ready", "model", serving.Model, "version", serving.Version, "address", address)
+			t.event(messageEvent(eventDriver, fmt.Sprintf("Model %s version %d is ready at %s", serving.Model, serving.Version, address)))
+			set(true)
+		case ready && !ok:
+			if failures++; failures >= probeFailures {
+				ready, failures = false, 0
+				t.log.Warn("model is not ready any more", "model", serving.Model, "version", serving.Version, "address", address)
+				t.event(messageEvent(eventDriver, fmt.Sprintf("Model %s version %d does not answer as ready", serving.Model, serving.Version)))
+				set(false)
+			}
+		}
+		wait := probeStarting
+		if ready {
+			wait = probeInterval
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func probeOnce(ctx context.Context, client *http.Client, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	_, _ = io.CopyN(io.Discard, resp.Body, probeBody)
+	return resp.StatusCode == http.StatusOK
+}
