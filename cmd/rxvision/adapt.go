@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/rxvision/rxvision/api"
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/fleet"
+	"github.com/rxvision/rxvision/fleet/pb"
+	"github.com/rxvision/rxvision/raftstore"
+	"github.com/rxvision/rxvision/scheduler"
+)
+
+// The siblings meet here: each adapter gives one package what another declares.
+
+// planner answers api's dry runs by the scheduler's.
+type planner struct{}
+
+func (planner) DryRun(_ context.Context, snap *cluster.Snapshot, job *cluster.Job) (*api.DryRun, error) {
+	res, err := scheduler.DryRun(snap, job, cluster.TimeOf(time.Now()))
+	if err != nil {
+		return nil, err
+	}
+	return &api.DryRun{Annotations: res.Annotations, Failed: res.Failed, Evals: res.Plan.Evals}, nil
+}
+
+// archives gives api the store's archives.
+type archives struct{ store *raftstore.Store }
+
+func (a archives) Save(ctx context.Context) (*api.Archive, error) {
+	ar, err := a.store.SaveArchive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Archive{ReadCloser: ar, Length: ar.Length, Digest: ar.Digest}, nil
+}
+
+func (a archives) Restore(ctx context.Context, r io.Reader) error {
+	_, err := a.store.RestoreArchive(ctx, r)
+	return err
+}
+
+func peers(store *raftstore.Store) ([]api.Peer, error) {
+	servers, _, err := store.Servers()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Peer, len(servers))
+	for i, s := range servers {
+		out[i] = api.Peer{ID: s.ID, Name: s.Name, Address: s.Address, Leader: s.Leader, Voter: s.Voter}
+	}
+	return out, nil
+}
+
+// callNodes asks nodes over their own streams.
+type callNodes struct{ fleet *fleet.Server }
+
+// frames turns a node's chunks into api's frames.
+type frames struct{ *fleet.Answer }
+
+func (f frames) Next() (api.Frame, error) {
+	c, err := f.Recv()
+	if err != nil {
+		return api.Frame{}, err
+	}
+	return api.Frame{Data: c.Data, File: c.File, Offset: c.Offset, FileEvent: c.FileEvent}, nil
+}
+
+func (n callNodes) stream(ctx context.Context, nodeID string, call *pb.Call) (api.Frames, error) {
+	a, err := n.fleet.Call(ctx, nodeID, call)
+	if err != nil {
+		return nil, err
+	}
+	return frames{a}, nil
+}
+
+func (n callNodes) one(ctx context.Context, nodeID string, call *pb.Call) (json.RawMessage, error) {
+	a, err := n.fleet.Call(ctx, nodeID, call)
+	if err != nil {
+		return nil, err
+	}
+	return a.One()
+}
+
+// none is for calls that answer nothing but an error.
+func (n callNodes) none(ctx context.Context, nodeID string, call *pb.Call) error {
+	a, err := n.fleet.Call(ctx, nodeID, call)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	for {
+		if _, err := a.Recv(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+func (n callNodes) Logs(ctx context.Context, nodeID string, r api.LogsRequest) (api.Frames, error) {
+	return n.stream(ctx, nodeID, &pb.Call{Request: &pb.Call_Logs{Logs: &pb.LogsRequest{
+		AllocId: r.AllocID, Task: r.Task, Type: r.Type, Follow: r.Follow, Origin: r.Origin, Offset: r.Offset,
+	}}})
+}
+
+func (n callNodes) File(ctx context.Context, nodeID string, r api.FileRequest) (api.Frames, error) {
+	return n.stream(ctx, nodeID, &pb.Call{Request: &pb.Call_File{File: &pb.FileRequest{
+		AllocId: r.AllocID, Op: r.Op, Path: r.Path, Origin: r.Origin, Offset: r.Offset, Limit: r.Limit, Follow: r.Follow,
+	}}})
+}
+
+func (n callNodes) NodeStats(ctx context.Context, nodeID string) (json.RawMessage, error) {
+	return n.one(ctx, nodeID, &pb.Call{Request: &pb.Call_NodeStats{NodeStats: &pb.NodeStatsRequest{}}})
+}
+
+func (n callNodes) AllocStats(ctx context.Context, nodeID, allocID, task string) (json.RawMessage, error) {
+	return n.one(ctx, nodeID, &pb.Call{Request: &pb.Call_AllocStats{AllocStats: &pb.AllocStatsRequest{AllocId: allocID, Task: task}}})
+}
+
+func (n callNodes) Restart(ctx context.Context, nodeID string, r api.RestartRequest) error {
+	return n.none(ctx, nodeID, &pb.Call{Request: &pb.Call_Restart{Restart: &pb.RestartRequest{AllocId: r.AllocID, Task: r.Task, AllTasks: r.AllTasks}}})
+}
+
+func (n callNodes) Signal(ctx context.Context, nodeID string, r api.SignalRequest) error {
+	return n.none(ctx, nodeID, &pb.Call{Request: &pb.Call_Signal{Signal: &pb.SignalRequest{AllocId: r.AllocID, Task: r.Task, Signal: r.Signal}}})
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rxvision/rxvision/agent"
+)
+
+func newAgent() *cobra.Command {
+	var (
+		c        agent.Config
+		meta     []string
+		ort      string
+		logLevel string
+	)
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run an agent: own this host's GPUs and allocations",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := loopbackOnly(map[string]string{"http-addr": c.HTTPAddr}); err != nil {
+				return err
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
+			if err != nil {
+				return err
+			}
+			c.Log, c.Metrics, c.Version, c.Meta = log, newMetrics(), version, map[string]string{}
+			for _, kv := range meta {
+				k, v, ok := strings.Cut(kv, "=")
+				if !ok || k == "" {
+					return fmt.Errorf("--meta %q: want KEY=VALUE", kv)
+				}
+				c.Meta[k] = v
+			}
+			c.ORTLibrary = ortLibrary(ort)
+			if dir, err := filepath.Abs(c.DataDir); err == nil {
+				c.DataDir = dir
+			}
+			a, err := agent.New(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			return a.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.DataDir, "data-dir", filepath.Join(defaultDataDir, "agent"), "folder of allocations, artifacts and the agent's memory")
+	f.StringSliceVar(&c.Servers, "server", []string{defaultRPCAddr}, "host:port of a server's agent listener; may be given several times")
+	f.StringVar(&c.HTTPAddr, "http-addr", defaultAgentAddr, "address of metrics and health")
+	f.StringVar(&c.Name, "name", "", "the node's name; default: the host's")
+	f.StringVar(&c.Datacenter, "datacenter", agent.DefaultDatacenter, "the datacenter")
+	f.StringVar(&c.NodePool, "node-pool", "default", "the node pool")
+	f.StringVar(&c.NodeClass, "node-class", "", "the node class")
+	f.StringArrayVar(&meta, "meta", nil, "KEY=VALUE node metadata for constraints; may be given several times")
+	f.BoolVar(&c.RawExec, "raw-exec", false, "enable the raw_exec driver, which runs any command unisolated")
+	f.BoolVar(&c.StopTasksOnExit, "stop-tasks-on-exit", false, "end all tasks when the agent is told to end; by default they run on")
+	f.StringVar(&c.Cgroup, "cgroup", agent.DefaultCgroup, `cgroup v2 group that tasks live in; "none" for no cgroups`)
+	f.StringVar(&ort, "ort-library", "", "ONNX Runtime library; default: lib/ beside the folder of this program")
+	f.Int64Var(&c.CacheBytes, "artifact-cache-bytes", agent.DefaultCacheBytes, "bound of the artifact cache")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rxvision/rxvision/api"
+)
+
+// clientFlags are what every command that asks a server has.
+type clientFlags struct {
+	address string
+	json    bool
+}
+
+func (c *clientFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.address, "address", "", "the server's HTTP API; default: NOMAD_ADDR, then http://"+defaultHTTPAddr)
+	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
+}
+
+func (c *clientFlags) client() (*api.Client, error) {
+	return api.NewClient(cmp.Or(c.address, os.Getenv("NOMAD_ADDR"), "http://"+defaultHTTPAddr), os.Getenv("NOMAD_TOKEN"), nil)
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// table prints rows under a heading, columns aligned.
+func table(w io.Writer, heading string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	if _, err := fmt.Fprintln(t, strings.ReplaceAll(heading, "|", "\t")); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if _, err := fmt.Fprintln(t, strings.Join(r, "\t")); err != nil {
+			return err
+		}
+	}
+	return t.Flush()
+}
+
+func short(id string) string { return id[:min(8, len(id))] }
+
+// bytesText renders a size for people.
+func bytesText(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func timeText(nanos int64) string {
+	if nanos == 0 {
+		return "-"
+	}
+	return time.Unix(0, nanos).UTC().Format("2006-01-02 15:04:05")
+}
+
+// bar draws how much of a long work is done; it writes only to terminals.
+type bar struct {
+	w    io.Writer
+	what string
+	last time.Time
+}
+
+func newBar(w io.Writer, what string) *bar { return &bar{w: w, what: what} }
+
+func (b *bar) set(done, total int64) {
+	if !isTerminal(b.w) || total <= 0 || (done < total && time.Since(b.last) < 50*time.Millisecond) {
+		return
+	}
+	b.last = time.Now()
+	const width = 30
+	full := int(width * done / total)
+	fmt.Fprintf(b.w, "\r%s [%s%s] %3d%% %s", b.what, strings.Repeat("#", full), strings.Repeat(".", width-full), 100*done/total, bytesText(total))
+	if done >= total {
+		fmt.Fprintln(b.w)
+	}
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Default addresses; dev and the single processes share them.
+const (
+	defaultHTTPAddr    = "127.0.0.1:7646"
+	defaultRPCAddr     = "127.0.0.1:7647"
+	defaultRaftAddr    = "127.0.0.1:7648"
+	defaultAgentAddr   = "127.0.0.1:7656"
+	defaultGatewayAddr = "127.0.0.1:8080"
+	defaultDataDir     = "rxvision-data"
+)
+
+// envName is the variable that sets a flag.
+func envName(flag string) string {
+	return "RXVISION_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// flagsFromEnv sets every flag that the command line left out from its variable;
+// all bad values are reported at once.
+func flagsFromEnv(cmd *cobra.Command) error {
+	var faults []error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		v, ok := os.LookupEnv(envName(f.Name))
+		if !ok || f.Changed {
+			return
+		}
+		if err := cmd.Flags().Set(f.Name, v); err != nil {
+			faults = append(faults, fmt.Errorf("%s=%q: %w", envName(f.Name), v, err))
+		}
+	})
+	return errors.Join(faults...)
+}
+
+// doubleDashes lets every long flag be written with one dash, as HashiCorp's
+// tools do: -json becomes --json where a flag of that name exists.
+func doubleDashes(root *cobra.Command, args []string) []string {
+	known := map[string]bool{"help": true}
+	var collect func(*cobra.Command)
+	collect = func(c *cobra.Command) {
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+		for _, sub := range c.Commands() {
+			collect(sub)
+		}
+	}
+	collect(root)
+	out := make([]string, 0, len(args))
+	for i, a := range args {
+		if a == "--" {
+			return append(out, args[i:]...)
+		}
+		name, _, _ := strings.Cut(strings.TrimPrefix(a, "-"), "=")
+		if strings.HasPrefix(a, "-") && !strings.HasPrefix(a, "--") && known[name] {
+			a = "-" + a
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// loopbackOnly refuses addresses that other machines can reach: this version
+// speaks plain text.
+func loopbackOnly(addrs map[string]string) error {
+	var faults []error
+	for _, flag := range sortedKeys(addrs) {
+		host, _, err := net.SplitHostPort(addrs[flag])
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--%s %q: want HOST:PORT", flag, addrs[flag]))
+			continue
+		}
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			faults = append(faults, fmt.Errorf("--%s %q: this version listens on loopback addresses only, because it cannot do TLS yet; use 127.0.0.1", flag, addrs[flag]))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// portFree says in one sentence when an address is taken.
+func portFree(flag, addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("address %s is taken or cannot be used (%v): end what uses it, or choose another with --%s or %s", addr, errors.Unwrap(err), flag, envName(flag))
+	}
+	return l.Close()
+}
+
+// newLogger writes JSON lines at the given level.
+func newLogger(w io.Writer, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: use debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})), nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,80 @@
+// Command rxvision is the whole platform in one binary: server, agent, worker,
+// gateway, dev (all of them on one machine) and the commands of its users.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rxvision/rxvision/proc"
+)
+
+// Exit codes that scripts may rely on.
+const (
+	exitOK       = 0
+	exitError    = 1 // the command failed; one sentence on stderr says why
+	exitUnplaced = 2 // job run: the job is registered, but not all of it could be placed
+	exitInvalid  = 3 // worker --check: the file is no model that can be served
+)
+
+// exitCode is an error that has been reported already and only sets the code.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+func main() {
+	proc.Main() // in a task's supervisor this does the work and never returns
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and gives the exit code; tests call it too.
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	root := newRoot()
+	root.SetArgs(doubleDashes(root, args))
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	var code exitCode
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &code):
+		return int(code)
+	}
+	fmt.Fprintf(errOut, "rxvision: %v\n", err)
+	return exitError
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "rxvision",
+		Short: "The GPU platform for everyone on the HashiCorp stack",
+		Long: `rxvision assigns inference and training work to the nodes that own the GPUs.
+Work is written as Nomad job specs; ` + "`nomad`" + ` itself drives it too (NOMAD_ADDR).
+
+Every flag can be set by an environment variable: --http-addr is RXVISION_HTTP_ADDR.
+A flag may be written with one dash or two.
+
+Exit codes: 0 done; 1 failed, with the reason on stderr; 2 a job is registered but
+could not be placed whole; 3 a checked file is no model that can be served.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return flagsFromEnv(cmd)
+		},
+	}
+	root.AddCommand(
+		newDev(), newServer(), newAgent(), newGateway(), newWorker(),
+		newJob(), newModel(), newInfer(), newVersion(),
+	)
+	return root
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rxvision/rxvision/oip"
+	"github.com/rxvision/rxvision/serve"
+)
+
+// ortLibrary finds ONNX Runtime's library: the user's choice, else lib/ beside
+// the folder of this program, else the name for the loader to find.
+func ortLibrary(chosen string) string {
+	if chosen != "" {
+		return chosen
+	}
+	if self, err := os.Executable(); err == nil {
+		for _, p := range []string{"../lib/libonnxruntime.so.1", "lib/libonnxruntime.so.1", "libonnxruntime.so.1"} {
+			if path := filepath.Join(filepath.Dir(self), p); fileExists(path) {
+				return path
+			}
+		}
+	}
+	return "libonnxruntime.so.1"
+}
+
+func fileExists(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
+func newWorker() *cobra.Command {
+	var (
+		c        serve.Config
+		check    bool
+		logLevel string
+	)
+	cmd := &cobra.Command{
+		Use:   "worker",
+		Short: "Serve one ONNX model over the Open Inference Protocol",
+		Long: `Serves one ONNX model. Agents start workers for tasks of the onnx driver; it can be
+run by hand too. With --check it loads the model, runs it once, prints what it
+read as JSON and exits with 0, or with 3 and {"error": …}.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c.Library, c.Release = ortLibrary(c.Library), version
+			if check {
+				m, err := serve.Check(cmd.Context(), c.Path, c.Library)
+				if err != nil {
+					if err := json.NewEncoder(cmd.OutOrStdout()).Encode(oip.ErrorResponse{Error: err.Error()}); err != nil {
+						return err
+					}
+					return exitCode(exitInvalid)
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
+			if err != nil {
+				return err
+			}
+			if err := loopbackOnly(map[string]string{"listen": c.Listen}); err != nil {
+				return err
+			}
+			if c.Model == "" {
+				c.Model = baseName(c.Path)
+			}
+			return serve.Run(cmd.Context(), c, log, newMetrics(), func(addr string) {
+				fmt.Fprintf(cmd.OutOrStdout(), "serving %s on http://%s/v2/models/%s\n", c.Path, addr, c.Model)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Path, "file", "", "the ONNX file")
+	f.StringVar(&c.Model, "model", "", "the model's name in URLs; default: the file's name")
+	f.StringVar(&c.Version, "version", "1", "the version in URLs")
+	f.StringVar(&c.Listen, "listen", "127.0.0.1:8000", "host:port; port 0 takes any free one")
+	f.StringVar(&c.Library, "ort-library", "", "ONNX Runtime library; default: lib/ beside the folder of this program")
+	f.IntVar(&c.Threads, "threads", 0, "threads of one run; default 1")
+	f.IntVar(&c.MaxConcurrent, "max-concurrent", 0, "runs at once; default: processors / threads")
+	f.IntVar(&c.MaxQueue, "max-queue", 0, "requests that wait for a run; default 256")
+	f.Int64Var(&c.MaxBody, "max-body-bytes", 0, "largest request body; default 64 MiB")
+	f.DurationVar(&c.DrainDelay, "drain-delay", 0, "how long requests are still taken after the worker was told to end")
+	f.BoolVar(&check, "check", false, "load the model, print what it is, and exit")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+// baseName is a file's name without folder and extension.
+func baseName(path string) string {
+	b := filepath.Base(path)
+	return b[:len(b)-len(filepath.Ext(b))]
+}
