@@ -74,11 +74,13 @@ func Open(opts Options) (Source, error) {
 // loadLibrary finds the first library that can be loaded and has what initialising needs. It stays loaded for the life of
 // the process: the binding's resolved symbols would dangle if a later Close unloaded it.
 func loadLibrary(names []string) (string, error) {
-	var errs []error
+	var first error
 	for _, name := range names {
 		l := dl.New(name, dl.RTLD_LAZY|dl.RTLD_GLOBAL)
 		if err := l.Open(); err != nil {
-			errs = append(errs, err)
+			if first == nil {
+				first = err
+			}
 			continue
 		}
 		for _, symbol := range []string{"nvmlInit_v2", "nvmlShutdown"} {
@@ -88,7 +90,10 @@ func loadLibrary(names []string) (string, error) {
 		}
 		return name, nil
 	}
-	return "", errors.Join(errs...)
+	if others := names[1:]; len(others) > 0 {
+		return "", fmt.Errorf("%w, nor is it at %s", first, strings.Join(others, ", "))
+	}
+	return "", first
 }
 
 // has reports whether the library has one of the symbols.

@@ -352,7 +352,7 @@ func TestOpenWithoutNVML(t *testing.T) {
 			t.Errorf("%s: the source is not empty", what)
 		}
 	}
-	check("no file", "/nowhere/libnvidia-ml.so.1", "no such file")
+	check("no file", "/nowhere/libnvidia-ml.so.1", "No such file")
 	check("no library", notLibrary, "libnvidia-ml.so.1")
 	check("another library", fakeLibrary(t, "-DEMPTY"), "is not NVML")
 	mustOpen(t)
