@@ -155,19 +155,44 @@ func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
 	}
 }
 
+// checkWait is how long a model check waits for a node to attach: servers and
+// agents start in any order.
+const checkWait = 10 * time.Second
+
 // CheckModel has some attached node load an artifact in a limited process and
 // gives what it read from it. The error says in one sentence what is wrong with
 // the model, or that no node can check it now.
 func (s *Server) CheckModel(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
+	wait := time.NewTimer(checkWait)
+	defer wait.Stop()
+	for {
+		s.mu.Lock()
+		attached := s.attached
+		s.mu.Unlock()
+		v, err := s.checkNow(ctx, digest, size)
+		if cluster.CodeOf(err) != cluster.CodeUnavailable {
+			return v, err
+		}
+		select {
+		case <-attached:
+		case <-wait.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (s *Server) checkNow(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
 	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
-		if d := n.Drivers["onnx"]; n.Status != cluster.NodeStatusReady || d == nil || !d.Healthy || !s.Connected(n.ID) {
+		if d := n.Drivers["onnx"]; n.Status != cluster.NodeStatusReady || d == nil || !d.Healthy {
 			continue
 		}
 		a, err := s.Call(ctx, n.ID, &pb.Call{Request: &pb.Call_CheckModel{CheckModel: &pb.CheckModelRequest{Digest: digest, Size: size}}})
+		if cluster.CodeOf(err) == cluster.CodeUnavailable {
+			continue
+		}
 		if err != nil {
-			if cluster.CodeOf(err) == cluster.CodeUnavailable {
-				continue
-			}
 			return nil, err
 		}
 		b, err := a.One()

@@ -67,6 +67,7 @@ type Server struct {
 	gone     map[string]time.Time // when a node without a session was last heard of
 	answers  map[string]*Answer   // by call ID
 	gateways int
+	attached chan struct{} // closed, and made anew, when a node attaches
 }
 
 // NewServer makes a server; nothing runs until Run.
@@ -77,6 +78,7 @@ func NewServer(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger,
 		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*Answer{},
+		attached: make(chan struct{}),
 	}
 	s.updates = newBatcher(cfg.Store)
 	cfg.Registerer.MustRegister(
@@ -176,6 +178,8 @@ func (s *Server) adopt(sess *session) {
 	old := s.sessions[sess.nodeID]
 	s.sessions[sess.nodeID] = sess
 	delete(s.gone, sess.nodeID)
+	close(s.attached)
+	s.attached = make(chan struct{})
 	s.mu.Unlock()
 	if old != nil {
 		old.cancel(status.Error(codes.Aborted, "a newer session of this node took over"))

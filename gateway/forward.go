@@ -43,9 +43,10 @@ func (a *answer) write(w http.ResponseWriter) error {
 func (g *Gateway) forward(c *request, accept func(*version) error, compose func(*version) (http.Header, [][]byte, error)) (*answer, error) {
 	ctx := c.Context()
 	var (
-		skip []*endpoint
-		last error
-		wait *time.Timer
+		skip  []*endpoint
+		last  error
+		begun int // attempts that a replica began to answer
+		wait  *time.Timer
 	)
 	for {
 		t := g.router.current.Load()
@@ -60,7 +61,7 @@ func (g *Gateway) forward(c *request, accept func(*version) error, compose func(
 			if errors.As(last, &busy) && busy.Status == http.StatusTooManyRequests {
 				return nil, busy
 			}
-			if !hope || c.attempts >= maxAttempts {
+			if !hope {
 				return nil, why
 			}
 			if wait == nil {
@@ -105,12 +106,21 @@ func (g *Gateway) forward(c *request, accept func(*version) error, compose func(
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if c.attempts >= maxAttempts && oip.StatusOf(err) == 0 {
-			return nil, oip.Errorf(502, "model %q: no replica answered in %d attempts; the last said: %v", c.model, c.attempts, err)
+		if status := oip.StatusOf(err); status != 0 && status != http.StatusTooManyRequests {
+			return nil, err
+		}
+		if !errors.Is(err, errNotBegun) {
+			begun++
+		}
+		if begun >= maxAttempts {
+			return nil, oip.Errorf(502, "model %q: %d attempts broke off; the last: %v", c.model, begun, err)
 		}
 		last, skip = err, append(skip, e)
 	}
 }
+
+// errNotBegun says that a replica did not begin the work: trying again costs nothing.
+var errNotBegun = errors.New("not begun")
 
 // ask sends the request to one replica. Its error says that the replica did not
 // answer: it could not be reached (then it rests for a moment), broke off, is
@@ -133,6 +143,7 @@ func (g *Gateway) ask(ctx context.Context, e *endpoint, v *version, model string
 		if errors.As(err, &dial) && dial.Op == "dial" {
 			e.ejectedUntil.Store(time.Now().Add(ejectFor).UnixNano())
 			g.metrics.ejected.Inc()
+			return nil, fmt.Errorf("replica %s at %s: %w: %w", e.alloc, e.address, errNotBegun, err)
 		}
 		return nil, fmt.Errorf("replica %s at %s: %w", e.alloc, e.address, err)
 	}
@@ -155,7 +166,7 @@ func (g *Gateway) ask(ctx context.Context, e *endpoint, v *version, model string
 	}
 	switch a.status {
 	case http.StatusServiceUnavailable:
-		return nil, fmt.Errorf("replica %s is not ready: %s", e.alloc, a.body)
+		return nil, fmt.Errorf("replica %s is not ready: %w: %s", e.alloc, errNotBegun, a.body)
 	case http.StatusTooManyRequests:
 		return nil, oip.Errorf(429, "all replicas of model %q are busy; try again in a moment", model)
 	}

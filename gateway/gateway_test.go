@@ -123,7 +123,13 @@ func startGateway(t *testing.T, r *region, change func(*Config)) (*Gateway, *htt
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Run(ctx) }()
 	srv := httptest.NewServer(g)
-	t.Cleanup(func() { srv.Close(); cancel(); <-done; conn.Close(); http.DefaultTransport.(*http.Transport).CloseIdleConnections() })
+	t.Cleanup(func() {
+		srv.Close()
+		cancel()
+		<-done
+		conn.Close()
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	})
 	return g, srv
 }
 

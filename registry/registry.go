@@ -86,6 +86,9 @@ func (r *Registry) Push(ctx context.Context, name, description string, body io.R
 	if size == 0 {
 		return nil, cluster.Errorf(cluster.CodeInvalid, "the model file is empty")
 	}
+	if v := r.version(name, digest.String()); v != nil {
+		return v, nil
+	}
 	version, err := r.cfg.Checker.CheckModel(ctx, digest.String(), size)
 	if err != nil {
 		return nil, err
@@ -149,13 +152,20 @@ func (r *Registry) release(d blob.Digest) {
 	}
 }
 
+// version finds the version of a model that holds a digest; nil when none does.
+func (r *Registry) version(model, digest string) *cluster.ModelVersion {
+	for _, v := range r.cfg.Store.State().Snapshot().ModelVersions(nil, model) {
+		if v.Digest == digest {
+			return v
+		}
+	}
+	return nil
+}
+
 func (r *Registry) recorded(digest string) bool {
-	snap := r.cfg.Store.State().Snapshot()
-	for _, m := range snap.Models(nil) {
-		for _, v := range snap.ModelVersions(nil, m.Name) {
-			if v.Digest == digest {
-				return true
-			}
+	for _, m := range r.cfg.Store.State().Snapshot().Models(nil) {
+		if r.version(m.Name, digest) != nil {
+			return true
 		}
 	}
 	return false

@@ -247,7 +247,7 @@ func (s *supervisor) awaitReady(ctx context.Context) error {
 		ok        func([]byte) bool
 	}{
 		{"server", "http://" + c.http + "/v1/status/leader", func(b []byte) bool { return strings.Contains(string(b), ":") }},
-		{"agent", "http://" + c.http + "/v1/nodes", func(b []byte) bool { return strings.Contains(string(b), `"ready"`) }},
+		{"agent", "http://" + c.agentHTTP + "/health", func(b []byte) bool { return strings.Contains(string(b), `"message":"ok"`) }}, // attached to the server
 		{"gateway", "http://" + c.gatewayAddr + "/v2/health/ready", func([]byte) bool { return true }},
 	} {
 		for {
