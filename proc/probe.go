@@ -83,5 +83,8 @@ func probeCgroup(ctx context.Context, parent string, c *Capabilities) (tree, lim
 func try(ctx context.Context, spec Spec) error {
 	spec.Path, spec.Env = "true", []string{}
 	_, err := Output(ctx, spec)
+	if cause := errors.Unwrap(err); cause != nil {
+		return cause // what was started to find out does not matter
+	}
 	return err
 }

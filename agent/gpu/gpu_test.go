@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -126,9 +127,26 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+// envReal marks the child process of TestRealGPU.
+const envReal = "RX_REAL_GPU"
+
 // TestRealGPU prints what a GPU host has. Carry a binary of these tests there: go test -c, then run it with
-// -test.run=TestRealGPU -test.v.
+// -test.run=TestRealGPU -test.v. The work is done in a process of its own, because the symbols of the real library and of
+// the fake one that other tests load would mix.
 func TestRealGPU(t *testing.T) {
+	if os.Getenv(envReal) == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestRealGPU$", "-test.v")
+		cmd.Env = append(os.Environ(), envReal+"=1")
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s", out)
+		switch {
+		case err != nil:
+			t.Errorf("child: %v", err)
+		case strings.Contains(string(out), "--- SKIP"):
+			t.Skip("no GPU here, run on a host with the NVIDIA driver")
+		}
+		return
+	}
 	src, err := Open(Options{})
 	if err != nil {
 		t.Skipf("no GPU here, run on a host with the NVIDIA driver: %v", err)
