@@ -75,8 +75,6 @@ type Config struct {
 	KeepAllocs       int
 	// StopTasksOnExit ends all tasks when Run's context ends; the next agent starts
 	// them again. By default they run on.
-	// StopTasksOnExit ends all tasks when Run's context ends; the next agent starts
-	// them again. By default they run on.
 	StopTasksOnExit bool
 
 	GPUs        gpu.Source        // nil: NVML, or none
@@ -104,7 +102,6 @@ type Agent struct {
 	listener  net.Listener
 	nodeID    string
 	allocRoot string
-	started   time.Time
 
 	nodeChanged chan struct{} // capacity 1
 
@@ -156,12 +153,12 @@ func (c *Config) defaults() error {
 	if c.Metrics == nil {
 		c.Metrics = prometheus.NewRegistry()
 	}
-	var err error
-	c.DataDir, err = filepath.Abs(c.DataDir)
 	var errs []error
-	if c.DataDir == "" || err != nil {
+	if c.DataDir == "" {
 		errs = append(errs, errors.New("no data folder given (DataDir)"))
 	}
+	dir, err := filepath.Abs(c.DataDir)
+	c.DataDir, errs = dir, append(errs, err)
 	if len(c.Servers) == 0 {
 		errs = append(errs, errors.New("no server given (Servers)"))
 	}
@@ -178,7 +175,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, fmt.Errorf("agent configuration: %w", err)
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, updates: newUpdates(), cpu: newCPUSampler(), started: time.Now(),
+		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, updates: newUpdates(), cpu: newCPUSampler(),
 		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1),
 		runners: map[string]*runner{}, conns: map[string]*grpc.ClientConn{}, warned: map[string]bool{},
 		told: map[string]string{},
@@ -303,6 +300,7 @@ func (a *Agent) isConnected() bool {
 
 // close lets go of everything that New took.
 func (a *Agent) close() error {
+	a.suspendNow()
 	var errs []error
 	if a.listener != nil {
 		if err := a.listener.Close(); !errors.Is(err, net.ErrClosed) {

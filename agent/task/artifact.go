@@ -84,6 +84,11 @@ func (a *Artifacts) get(ctx context.Context, source string, block *cluster.Artif
 // checkOptions returns the wanted SHA-256 in hex, "" for any, and refuses what is
 // asked for but not built.
 func checkOptions(block *cluster.Artifact, u *url.URL, e *Env) (want string, err error) {
+	switch u.Scheme {
+	case "http", "https", "file", "":
+	default:
+		return "", fmt.Errorf("scheme %q is not supported; http, https and file are", u.Scheme)
+	}
 	archive := true
 	for k, v := range block.GetterOptions {
 		switch v = e.Expand(v); k {
@@ -118,9 +123,7 @@ func checkOptions(block *cluster.Artifact, u *url.URL, e *Env) (want string, err
 }
 
 func (a *Artifacts) open(ctx context.Context, u *url.URL, headers map[string]string, e *Env) (io.ReadCloser, error) {
-	switch u.Scheme {
-	case "http", "https":
-	case "file", "":
+	if u.Scheme == "file" || u.Scheme == "" {
 		if !a.AllowFile {
 			return nil, errors.New("files of the node may not be read: use http(s), or enable raw_exec on the agent")
 		}
@@ -132,8 +135,6 @@ func (a *Artifacts) open(ctx context.Context, u *url.URL, headers map[string]str
 			return nil, errors.Join(err, f.Close(), errors.New("not a regular file"))
 		}
 		return f, nil
-	default:
-		return nil, fmt.Errorf("scheme %q is not supported; http, https and file are", u.Scheme)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
