@@ -9,8 +9,8 @@ name=$1
 module=$(cd "$(dirname "$0")/$name" && pwd)
 version=$(cd "$module" && go list -m -f '{{.Version}}' "github.com/hashicorp/$name")
 
-# "Nomad v1.11.1" alone, or followed by a blank and more.
-is_pinned() { [[ "$("$1" version 2>/dev/null | head -n 1) " == "${name^} $version "* ]]; }
+# "Nomad v1.11.1" alone, or followed by more, as in "Vault v1.19.0, built…".
+is_pinned() { [[ "$("$1" version 2>/dev/null | head -n 1) " == "${name^} $version"[\ ,]* ]]; }
 
 if path=$(command -v "$name") && is_pinned "$path"; then
 	echo "$path"
