@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rxvision/rxvision/agent"
+	"github.com/rxvision/rxvision/agent/gpu"
 )
 
 func newAgent() *cobra.Command {
@@ -15,6 +16,7 @@ func newAgent() *cobra.Command {
 		c        agent.Config
 		meta     []string
 		ort      string
+		nvml     string
 		logLevel string
 	)
 	cmd := &cobra.Command{
@@ -41,6 +43,13 @@ func newAgent() *cobra.Command {
 			if dir, err := filepath.Abs(c.DataDir); err == nil {
 				c.DataDir = dir
 			}
+			if nvml != "" {
+				source, err := gpu.Open(gpu.Options{Library: nvml})
+				if err != nil {
+					return fmt.Errorf("--nvml-library %s: %w", nvml, err)
+				}
+				c.GPUs = source
+			}
 			a, err := agent.New(cmd.Context(), c)
 			if err != nil {
 				return err
@@ -61,6 +70,7 @@ func newAgent() *cobra.Command {
 	f.BoolVar(&c.StopTasksOnExit, "stop-tasks-on-exit", false, "end all tasks when the agent is told to end; by default they run on")
 	f.StringVar(&c.Cgroup, "cgroup", agent.DefaultCgroup, `cgroup v2 group that tasks live in; "none" for no cgroups`)
 	f.StringVar(&ort, "ort-library", "", "ONNX Runtime library; default: lib/ beside the folder of this program")
+	f.StringVar(&nvml, "nvml-library", "", "NVIDIA's management library; default: libnvidia-ml.so.1 where it usually is, none is fine")
 	f.Int64Var(&c.CacheBytes, "artifact-cache-bytes", agent.DefaultCacheBytes, "bound of the artifact cache")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

@@ -26,7 +26,7 @@ import (
 type devConfig struct {
 	dataDir                                 string
 	http, rpc, raft, agentHTTP, gatewayAddr string
-	ortLibrary, logLevel                    string
+	ortLibrary, nvmlLibrary, logLevel       string
 	demo                                    bool
 	demoDir                                 string
 	stop                                    bool
@@ -62,6 +62,7 @@ start takes them over, and ` + "`rxvision dev --stop`" + ` ends them.`,
 	f.StringVar(&c.agentHTTP, "agent-http-addr", defaultAgentAddr, "address of the agent's metrics and health")
 	f.StringVar(&c.gatewayAddr, "gateway-addr", defaultGatewayAddr, "address of the inference API")
 	f.StringVar(&c.ortLibrary, "ort-library", "", "ONNX Runtime library; default: lib/ beside the folder of this program")
+	f.StringVar(&c.nvmlLibrary, "nvml-library", "", "NVIDIA's management library; default: where it usually is, none is fine")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&c.demo, "demo", false, "push the sample model, run the job fashion and classify ten images")
 	f.StringVar(&c.demoDir, "demo-dir", ".", "the project's folder, where the demonstration finds its files")
@@ -95,6 +96,9 @@ func (c devConfig) children() []devChild {
 		"--http-addr", c.agentHTTP, "--raw-exec", "--stop-tasks-on-exit"}, common...)
 	if c.ortLibrary != "" {
 		agent = append(agent, "--ort-library", c.ortLibrary)
+	}
+	if c.nvmlLibrary != "" {
+		agent = append(agent, "--nvml-library", c.nvmlLibrary)
 	}
 	return []devChild{
 		{Name: "server", Args: append([]string{"server", "--data-dir", filepath.Join(c.dataDir, "server"),
