@@ -48,12 +48,12 @@ var configKeys = map[string]map[string]configKey{
 		"threads": {aCount, false},  // of one inference; 0 or absent: the worker decides
 	},
 	DriverRawExec: {
-		"command": {aString, true}, "args": {aList, false}, "work_dir": {later, false},
+		"command": {aString, true}, "args": {aList, false}, "work_dir": {aString, false},
 		"cgroup_v1_override": {later, false}, "cgroup_v2_override": {later, false},
 		"oom_score_adj": {later, false}, "denied_envvars": {later, false},
 	},
 	DriverExec: {
-		"command": {aString, true}, "args": {aList, false}, "work_dir": {later, false},
+		"command": {aString, true}, "args": {aList, false}, "work_dir": {aString, false},
 		"pid_mode": {later, false}, "ipc_mode": {later, false}, "cap_add": {later, false}, "cap_drop": {later, false},
 	},
 }

@@ -538,27 +538,30 @@ func TestDisk(t *testing.T) {
 func TestBounds(t *testing.T) {
 	for name, src := range map[string]string{
 		"size":        `job "a" {}` + strings.Repeat("\n", MaxSource),
-		"HCL depth":   `x = ` + strings.Repeat("[", 30_000),
-		"blocks":      strings.Repeat("a {\n", 30_000),
-		"templates":   `x = ` + strings.Repeat(`"${`, 30_000),
-		"sum":         `job "a" { priority = 1` + strings.Repeat("+1", 30_000) + "\n}",
-		"minus":       `job "a" { priority = ` + strings.Repeat("-", 30_000) + "1\n}",
-		"not":         `job "a" { all_at_once = ` + strings.Repeat("!", 30_000) + "true\n}",
-		"condition":   `job "a" { priority = ` + strings.Repeat("true?1:", 30_000) + "1\n}",
-		"index":       `job "a" { priority = a` + strings.Repeat("[0]", 30_000) + "\n}",
-		"JSON arrays": `{"Job":` + strings.Repeat("[", 30_000),
+		"HCL depth":   `x = ` + strings.Repeat("[", 100_000),
+		"blocks":      strings.Repeat("a {\n", 1000),
+		"templates":   `x = ` + strings.Repeat(`"${`, 1000),
+		"sum":         `job "a" { priority = 1` + strings.Repeat("+1", maxOperators+1) + "\n}",
+		"minus":       `job "a" { priority = ` + strings.Repeat("-", maxOperators+1) + "1\n}",
+		"not":         `job "a" { all_at_once = ` + strings.Repeat("!", maxOperators+1) + "true\n}",
+		"condition":   `job "a" { priority = ` + strings.Repeat("true?1:", maxOperators+1) + "1\n}",
+		"index":       `job "a" { priority = a` + strings.Repeat("[0]", maxOperators+1) + "\n}",
+		"JSON arrays": `{"Job":` + strings.Repeat("[", 500_000),
 		"JSON":        strings.Repeat(`{"Job":`, 30_000),
 	} {
 		if _, _, err := Parse("a", []byte(src), ParseOptions{}); err == nil || cluster.CodeOf(err) != cluster.CodeInvalid {
 			t.Errorf("%s: error %v", name, err)
 		}
-		for _, format := range []string{FormatHCL, FormatJSON} {
-			fs := Faults{{Path: "group.a.count", Text: "x"}}
-			if err := Annotate(fs, src, format); len(err.Error()) > 100 {
-				t.Errorf("%s: annotated to %v", name, err)
-			}
+		if err := Annotate(Faults{{Path: "group.a.count", Text: "x"}}, src, FormatHCL); len(err.Error()) > 100 {
+			t.Errorf("%s: annotated to %v", name, err)
 		}
 	}
+	// At the limit the parsers' stacks hold.
+	chain := small("priority = 1" + strings.Repeat("+1", maxOperators-100))
+	if _, _, err := FromAPI(mustParse(t, chain), options); err == nil || !strings.Contains(err.Error(), "is 19901; it must be") {
+		t.Errorf("a long sum: error %v", err)
+	}
+
 	many := make(Faults, 250)
 	for i := range many {
 		many[i] = Fault{Path: "p", Text: "wrong"}
@@ -658,4 +661,28 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("submitted again:\n%s\nwant:\n%s", text(again), text(got))
 		}
 	})
+}
+
+// TestHonouredFieldsExist guards the table against names that are no fields.
+func TestHonouredFieldsExist(t *testing.T) {
+	for typ, names := range honoured {
+		for _, name := range strings.Fields(names) {
+			if _, ok := typ.FieldByName(name); !ok {
+				t.Errorf("%s has no field %s", typ, name)
+			}
+		}
+	}
+	for _, name := range strings.Fields(setByState) {
+		if _, ok := reflect.TypeFor[api.Job]().FieldByName(name); !ok {
+			t.Errorf("api.Job has no field %s", name)
+		}
+	}
+	for path := range neutral {
+		block, name, _ := strings.Cut(path, ".")
+		for typ := range honoured {
+			if _, ok := typ.FieldByName(name); typ.Name() == block && !ok {
+				t.Errorf("%s has no field %s", typ, name)
+			}
+		}
+	}
 }

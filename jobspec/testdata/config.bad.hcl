@@ -9,7 +9,8 @@ job "config" {
       config {
         comand   = "/bin/true"
         args     = "-v"
-        work_dir = "/tmp"
+        work_dir = ["/tmp"]
+        oom_score_adj = 10
       }
     }
 
