@@ -16,8 +16,8 @@ import (
 // maxErrorText bounds what a Client reads of an error's text, in bytes.
 const maxErrorText = 64 << 10
 
-// Client speaks to the routes that are our own: models, aliases and artifacts. For
-// jobs, nodes and the rest use Nomad's client, github.com/hashicorp/nomad/api.
+// Client speaks to a server: models, aliases, artifacts, and of Nomad's routes those
+// that `rxvision job` needs. For the rest use github.com/hashicorp/nomad/api.
 type Client struct {
 	addr  string
 	token string

@@ -216,7 +216,7 @@ func (s *Server) planJob(r *request) (any, error) {
 		return nil, refused(err)
 	}
 	old := snap.Job(nil, j.Key())
-	propose(snap, j, old)
+	pin(snap, j)
 	dry, err := s.cfg.Planner.DryRun(r.Context(), snap, j)
 	if err != nil {
 		return nil, refused(err)
@@ -239,9 +239,9 @@ func (s *Server) planJob(r *request) (any, error) {
 	return &answer{body: reply, index: reply.Index}, nil
 }
 
-// propose gives a job the version, indexes and pinned models that registering it
-// on top of snap would. The models are known to be there.
-func propose(snap *cluster.Snapshot, j, old *cluster.Job) {
+// pin gives the models of a job the versions that registering it would pin; they
+// are known to be there.
+func pin(snap *cluster.Snapshot, j *cluster.Job) {
 	for _, g := range j.TaskGroups {
 		for _, t := range g.Tasks {
 			if t.Model == nil {
@@ -251,16 +251,6 @@ func propose(snap *cluster.Snapshot, j, old *cluster.Job) {
 				t.Model.Version, t.Model.Digest, t.Model.Size = v.Version, v.Digest, v.Size
 			}
 		}
-	}
-	next := snap.Index(nil) + 1
-	j.Status, j.SubmitTime = cluster.JobStatusPending, time.Now().UnixNano()
-	j.CreateIndex, j.ModifyIndex, j.JobModifyIndex = next, next, next
-	if old == nil {
-		return
-	}
-	j.CreateIndex, j.Version, j.Status = old.CreateIndex, old.Version+1, old.Status
-	if cluster.SpecEqual(j, old) {
-		j.Version, j.JobModifyIndex, j.Stable, j.SubmitTime = old.Version, old.JobModifyIndex, old.Stable, old.SubmitTime
 	}
 }
 

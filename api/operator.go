@@ -165,8 +165,6 @@ func honoured(cfg *cluster.SchedulerConfiguration) error {
 		return notBuilt(later, "preemption: set each PreemptionConfig entry to false")
 	case cfg.MemoryOversubscriptionEnabled:
 		return notBuilt(later, "memory oversubscription")
-	case cfg.PauseEvalBroker:
-		return notBuilt(later, "pausing the evaluation broker")
 	}
 	return nil
 }

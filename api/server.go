@@ -41,8 +41,8 @@ type Peer struct {
 
 // Planner answers what the scheduler would do with a job, changing nothing.
 type Planner interface {
-	// DryRun plans job as if it were registered on top of snap. The job carries the
-	// version and indexes that it would get.
+	// DryRun plans job, a complete specification, as if it were registered on top of
+	// snap. What the state sets at registration is the planner's to set, in a copy.
 	DryRun(ctx context.Context, snap *cluster.Snapshot, job *cluster.Job) (*DryRun, error)
 }
 
