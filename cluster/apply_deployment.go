@@ -85,7 +85,9 @@ func (t *tx) countHealth(a *Allocation, healthy bool) bool {
 	}
 	if !healthy {
 		if d.TaskGroups[a.TaskGroup].ProgressDeadline > 0 {
-			return false // replacements may still become healthy until the deadline
+			// Replacements may still become healthy until the deadline. One that runs is
+			// replaced by its reschedule policy; one that failed is evaluated anyway.
+			return a.ClientStatus != AllocClientFailed
 		}
 		t.setDeploymentStatus(&DeploymentStatusUpdate{d.ID, DeploymentFailed, DeploymentDescFailedAllocs})
 		return true

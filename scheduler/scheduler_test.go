@@ -141,6 +141,29 @@ func TestFailedAllocationComesBackLater(t *testing.T) {
 	})
 }
 
+// TestUnhealthyAllocationIsReplaced: it runs, but its node found it unhealthy.
+func TestUnhealthyAllocationIsReplaced(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.node("n1", 0)
+		w.node("n2", 0)
+		w.run(service("web", 1))
+		a := w.wantLive(w.settle(), "web", 1)[0]
+		w.say(a, cluster.AllocClientRunning, false)
+		if b := w.wantLive(w.settle(), "web", 1)[0]; b.ID != a.ID {
+			t.Fatal("it was replaced without the policy's delay")
+		}
+		time.Sleep(31 * time.Second)
+		snap := w.agents()
+		b := w.wantLive(snap, "web", 1)[0]
+		if b.PreviousAllocation != a.ID || b.NodeID == a.NodeID {
+			t.Fatalf("the replacement of %s on %s is %+v", a.ID, a.NodeID, b)
+		}
+		if d := snap.Deployment(nil, b.DeploymentID); d == nil || d.Status != cluster.DeploymentSuccessful {
+			t.Fatalf("with a healthy replacement the deployment is %+v", d)
+		}
+	})
+}
+
 func TestDeploymentWithoutProgressFails(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.node("n1", 0)

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -129,25 +130,20 @@ func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Ev
 	return r
 }
 
-// unchanged says whether a blocked evaluation is just as blocked as before, for
-// the same reasons: then nothing is written.
+// unchanged says whether a blocked evaluation is blocked as before: as many
+// allocations wait, for the same kinds of reasons. Then nothing is written, lest
+// each end of an allocation rewrites every blocked evaluation for its counts.
 func unchanged(eval *cluster.Evaluation, r *place.Result) bool {
-	if eval.Status != cluster.EvalStatusBlocked || r.Eval.Status != cluster.EvalStatusBlocked ||
-		!r.Empty() || len(r.Plan.Evals) > 1 || len(eval.FailedTGAllocs) != len(r.Failed) {
-		return false
-	}
-	for name, m := range r.Failed {
-		old := eval.FailedTGAllocs[name]
-		if old == nil {
-			return false
-		}
-		a, b := *old, *m
-		a.AllocationTime, b.AllocationTime = 0, 0
-		if string(cluster.Marshal(&a)) != string(cluster.Marshal(&b)) {
-			return false
-		}
-	}
-	return true
+	return eval.Status == cluster.EvalStatusBlocked && r.Eval.Status == cluster.EvalStatusBlocked &&
+		r.Empty() && len(r.Plan.Evals) == 1 &&
+		maps.Equal(eval.QueuedAllocations, r.Queued) && maps.EqualFunc(eval.FailedTGAllocs, r.Failed, sameReasons)
+}
+
+func sameReasons(a, b *cluster.AllocMetric) bool {
+	sameKind := func(int, int) bool { return true }
+	return (a.NodesEvaluated == 0) == (b.NodesEvaluated == 0) &&
+		maps.EqualFunc(a.ConstraintFiltered, b.ConstraintFiltered, sameKind) &&
+		maps.EqualFunc(a.DimensionExhausted, b.DimensionExhausted, sameKind)
 }
 
 // settle gives an item back by what became of its plan.

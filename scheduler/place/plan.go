@@ -505,6 +505,7 @@ func (p *planner) finish() {
 		}
 		blocked = p.newEval(trigger, description)
 		blocked.Status, blocked.FailedTGAllocs = cluster.EvalStatusBlocked, e.FailedTGAllocs
+		blocked.QueuedAllocations = e.QueuedAllocations
 		e.BlockedEval = blocked.ID
 		evals = append(evals, blocked)
 	}

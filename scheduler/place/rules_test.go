@@ -1,0 +1,271 @@
+package place
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+func TestConstraints(t *testing.T) {
+	n := &cluster.Node{
+		ID: "id1", Name: "host1", Datacenter: "dc1", NodeClass: "big", NodePool: "gpu",
+		Attributes: map[string]string{"cpu.arch": "amd64", "cores": "10", "load": "1.5", "os.version": "6.1.0-rc.2", "drivers": "a, b,c", "empty": ""},
+		Meta:       map[string]string{"rack": "r1"},
+	}
+	for _, c := range []struct {
+		left, operand, right string
+		want                 bool
+	}{
+		{"${attr.cpu.arch}", "=", "amd64", true},
+		{"${attr.cpu.arch}", "", "amd64", true},
+		{"${attr.cpu.arch}", "==", "arm64", false},
+		{"${attr.cpu.arch}", "is", "amd64", true},
+		{"${attr.cpu.arch}", "!=", "arm64", true},
+		{"${attr.cpu.arch}", "not", "amd64", false},
+		{"${attr.none}", "=", "", false},
+		{"${attr.none}", "!=", "x", true}, // what is not there is not x
+		{"${attr.none}", "is_set", "", false},
+		{"${attr.none}", "is_not_set", "", true},
+		{"${attr.empty}", "is_set", "", true},
+		{"${nothing.known}", "is_set", "", false},
+		{"${node.unique.id}", "=", "id1", true},
+		{"${node.unique.name}", "regexp", "^host[0-9]$", true},
+		{"${node.datacenter}", "=", "dc1", true},
+		{"${node.class}", "=", "big", true},
+		{"${node.pool}", "=", "gpu", true},
+		{"${meta.rack}", "regexp", "r[2-9]", false},
+		{"${meta.rack}", "regexp", "(", false}, // does not compile
+		{"${attr.cores}", ">", "9", true},      // as numbers; as text "10" < "9"
+		{"${attr.cores}", "<=", "10", true},
+		{"${attr.load}", ">=", "1.50", true},
+		{"${attr.load}", "<", "1.5", false},
+		{"${meta.rack}", "<", "r2", true}, // as text
+		{"${attr.none}", "<", "5", false},
+		{"dc1", "=", "${node.datacenter}", true},
+		{"${attr.drivers}", "set_contains", "a,c", true},
+		{"${attr.drivers}", "set_contains_all", "a,d", false},
+		{"${attr.drivers}", "set_contains_any", "d, b", true},
+		{"${attr.drivers}", "no-such-operand", "a", false},
+		{"${attr.os.version}", "semver", ">= 6.0.0, < 7.0.0", true},
+		{"${attr.os.version}", "version", ">= 6.0.0", false}, // a pre-release
+	} {
+		at := nodeLookup(n)
+		left, lf := at(c.left)
+		right, rf := at(c.right)
+		if got := holds(c.operand, left, right, lf, rf, patternCache{}); got != c.want {
+			t.Errorf("%s %s %s: %v, want %v", c.left, c.operand, c.right, got, c.want)
+		}
+	}
+}
+
+func TestVersions(t *testing.T) {
+	for _, c := range []struct {
+		version, constraint string
+		loose, semver       bool
+	}{
+		{"1.2.3", "1.2.3", true, true},
+		{"1.2.3", "= 1.2.3", true, true},
+		{"1.2.3", "!= 1.2.3", false, false},
+		{"1.2.3", "> 1.2.2, < 1.3.0", true, true},
+		{"1.2.3", "> 1.2.2, < 1.2.3", false, false},
+		{"1.10.0", "> 1.9.0", true, true},
+		{"1.2", ">= 1.2.0", true, false}, // semver wants three numbers
+		{"v1.2.3", ">= 1.2.0", true, false},
+		{"535.129.03", ">= 535.0.0", true, false}, // a driver's version
+		{"1.2.3", "~> 1.2.0", true, false},
+		{"1.3.0", "~> 1.2.0", false, false},
+		{"1.9.9", "~> 1.2", true, false},
+		{"2.0.0", "~> 1.2", false, false},
+		{"1.7.0-beta1", ">= 1.6.0", false, true},
+		{"1.7.0-beta1", ">= 1.7.0-alpha", true, true},
+		{"1.7.0-beta1", "< 1.7.0", false, true},
+		{"1.7.0-beta.2", "> 1.7.0-beta.11", false, false},
+		{"1.7.0-1", "< 1.7.0-alpha", true, true},
+		{"1.7.0+build5", "= 1.7.0", true, true},
+		{"", ">= 1.0.0", false, false},
+		{"one", ">= 1.0.0", false, false},
+		{"1.0.0", ">= one", false, false},
+		{"1.0.0", "", false, false},
+		{"1.0.0", "=> 1.0.0", false, false},
+		{"99999999999999999999.0.0", "> 1.0.0", false, false},
+	} {
+		if got := versionHolds(c.version, c.constraint, false); got != c.loose {
+			t.Errorf("version %q %q: %v", c.version, c.constraint, got)
+		}
+		if got := versionHolds(c.version, c.constraint, true); got != c.semver {
+			t.Errorf("semver %q %q: %v", c.version, c.constraint, got)
+		}
+	}
+}
+
+func TestDeviceConstraints(t *testing.T) {
+	num := func(n int64, unit string) *cluster.Attribute { return &cluster.Attribute{Int: &n, Unit: unit} }
+	text, yes := "8.0", true
+	g := &cluster.NodeDeviceResource{
+		Vendor: "nvidia", Type: "gpu", Name: "NVIDIA A100/80",
+		Instances: []*cluster.NodeDevice{{ID: "GPU-1", Healthy: true}, {ID: "GPU-2", Healthy: true}},
+		Attributes: map[string]*cluster.Attribute{
+			"memory": num(81920, "MiB"), "bar1": num(128, "GB"), "clock": num(1410, "MHz"), "power": num(400, "W"),
+			"bandwidth": num(2039, "GB/s"), "cores": num(6912, ""), "compute": {String: &text}, "mig": {Bool: &yes}, "odd": num(3, "furlong"),
+		},
+	}
+	for _, c := range []struct {
+		left, operand, right string
+		want                 bool
+	}{
+		{"${device.model}", "=", "NVIDIA A100/80", true},
+		{"${device.vendor}", "=", "nvidia", true},
+		{"${device.type}", "=", "gpu", true},
+		{"${device.ids}", "set_contains", "GPU-2", true},
+		{"${device.ids}", "set_contains", "GPU-3", false},
+		{"${device.attr.memory}", ">=", "80 GiB", true},
+		{"${device.attr.memory}", ">", "80 GiB", false},
+		{"${device.attr.memory}", "=", "80GiB", true},
+		{"${device.attr.memory}", ">", "85 GB", true}, // 85.9
+		{"${device.attr.memory}", ">", "86 GB", false},
+		{"${device.attr.memory}", ">", "79.5 GiB", true},
+		{"${device.attr.memory}", ">", "1000 MHz", false}, // another measure
+		{"${device.attr.memory}", ">", "70", false},       // no measure at all
+		{"${device.attr.memory}", ">", "much", false},
+		{"${device.attr.memory}", "is_set", "", true},
+		{"${device.attr.none}", "is_not_set", "", true},
+		{"${device.attr.clock}", ">=", "1.4 GHz", true},
+		{"${device.attr.power}", "<=", "0.4 kW", true},
+		{"${device.attr.bandwidth}", ">", "1.5 TB/s", true},
+		{"${device.attr.cores}", ">", "5000", true},
+		{"${device.attr.cores}", "=", "6912", true},
+		{"${device.attr.compute}", "version", ">= 7.5", true},
+		{"${device.attr.mig}", "=", "true", true},
+		{"${device.attr.odd}", "=", "3 furlong", true},
+		{"${device.unknown}", "is_set", "", false},
+	} {
+		con := &cluster.Constraint{LTarget: c.left, Operand: c.operand, RTarget: c.right}
+		if got := deviceHolds(con, g, patternCache{}); got != c.want {
+			t.Errorf("%s: %v, want %v", con, got, c.want)
+		}
+	}
+	for name, want := range map[string]bool{
+		"gpu": true, "nvidia/gpu": true, "nvidia/gpu/NVIDIA A100/80": true, // a model's name may hold a slash
+		"nvidia": false, "amd/gpu": false, "nvidia/gpu/T4": false, "": false,
+	} {
+		if deviceNamed(name, g) != want {
+			t.Errorf("device %q: want %v", name, want)
+		}
+	}
+}
+
+func TestRescheduleDelays(t *testing.T) {
+	const base = 10 * time.Second
+	for _, c := range []struct {
+		function string
+		delays   []time.Duration // of the events so far
+		lived    time.Duration   // since the last of them
+		want     time.Duration
+	}{
+		{"constant", nil, 0, 10 * time.Second},
+		{"constant", []time.Duration{base, base, base}, time.Second, 10 * time.Second},
+		{"exponential", nil, 0, 10 * time.Second},
+		{"exponential", []time.Duration{base}, time.Second, 20 * time.Second},
+		{"exponential", []time.Duration{base, 20 * time.Second}, time.Second, 40 * time.Second},
+		{"exponential", []time.Duration{50 * time.Second}, time.Second, 60 * time.Second}, // max_delay
+		{"exponential", []time.Duration{40 * time.Second}, time.Hour, 10 * time.Second},   // it ran well for long: begin anew
+		{"fibonacci", []time.Duration{base}, time.Second, 10 * time.Second},
+		{"fibonacci", []time.Duration{base, base}, time.Second, 20 * time.Second},
+		{"fibonacci", []time.Duration{base, base, 20 * time.Second}, time.Second, 30 * time.Second},
+		{"fibonacci", []time.Duration{60 * time.Second, base}, time.Second, 10 * time.Second}, // just begun anew
+	} {
+		p := &cluster.ReschedulePolicy{Delay: base, DelayFunction: c.function, MaxDelay: time.Minute, Unlimited: true}
+		a := &cluster.Allocation{ModifyTime: int64(epoch), RescheduleTracker: &cluster.RescheduleTracker{}}
+		for _, d := range c.delays {
+			a.RescheduleTracker.Events = append(a.RescheduleTracker.Events, &cluster.RescheduleEvent{Delay: d, RescheduleTime: int64(epoch.Add(-c.lived))})
+		}
+		if got := nextDelay(p, a); got != c.want {
+			t.Errorf("%s after %v, %s ago: %s, want %s", c.function, c.delays, c.lived, got, c.want)
+		}
+	}
+}
+
+func TestRescheduleAttempts(t *testing.T) {
+	at := func(ages ...time.Duration) *cluster.Allocation {
+		a := &cluster.Allocation{ModifyTime: int64(epoch), RescheduleTracker: &cluster.RescheduleTracker{}}
+		for _, d := range ages {
+			a.RescheduleTracker.Events = append(a.RescheduleTracker.Events, &cluster.RescheduleEvent{RescheduleTime: int64(epoch.Add(-d))})
+		}
+		return a
+	}
+	two := &cluster.ReschedulePolicy{Attempts: 2, Interval: time.Hour, DelayFunction: "constant"}
+	for i, c := range []struct {
+		policy *cluster.ReschedulePolicy
+		alloc  *cluster.Allocation
+		want   bool
+	}{
+		{nil, at(), false},
+		{&cluster.ReschedulePolicy{}, at(), false},
+		{two, at(), true},
+		{two, at(time.Minute), true},
+		{two, at(2*time.Minute, time.Minute), false},
+		{two, at(2*time.Hour, time.Minute), true}, // the first is out of the interval
+		{&cluster.ReschedulePolicy{Unlimited: true}, at(5, 4, 3, 2, 1), true},
+	} {
+		if _, got := nextReschedule(c.policy, c.alloc); got != c.want {
+			t.Errorf("case %d: %v, want %v", i, got, c.want)
+		}
+	}
+	a := at(1, 2, 3, 4, 5)
+	if es := track(a, &cluster.RescheduleEvent{PrevAllocID: "x"}, epoch).Events; len(es) != cluster.MaxRescheduleEvents || es[4].PrevAllocID != "x" {
+		t.Errorf("the tracker keeps %d events", len(es))
+	}
+	if len(a.RescheduleTracker.Events) != 5 || a.RescheduleTracker.Events[0].PrevAllocID != "" {
+		t.Error("tracking changed the old allocation's events")
+	}
+}
+
+func TestNameIndex(t *testing.T) {
+	for name, want := range map[string]int{"web.g[0]": 0, "a[1].g[12]": 12, "web.g": -1, "web.g[x]": -1, "": -1, "[3": -1} {
+		if got := nameIndex(name); got != want {
+			t.Errorf("%q: %d, want %d", name, got, want)
+		}
+	}
+}
+
+func TestPorts(t *testing.T) {
+	r := parsePortRanges("22, 80,8000-8002,x,9-y")
+	for port, want := range map[int]bool{22: true, 80: true, 8000: true, 8002: true, 8003: false, 9: false} {
+		if r.has(port) != want {
+			t.Errorf("port %d: want %v", port, want)
+		}
+	}
+	taken := map[int]bool{}
+	for range 5 { // every seed finds each port of the range once
+		taken[firstFree(100, 104, 1<<63+7, func(p int) bool { return !taken[p] })] = true
+	}
+	if len(taken) != 5 || taken[0] {
+		t.Errorf("taken %v", taken)
+	}
+	if p := firstFree(100, 104, 3, func(p int) bool { return !taken[p] }); p != 0 {
+		t.Errorf("a full range gave port %d", p)
+	}
+}
+
+// BenchmarkPlan places one job of 1,000 allocations on 1,000 nodes.
+func BenchmarkPlan(b *testing.B) {
+	w := &world{}
+	for i := range 1000 {
+		l, _ := parseLine(fmt.Sprintf("n%04d cpu=100000 memory=100000 disk=1000000 attr.x=%d", i, i%3))
+		w.nodes = append(w.nodes, l.node())
+	}
+	for _, s := range []string{"job j type=batch", "group g count=1000", "constraint ${attr.x} != 2", "task t"} {
+		l, _ := parseLine(s)
+		w.version(l, 0)
+	}
+	eval := &cluster.Evaluation{ID: "e", Namespace: "default", JobID: "j", Type: "batch", Status: cluster.EvalStatusPending}
+	for b.Loop() {
+		ids := 0
+		r := NewView(w).Plan(Input{Job: w.versions[0], Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprint(ids) }})
+		if len(r.Plan.Place) != 1000 {
+			b.Fatalf("placed %d", len(r.Plan.Place))
+		}
+	}
+}
