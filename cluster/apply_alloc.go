@@ -80,8 +80,8 @@ func (t *tx) fit(nodeID string, place []*Allocation) string {
 		}
 	}
 	use := NewNodeUse(n)
-	for _, a := range t.AllocsByNode(nil, nodeID) {
-		if a.Occupies() && !planned[a.ID] {
+	for _, a := range t.AllocsHolding(nil, nodeID) {
+		if !planned[a.ID] {
 			use.Add(a)
 		}
 	}

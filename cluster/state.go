@@ -92,8 +92,14 @@ var Tables = []*Table{
 	{Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
 		key: func(v any) string { return v.(*Allocation).ID },
 		by: map[string]func(any) string{
-			"job":        func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
-			"node":       func(v any) string { return v.(*Allocation).NodeID },
+			"job":  func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
+			"node": func(v any) string { return v.(*Allocation).NodeID },
+			"holds": func(v any) string {
+				if a := v.(*Allocation); a.Occupies() {
+					return a.NodeID
+				}
+				return ""
+			},
 			"eval":       func(v any) string { return v.(*Allocation).EvalID },
 			"deployment": func(v any) string { return v.(*Allocation).DeploymentID },
 			"serving": func(v any) string {
@@ -314,6 +320,11 @@ func (s *Snapshot) AllocsByJob(ws WatchSet, k JobKey) []*Allocation {
 // AllocsByNode returns a node's allocations, terminal ones included.
 func (s *Snapshot) AllocsByNode(ws WatchSet, nodeID string) []*Allocation {
 	return list[Allocation](s.txn, ws, TableAllocs, "node", nodeID)
+}
+
+// AllocsHolding returns the allocations that hold resources of a node.
+func (s *Snapshot) AllocsHolding(ws WatchSet, nodeID string) []*Allocation {
+	return list[Allocation](s.txn, ws, TableAllocs, "holds", nodeID)
 }
 
 // AllocsByEval returns the allocations that an evaluation placed.

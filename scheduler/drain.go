@@ -51,10 +51,7 @@ func (d *drain) node(n *cluster.Node) (empty bool) {
 		d.next = earliest(d.next, s.ForceDeadline)
 	}
 	empty = true
-	for _, a := range d.snap.AllocsByNode(d.ws, n.ID) {
-		if a.ClientTerminal() {
-			continue
-		}
+	for _, a := range d.snap.AllocsHolding(d.ws, n.ID) {
 		empty = false
 		if a.ServerTerminal() || moving(a) || len(d.move) >= maxTransitions {
 			continue
@@ -81,8 +78,11 @@ func moving(a *cluster.Allocation) bool {
 // its count, all but migrate.max_parallel must stay up.
 func (d *drain) spend(j *cluster.Job, a *cluster.Allocation) bool {
 	g := j.Group(a.TaskGroup)
-	if g == nil {
+	switch {
+	case g == nil:
 		return false // the group is going anyway
+	case !serving(a):
+		return true // nobody misses it
 	}
 	k := groupKey{j.Key(), g.Name}
 	left, known := d.budget[k]

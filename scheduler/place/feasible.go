@@ -29,6 +29,7 @@ type demand struct {
 	devices           []deviceAsk
 	networks          []*cluster.NetworkResource
 	patterns          patternCache
+	oversubscribe     bool // memory_max is honoured
 }
 
 func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
@@ -156,7 +157,10 @@ func (d *demand) take(h *host, allocID string) (*cluster.AllocatedResources, err
 		tr := &cluster.AllocatedTaskResources{Devices: devices[t.Name]}
 		if t.Resources != nil {
 			tr.Cpu.CpuShares = int64(t.Resources.CPU)
-			tr.Memory = cluster.AllocatedMemory{MemoryMB: int64(t.Resources.MemoryMB), MemoryMaxMB: int64(t.Resources.MemoryMaxMB)}
+			tr.Memory.MemoryMB = int64(t.Resources.MemoryMB)
+			if d.oversubscribe {
+				tr.Memory.MemoryMaxMB = int64(t.Resources.MemoryMaxMB)
+			}
 		}
 		r.Tasks[t.Name] = tr
 	}

@@ -25,7 +25,7 @@ const followupWindow = 5 * time.Second
 type Reader interface {
 	Index(ws cluster.WatchSet, tables ...string) uint64
 	Nodes(ws cluster.WatchSet, prefix string) []*cluster.Node
-	AllocsByNode(ws cluster.WatchSet, nodeID string) []*cluster.Allocation
+	AllocsHolding(ws cluster.WatchSet, nodeID string) []*cluster.Allocation
 	AllocsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Allocation
 	JobVersion(ws cluster.WatchSet, k cluster.JobKey, version uint64) *cluster.Job
 	LatestDeployment(ws cluster.WatchSet, k cluster.JobKey) *cluster.Deployment

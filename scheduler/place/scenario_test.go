@@ -71,8 +71,8 @@ func (w *world) Index(cluster.WatchSet, ...string) uint64                       
 func (w *world) Nodes(cluster.WatchSet, string) []*cluster.Node                   { return w.nodes }
 func (w *world) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &w.config }
 
-func (w *world) AllocsByNode(_ cluster.WatchSet, id string) []*cluster.Allocation {
-	return w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id })
+func (w *world) AllocsHolding(_ cluster.WatchSet, id string) []*cluster.Allocation {
+	return w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id && a.Occupies() })
 }
 
 func (w *world) AllocsByJob(_ cluster.WatchSet, k cluster.JobKey) []*cluster.Allocation {

@@ -53,8 +53,8 @@ func (v *View) load(h *host) {
 // usage adds up what occupies the host, leaving out the allocation without.
 func (v *View) usage(h *host, without string) *cluster.NodeUse {
 	use := cluster.NewNodeUse(h.node)
-	for _, a := range v.reader.AllocsByNode(nil, h.node.ID) {
-		if a.Occupies() && a.ID != without {
+	for _, a := range v.reader.AllocsHolding(nil, h.node.ID) {
+		if a.ID != without {
 			use.Add(a)
 		}
 	}
@@ -103,6 +103,7 @@ func (v *View) newCandidates(d *demand, evalID string) *candidates {
 		view: v, demand: d, spread: v.config.SchedulerAlgorithm == "spread",
 		exhausted: map[string]int{}, classExhausted: map[string]int{},
 	}
+	d.oversubscribe = v.config.MemoryOversubscriptionEnabled
 	m := &c.metric
 	m.NodePool = nodePool(d.job.NodePool)
 	m.NodesAvailable = map[string]int{}
