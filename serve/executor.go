@@ -23,6 +23,7 @@ var (
 // runner is what runs a model: an ort.Session, or a stand-in in tests.
 type runner interface {
 	Run(ctx context.Context, inputs []oip.Tensor, outputs []string) ([]oip.Tensor, error)
+	Close()
 }
 
 // gate is the plain executor: each request is one run, a bounded number of them at once, and a bounded number waits.

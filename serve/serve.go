@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,7 @@ const (
 	maxRequest    = 10 * time.Minute // from the end of the headers, when nothing else bounds it
 	maxHeader     = 64 << 10
 	closeTimeout  = 5 * time.Second // for runs that were told to end
+	freshTimeout  = 250 * time.Millisecond
 )
 
 // Config says what a worker serves and how much at once. A zero means the default.
@@ -104,7 +106,7 @@ func (c *Config) check() error {
 
 // model is an opened, warm model.
 type model struct {
-	session  *ort.Session
+	runner   runner
 	executor executor
 	metadata oip.ModelMetadata
 	batched  bool // the first dimension of every input may vary
@@ -124,7 +126,7 @@ func open(ctx context.Context, path, library string, threads int, log *slog.Logg
 			session.Close()
 		}
 	}()
-	m := &model{session: session, metadata: oip.ModelMetadata{
+	m := &model{runner: session, metadata: oip.ModelMetadata{
 		Name: strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)), Platform: "onnxruntime_onnx",
 		Inputs: session.Inputs(), Outputs: session.Outputs(), Properties: session.Properties(),
 	}}
@@ -180,7 +182,7 @@ func Check(ctx context.Context, path, library string) (oip.ModelMetadata, error)
 	if err != nil {
 		return oip.ModelMetadata{}, err
 	}
-	defer m.session.Close()
+	defer m.runner.Close()
 	return m.metadata, nil
 }
 
@@ -192,6 +194,7 @@ type worker struct {
 	model    atomic.Pointer[model] // nil until it is warm
 	draining atomic.Bool
 	bodies   budget
+	fresh    fresh
 }
 
 // errDrained ends requests that took longer than a drain may.
@@ -200,6 +203,13 @@ var errDrained = oip.Errorf(http.StatusServiceUnavailable, "the worker is stoppi
 // Run serves until ctx ends, drains, and returns nil; or returns why it could not serve. ready is called once, with the
 // address that it listens on, when the model is warm.
 func Run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Registry, ready func(addr string)) error {
+	return run(ctx, c, log, reg, ready, open)
+}
+
+// run is Run with the way to open a model.
+func run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Registry, ready func(addr string),
+	open func(ctx context.Context, path, library string, threads int, log *slog.Logger) (*model, error),
+) error {
 	if err := c.check(); err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
@@ -217,6 +227,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 	server := &http.Server{
 		Handler:           w.routes(reg),
 		BaseContext:       func(net.Listener) context.Context { return life },
+		ConnState:         w.fresh.track,
 		ErrorLog:          slog.NewLogLogger(w.log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -230,12 +241,12 @@ func Run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 	if err != nil {
 		return errors.Join(fmt.Errorf("worker: %w", err), w.stop(server, end, served))
 	}
-	defer model.session.Close() // after stop: no request runs any more
+	defer model.runner.Close() // after stop: no request runs any more
 	model.metadata.Name = c.Model
 	if c.Version != "" {
 		model.metadata.Versions = []string{c.Version}
 	}
-	model.executor = newGate(model.session, c.MaxConcurrent, c.MaxQueue, m)
+	model.executor = newGate(model.runner, c.MaxConcurrent, c.MaxQueue, m)
 	w.model.Store(model)
 	w.log.Info("model is ready", "version", c.Version, "address", listener.Addr().String(), "onnxruntime", ort.Version(),
 		"threads", c.Threads, "concurrent", c.MaxConcurrent)
@@ -263,6 +274,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 func (w *worker) stop(server *http.Server, end context.CancelCauseFunc, served <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), w.config.DrainTimeout)
 	defer cancel()
+	unused := time.AfterFunc(freshTimeout, w.fresh.close)
+	defer unused.Stop()
 	err := server.Shutdown(ctx)
 	if err != nil {
 		w.log.Warn("drain took too long; the requests that are left are ended", "timeout", w.config.DrainTimeout)
@@ -275,4 +288,33 @@ func (w *worker) stop(server *http.Server, end context.CancelCauseFunc, served <
 	}
 	<-served // Serve has returned: http.ErrServerClosed, or what the caller has reported
 	return err
+}
+
+// fresh holds the connections that have not sent anything yet. Shutdown would wait seconds for a request on them; clients keep
+// such connections in store.
+type fresh struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// track follows a connection's state.
+func (f *fresh) track(c net.Conn, state http.ConnState) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if state != http.StateNew {
+		delete(f.conns, c)
+		return
+	}
+	if f.conns == nil {
+		f.conns = map[net.Conn]bool{}
+	}
+	f.conns[c] = true
+}
+
+func (f *fresh) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns {
+		_ = c.Close() // nothing is lost on it
+	}
 }

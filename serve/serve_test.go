@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -47,6 +46,13 @@ type started struct {
 // start runs a worker until the test ends, and checks that it ends well.
 func start(tb testing.TB, path string, change func(*Config)) *started {
 	tb.Helper()
+	return startWith(tb, path, change, open)
+}
+
+type opener = func(context.Context, string, string, int, *slog.Logger) (*model, error)
+
+func startWith(tb testing.TB, path string, change func(*Config), open opener) *started {
+	tb.Helper()
 	c := Config{Model: "m", Version: "3", Path: path, Listen: "127.0.0.1:0", Library: onnxtest.Library(tb), Release: "1.2.3"}
 	if change != nil {
 		change(&c)
@@ -54,7 +60,9 @@ func start(tb testing.TB, path string, change func(*Config)) *started {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &started{stop: cancel, done: make(chan error, 1)}
 	addr := make(chan string, 1)
-	go func() { s.done <- Run(ctx, c, testLog(tb), prometheus.NewRegistry(), func(a string) { addr <- a }) }()
+	go func() {
+		s.done <- run(ctx, c, testLog(tb), prometheus.NewRegistry(), func(a string) { addr <- a }, open)
+	}()
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	tb.Cleanup(func() {
 		cancel()
@@ -406,6 +414,19 @@ func (s *standIn) Run(ctx context.Context, inputs []oip.Tensor, _ []string) ([]o
 	}
 }
 
+func (s *standIn) Close() {}
+
+// signalling is a real model that says when a run begins.
+type signalling struct {
+	runner
+	began chan struct{}
+}
+
+func (s *signalling) Run(ctx context.Context, inputs []oip.Tensor, outputs []string) ([]oip.Tensor, error) {
+	s.began <- struct{}{}
+	return s.runner.Run(ctx, inputs, outputs)
+}
+
 // behind is a worker's HTTP side with a stand-in for the model; without one the model is still loading.
 func behind(t *testing.T, c Config, s *standIn) (*worker, *oip.Client) {
 	t.Helper()
@@ -447,6 +468,23 @@ func TestNotReadyWhileLoadingOrDraining(t *testing.T) {
 	}
 	w.draining.Store(true)
 	check("the worker is stopping")
+}
+
+// TestStillAnswersWhileItSaysThatItStops is about the time between the two, DrainDelay.
+func TestStillAnswersWhileItSaysThatItStops(t *testing.T) {
+	s := &standIn{began: make(chan struct{}, 1), goOn: make(chan struct{})}
+	close(s.goOn)
+	w, client := behind(t, Config{}, s)
+	w.draining.Store(true)
+	// Clients are told to use another connection, which will be to another worker.
+	resp, err := client.HTTP.Post(client.BaseURL+"/v2/models/m/infer", "application/json", strings.NewReader(one))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 || !resp.Close {
+		t.Errorf("got %s, close %t", resp.Status, resp.Close)
+	}
 }
 
 const one = `{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[1]}]}`
@@ -550,65 +588,52 @@ func TestRunEndsWhenItsClientGoesAway(t *testing.T) {
 }
 
 func TestDrainFinishesWhatHasBegun(t *testing.T) {
-	w := start(t, onnxtest.Slow(60).Write(t), func(c *Config) { c.MaxConcurrent = 1; c.DrainDelay = 300 * time.Millisecond })
-	x := oip.FromFloat32("x", []int64{256, 256}, make([]float32, 256*256))
-	done := make(chan error)
-	for range 3 {
-		go func() {
-			resp, err := w.Infer(context.Background(), "m", "", &oip.Request{Inputs: []oip.Tensor{x}, BinaryOutput: true}, true)
-			if err == nil && !bytes.Equal(resp.Outputs[0].Data, x.Data) {
-				err = errors.New("wrong answer")
-			}
-			done <- err
-		}()
-	}
+	s := &standIn{began: make(chan struct{}, 3), goOn: make(chan struct{})}
+	w := startWith(t, "path", func(c *Config) {
+		c.Library, c.MaxConcurrent = "library", 1
+	}, func(context.Context, string, string, int, *slog.Logger) (*model, error) {
+		return &model{runner: s}, nil
+	})
+	statuses := answers(t, w.Client, 3)
 	until(t, "one runs, two wait", func() bool {
-		return counted(t, w.Client, `nv_inference_pending_request_count{model="m",version="3"} 2`)
+		return len(s.began) == 1 && counted(t, w.Client, `nv_inference_pending_request_count{model="m",version="3"} 2`)
 	})
 	w.stop()
+	until(t, "new connections are refused", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.BaseURL, "http://"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(s.goOn)
 	for range 3 {
-		if err := <-done; err != nil {
-			t.Errorf("a request that had begun: %v", err)
+		if status := <-statuses; status != 200 {
+			t.Errorf("a request that had begun: got %d", status)
 		}
 	}
 }
 
 func TestDrainEndsWhatTakesTooLong(t *testing.T) {
-	w := start(t, onnxtest.Slow(5000).Write(t), func(c *Config) { c.DrainTimeout = time.Millisecond })
-	x := oip.FromFloat32("x", []int64{700, 700}, make([]float32, 700*700))
-	body, tail, err := (&oip.Request{Inputs: []oip.Tensor{x}}).Encode(nil, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The body's last byte is held back until the worker has all others, so that the request has begun for certain.
-	pr, pw := io.Pipe()
-	req, err := http.NewRequest("POST", w.BaseURL+"/v2/models/m/infer", pr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set(oip.HeaderLength, fmt.Sprint(len(body)))
-	done := make(chan *oip.Error, 1)
+	began := make(chan struct{}, 1)
+	w := startWith(t, onnxtest.Slow(5000).Write(t), func(c *Config) { c.DrainTimeout = time.Millisecond },
+		func(ctx context.Context, path, library string, threads int, log *slog.Logger) (*model, error) {
+			m, err := open(ctx, path, library, threads, log)
+			if err == nil {
+				m.runner = &signalling{m.runner, began}
+			}
+			return m, err
+		})
+	x := oip.FromFloat32("x", []int64{700, 700}, make([]float32, 700*700)) // minutes, if nothing ended it
+	done := make(chan error)
 	go func() {
-		resp, err := w.HTTP.Do(req)
-		if err != nil {
-			done <- oip.Errorf(0, "%v", err)
-			return
-		}
-		defer resp.Body.Close()
-		text, _ := io.ReadAll(resp.Body)
-		done <- oip.Errorf(resp.StatusCode, "%s", text)
+		_, err := w.Infer(t.Context(), "m", "", &oip.Request{Inputs: []oip.Tensor{x}, BinaryOutput: true}, true)
+		done <- err
 	}()
-	for _, part := range [][]byte{body, tail[0]} {
-		if _, err := pw.Write(part); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := pw.Close(); err != nil {
-		t.Fatal(err)
-	}
+	<-began
 	w.stop()
-	if e := <-done; e.Status != 503 || !strings.Contains(e.Message, "could not wait for this request any longer") {
-		t.Errorf("got %d %s", e.Status, e.Message)
+	if err := <-done; oip.StatusOf(err) != 503 || err.Error() != errDrained.Message {
+		t.Errorf("got %v", err)
 	}
 }
 

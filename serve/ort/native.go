@@ -17,13 +17,10 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"sync/atomic"
 	"unsafe"
 
 	"github.com/rxvision/rxvision/oip"
 )
-
-var logTo atomic.Pointer[slog.Logger]
 
 // rxLog receives ONNX Runtime's log lines, on any thread.
 //
@@ -42,11 +39,10 @@ func rxLog(severity C.int, category, message *C.char) {
 }
 
 // loadNative loads the library, with telemetry switched off before any of its code runs.
-func loadNative(path string, log *slog.Logger) (version string, err error) {
+func loadNative(path string) (version string, err error) {
 	if err := os.Setenv("ORT_DISABLE_TELEMETRY", "1"); err != nil { // with cgo this reaches C's environment too
 		return "", err
 	}
-	logTo.Store(log)
 	p := C.CString(path)
 	defer C.free(unsafe.Pointer(p))
 	var v *C.char

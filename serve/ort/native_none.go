@@ -5,7 +5,6 @@ package ort
 import (
 	"context"
 	"errors"
-	"log/slog"
 
 	"github.com/rxvision/rxvision/oip"
 )
@@ -14,7 +13,7 @@ var errNoCgo = errors.New("this program was built without cgo, so it cannot load
 
 type native struct{}
 
-func loadNative(string, *slog.Logger) (string, error) { return "", errNoCgo }
+func loadNative(string) (string, error) { return "", errNoCgo }
 
 func telemetryOff() bool { return true }
 

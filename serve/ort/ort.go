@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rxvision/rxvision/oip"
 )
@@ -25,13 +26,16 @@ import (
 // MaxThreads bounds Options.Threads.
 const MaxThreads = 1024
 
+// logTo is where ONNX Runtime's log goes.
+var logTo atomic.Pointer[slog.Logger]
+
 var library struct {
 	sync.Mutex
 	path, version string
 }
 
-// Load loads the library at the given path, for the whole life of the process; its log lines of warnings and errors go to log. Loading the same
-// path again does nothing; another path is an error. Load must have succeeded before Open.
+// Load loads the library at the given path, for the whole life of the process. Its warnings and errors go to log from then on.
+// Loading the same path again changes only the log; another path is an error. Load must have succeeded before Open.
 func Load(path string, log *slog.Logger) error {
 	library.Lock()
 	defer library.Unlock()
@@ -40,6 +44,7 @@ func Load(path string, log *slog.Logger) error {
 		return fmt.Errorf("load ONNX Runtime: no path of the library is given")
 	}
 	if library.path == abs {
+		logTo.Store(log)
 		return nil
 	}
 	if library.path != "" {
@@ -48,7 +53,8 @@ func Load(path string, log *slog.Logger) error {
 	if _, err := os.Stat(abs); err != nil {
 		return fmt.Errorf("load ONNX Runtime: %w", err)
 	}
-	version, err := loadNative(abs, log)
+	logTo.Store(log)
+	version, err := loadNative(abs)
 	if err != nil {
 		return fmt.Errorf("load ONNX Runtime from %s: %s", abs, oneLine(err.Error()))
 	}
