@@ -539,7 +539,7 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 	tally := newTally()
 	for n := 1; ; n++ {
 		kind, err := r.ReadByte()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			a.info.Tables = tally.tables
 			return nil
 		}
@@ -662,7 +662,7 @@ func readValue(r *bufio.Reader, buf []byte, limit int) ([]byte, error) {
 
 // unexpected makes the end of input, in the middle of something, an error that says so.
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

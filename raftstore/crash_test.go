@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ import (
 // Processes that write are killed at random moments; whatever they were told is
 // stored must be there afterwards.
 func TestKillNineKeepsWhatWasAcknowledged(t *testing.T) {
-	rounds := 8
+	rounds := 6
 	if os.Getenv("RXVISION_TEST_LONG") != "" {
 		rounds = 100
 	}
@@ -52,7 +53,7 @@ func TestKillNineKeepsWhatWasAcknowledged(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The moment is a number of answers and some microseconds; sometimes none, while it starts.
-		answers, kill := random.IntN(400), time.NewTimer(time.Hour)
+		answers, kill := random.IntN(200), time.NewTimer(time.Hour)
 		if random.IntN(4) == 0 {
 			kill.Reset(time.Duration(random.IntN(150)) * time.Millisecond)
 			answers = -1
@@ -60,7 +61,7 @@ func TestKillNineKeepsWhatWasAcknowledged(t *testing.T) {
 		killed := make(chan struct{})
 		go func() {
 			<-kill.C
-			cmd.Process.Kill()
+			_ = cmd.Process.Kill() // Wait tells
 			close(killed)
 		}()
 		n := 0
@@ -143,7 +144,8 @@ func TestTornLastWrite(t *testing.T) {
 			torn[newMeta*page+16+48]++ // and something else in the rest
 		case 2: // everything
 			torn = after
-			want = map[string]uint64{"unacknowledged": late.Index}
+			want = maps.Clone(acked)
+			want["unacknowledged"] = late.Index
 		}
 		folder := t.TempDir()
 		mustWrite(t, filepath.Join(folder, idFile), string(mustRead(t, filepath.Join(dir, idFile))))
@@ -172,7 +174,7 @@ func newerMeta(file []byte, page int) int {
 	return 0
 }
 
-// fullDisk writes until the store says that its disk is full.
+// fillDisk writes until the store says that its disk is full.
 func fillDisk(t *testing.T, s *Store, acked map[string]uint64) error {
 	t.Helper()
 	for i := 0; ; i++ {

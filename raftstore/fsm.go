@@ -56,8 +56,8 @@ type fsm struct {
 	mu         sync.Mutex // held while the state and the fields below change
 	index      uint64     // of the last command applied, or above it after a restore
 	term       uint64
-	members    uint64     // index of the newest Raft configuration
-	bytes      int        // applied since the last snapshot
+	members    uint64 // index of the newest Raft configuration
+	bytes      int    // applied since the last snapshot
 	failure    error
 	restoreErr error
 	changed    chan struct{} // closed when index moves; nil when nobody waits

@@ -129,7 +129,8 @@ func fill(tb testing.TB, s *Store, jobs int) {
 			ID: newUUID(), Namespace: cluster.DefaultNamespace, EvalID: res.EvalID, Name: id + ".web[0]", NodeID: node.ID, NodeName: "n1",
 			JobID: id, JobVersion: res.Version, TaskGroup: "web", DesiredStatus: cluster.AllocDesiredRun, ClientStatus: cluster.AllocClientPending,
 			AllocatedResources: &cluster.AllocatedResources{Tasks: map[string]*cluster.AllocatedTaskResources{
-				"x": {Cpu: cluster.AllocatedCPU{CpuShares: 100}, Memory: cluster.AllocatedMemory{MemoryMB: 64}}}},
+				"x": {Cpu: cluster.AllocatedCPU{CpuShares: 100}, Memory: cluster.AllocatedMemory{MemoryMB: 64}},
+			}},
 		}
 		eval := cluster.Clone(s.State().Snapshot().Eval(nil, res.EvalID))
 		plan := &cluster.Plan{

@@ -123,7 +123,7 @@ func readSnapshot(path string) (*cluster.State, snapshotHead, error) {
 	if err != nil {
 		return nil, head, fmt.Errorf("snapshot file %s: %w", path, err)
 	}
-	defer db.Close() //nolint:errcheck // only read
+	defer db.Close()
 	var state *cluster.State
 	err = db.View(func(tx *bbolt.Tx) error {
 		counts, err := readMeta(tx, &head)
@@ -225,7 +225,7 @@ func (p *persister) write(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer f.remove()
+	defer f.remove() //nolint:errcheck // cleared at the next start if not now
 	if err := writeSnapshot(f.Name(), p.snap, p.head, p.fsm.closing); err != nil {
 		return err
 	}

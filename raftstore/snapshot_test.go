@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -148,8 +149,8 @@ func TestReadSnapshotFindsFaults(t *testing.T) {
 		{"table missing", func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte(cluster.TableEvals)) }, "table evals holds 0 records"},
 		{"rules broken", func(tx *bbolt.Tx) error {
 			k, _ := first(bucket(tx, cluster.TableSummaries))
-			bucket(tx, metaBucket).Put([]byte(countPrefix+cluster.TableSummaries), []byte("1"))
-			return bucket(tx, cluster.TableSummaries).Delete(k)
+			return errors.Join(bucket(tx, metaBucket).Put([]byte(countPrefix+cluster.TableSummaries), []byte("1")),
+				bucket(tx, cluster.TableSummaries).Delete(k))
 		}, "has no summary"},
 		{"newer table", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("count/quotas"), []byte("3")) }, "table quotas is not known"},
 		{"newer format", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("format"), []byte("2")) }, `format "2"`},
@@ -201,5 +202,23 @@ func TestSnapshotOfManyBatches(t *testing.T) {
 		if sub == nil || len(sub.Source) != 900_000 || sub.Source[0] != byte('0'+i) {
 			t.Errorf("submission %d is not what was written", i)
 		}
+	}
+}
+
+// Raft has installed a snapshot that cannot be read: the state stays, and the
+// store ends instead of going on beside its log.
+func TestRestoreThatFailsWhileRunning(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	mustApply(t, s, register("a"))
+	want := dump(t, s)
+	path := filepath.Join(t.TempDir(), "snap")
+	mustWrite(t, path, strings.Repeat("no snapshot ", 1000))
+	if err := s.fsm.Restore(snapshotSource{path: path}); err != nil {
+		t.Errorf("raft would panic on: %v", err)
+	}
+	mustBeFatal(t, s, "restore snapshot")
+	mustEqual(t, "after the failed restore", dump(t, s), want)
+	if _, err := s.SaveArchive(t.Context()); cluster.CodeOf(err) != cluster.CodeUnavailable {
+		t.Errorf("archive of a failed store: %v", err)
 	}
 }

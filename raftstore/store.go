@@ -140,8 +140,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	s.leading.init()
 	defer func() {
 		if err != nil {
-			s.release()
-			err = fmt.Errorf("open store in %s: %w", cfg.Dir, err)
+			err = fmt.Errorf("open store in %s: %w", cfg.Dir, errors.Join(err, s.release()))
 		}
 	}()
 	if err := s.openFolder(); err != nil {
@@ -273,7 +272,7 @@ func serverID(dir string) (string, error) {
 // newUUID makes a random (version 4) UUID.
 func newUUID() string {
 	var b [16]byte
-	rand.Read(b[:]) //nolint:errcheck // never fails, by its documentation
+	rand.Read(b[:])
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
@@ -495,8 +494,10 @@ func (s *Store) propose(entry []byte) outcome {
 // lostLeader says whether raft's error means that this server was not, or did
 // not stay, the leader for the entry.
 func lostLeader(err error) bool {
-	for _, e := range []error{raft.ErrNotLeader, raft.ErrLeadershipLost, raft.ErrLeadershipTransferInProgress,
-		raft.ErrAbortedByRestore, raft.ErrEnqueueTimeout} {
+	for _, e := range []error{
+		raft.ErrNotLeader, raft.ErrLeadershipLost, raft.ErrLeadershipTransferInProgress,
+		raft.ErrAbortedByRestore, raft.ErrEnqueueTimeout,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}
