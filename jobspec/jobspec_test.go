@@ -351,7 +351,6 @@ func TestFilledIn(t *testing.T) {
 	task.Resources.DiskMB, task.Resources.IOPS, task.Resources.MemoryMaxMB = new(int), new(int), new(int)
 	job.TaskGroups[0].Consul = &api.Consul{Cluster: "default"}
 	job.TaskGroups[0].Scaling = nil
-	job.TaskGroups[0].PreventRescheduleOnLost = new(bool)
 	job.Affinities, job.Spreads = []*api.Affinity{}, []*api.Spread{}
 	got, _, err := FromAPI(job, options)
 	if err != nil {
@@ -569,7 +568,7 @@ func TestBounds(t *testing.T) {
 	if got := many.Error(); !strings.HasPrefix(got, "250 errors occurred:") || !strings.Contains(got, "and 150 more") {
 		t.Errorf("250 faults read: %s", got)
 	}
-	if err := errors.New("other"); Annotate(err, full, FormatHCL) != err {
+	if err := os.ErrNotExist; !errors.Is(Annotate(err, full, FormatHCL), err) {
 		t.Error("Annotate changed another error")
 	}
 }
