@@ -13,7 +13,7 @@ type evaluation struct {
 
 // evalStub is an evaluation that another one led to.
 type evalStub struct {
-	ID, Type, TriggeredBy, Namespace, JobID, NodeID, DeploymentID string
+	ID, Type, TriggeredBy, Namespace, JobID, NodeID, DeploymentID  string
 	Status, StatusDescription, NextEval, PreviousEval, BlockedEval string
 	Priority                                                       int
 	WaitUntil                                                      cluster.Time

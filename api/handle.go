@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -60,39 +61,56 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
 	s.metrics.open.Inc()
 	defer s.metrics.open.Dec()
+	// The deadline of the connection's last answer must not hit this one's.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // none in tests without a connection
 	route, params, err := s.routes.find(hr.Method, hr.URL.Path)
 	name, method := "unknown", "other" // bounded label values
 	if route != nil {
-		name, method = route.pattern, route.method
+		name, method = route.pattern, cmp.Or(route.method, "any")
 	}
 	rec := &recorder{ResponseWriter: w}
-	r := &request{Request: hr, params: params}
+	r := &request{Request: hr, params: params, http: rec}
 	if err == nil {
 		err = s.serve(rec, r, route)
 	}
+	cut := false
 	switch {
 	case err == nil:
 	case gone(hr, err):
-		rec.status = 499 // nobody is there to read it; for log and metrics only
+		rec.status = statusGone
 	case rec.status != 0: // the answer has begun: a cut connection is the only sign left
-		s.log.Warn("answer cut short", "method", hr.Method, "path", hr.URL.Path, "error", err)
-		panic(http.ErrAbortHandler)
+		cut = true
 	default:
 		s.writeError(rec, err)
 	}
 	s.metrics.done(name, method, rec.status, rec.lasting || r.waited, start)
-	level := slog.LevelDebug
-	if rec.status >= http.StatusInternalServerError {
-		level = slog.LevelWarn
+	s.logRequest(hr, rec.status, time.Since(start), err)
+	if cut {
+		panic(http.ErrAbortHandler)
 	}
+}
+
+// statusGone stands in logs and metrics for answers that nobody was there to read.
+const statusGone = 499
+
+// logRequest logs what operators should look at as a warning; what users did wrong
+// is theirs to see.
+func (s *Server) logRequest(r *http.Request, status int, took time.Duration, err error) {
+	level := slog.LevelDebug
 	attrs := []slog.Attr{
-		slog.String("method", hr.Method), slog.String("path", hr.URL.Path), slog.Int("status", rec.status),
-		slog.Duration("took", time.Since(start)), slog.String("remote", hr.RemoteAddr),
+		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", status),
+		slog.Duration("took", took), slog.String("remote", r.RemoteAddr),
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
+		switch cluster.CodeOf(err) {
+		case cluster.CodeInternal, cluster.CodeNoLeader, cluster.CodeUnavailable:
+			if statusOf(err) >= http.StatusInternalServerError && status != statusGone {
+				level = slog.LevelWarn
+			}
+		}
 	}
-	s.log.LogAttrs(hr.Context(), level, "request", attrs...)
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
 // serve runs one handler and writes what it returns.
@@ -114,7 +132,6 @@ func (s *Server) serve(w *recorder, r *request, route *route) (err error) {
 			return err
 		}
 	}
-	r.http = w
 	out, err := route.handle(s, r)
 	if err != nil {
 		return err

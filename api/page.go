@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-bexpr"
-
 )
 
 // maxFilter bounds a filter expression, in bytes; the parser recurses.
@@ -142,4 +141,3 @@ func (r *request) idPrefix(what string) (string, error) {
 	}
 	return uuidPrefix(r.prefix, what)
 }
-

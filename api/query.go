@@ -120,7 +120,9 @@ func (r *request) number(name string, def int64) (int64, error) {
 }
 
 // jobKey is the job that the route names.
-func (r *request) jobKey() cluster.JobKey { return cluster.JobKey{Namespace: r.namespace, ID: r.params["job"]} }
+func (r *request) jobKey() cluster.JobKey {
+	return cluster.JobKey{Namespace: r.namespace, ID: r.params["job"]}
+}
 
 // found is what a read gives: the body, or nil and the error that says that it is
 // not there, and the index of what it depends on.
