@@ -60,7 +60,9 @@ func TestCgroupHoldsTheTree(t *testing.T) {
 		u, err := p.Usage()
 		return err == nil && u.Processes >= 3 && u.RSS > 0
 	})
-	if _, err := Start(spec); err == nil || !strings.Contains(err.Error(), "has processes in it") {
+	other := spec
+	other.StatusFile += "2"
+	if _, err := Start(other); err == nil || !strings.Contains(err.Error(), "has processes in it") {
 		t.Errorf("second start into the same group: %v", err)
 	}
 	if st, err := p.Stop(context.Background(), unix.SIGKILL, patience); err != nil || st.Signal != 9 {

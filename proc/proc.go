@@ -82,10 +82,11 @@ func start(spec Spec) (_ *Process, err error) {
 		}
 	}
 	cfg.Staged = cfg.Spec.staged(cfg.Cred)
-	boot, err := bootID()
+	identity, err := claim(spec.StatusFile)
 	if err != nil {
 		return nil, err
 	}
+	defer identity.Close() // the supervisor has it open too, and with it the lock
 	if err := os.Remove(spec.StatusFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("status of an earlier run: %w", err)
 	}
@@ -99,11 +100,8 @@ func start(spec Spec) (_ *Process, err error) {
 			return nil, err
 		}
 	}
-	p := &Process{
-		id:   Identity{BootID: boot, StatusFile: spec.StatusFile, Cgroup: spec.Cgroup},
-		done: make(chan struct{}), stopped: make(chan struct{}),
-	}
-	if err := p.startShim(cfg); err != nil {
+	p := &Process{done: make(chan struct{}), stopped: make(chan struct{})}
+	if err := p.startShim(cfg, identity); err != nil {
 		return nil, err
 	}
 	go p.watch()
@@ -111,7 +109,7 @@ func start(spec Spec) (_ *Process, err error) {
 }
 
 // startShim launches the supervisor, hands it the configuration and waits for its report.
-func (p *Process) startShim(cfg shimConfig) (err error) {
+func (p *Process) startShim(cfg shimConfig, identity *os.File) (err error) {
 	conf, err := json.Marshal(cfg)
 	if err != nil {
 		return err
@@ -137,7 +135,7 @@ func (p *Process) startShim(cfg shimConfig) (err error) {
 		return err
 	}
 	open = append(open, null)
-	files := []*os.File{null, null, null, confR, repW}
+	files := []*os.File{null, null, null, confR, repW, identity}
 	if cfg.Spec.DieWithParent {
 		var r *os.File
 		if r, p.lifeline, err = os.Pipe(); err != nil {
@@ -187,11 +185,7 @@ func (p *Process) startShim(cfg shimConfig) (err error) {
 	if err != nil {
 		return fmt.Errorf("supervisor did not come up: %w", err)
 	}
-	st, err := readStat(child.Pid)
-	if err != nil {
-		return err
-	}
-	p.id.PID, p.id.StartTime, p.id.TaskPID, p.id.TaskStart = child.Pid, st.start, rep.PID, rep.Start
+	p.id = rep.Identity
 	if p.shim, err = openPID(p.id.PID, p.id.StartTime, false); err != nil {
 		return err
 	}

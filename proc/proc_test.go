@@ -1,11 +1,14 @@
 package proc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -167,6 +170,92 @@ func TestCollectWhatEndedUnwatched(t *testing.T) {
 	if st, err := Collect(id); err != nil || st.Code != 9 {
 		t.Errorf("collected %+v, %v, want code 9", st, err)
 	}
+}
+
+func TestFind(t *testing.T) {
+	ctx := context.Background()
+	spec := sh(t, "sleep 1000")
+	if _, err := Find(ctx, spec.StatusFile); !errors.Is(err, ErrNotStarted) {
+		t.Errorf("before any start: %v", err)
+	}
+	starter, id := mustStarter(t, spec)
+	starter.Process.Kill()
+	starter.Wait()
+	found, err := Find(ctx, spec.StatusFile)
+	if err != nil || found != id {
+		t.Errorf("found %+v, %v, want %+v", found, err, id)
+	}
+	if _, err := Start(spec); err == nil || !strings.Contains(err.Error(), "still runs") {
+		t.Errorf("second start with the same status file: %v", err)
+	}
+	p, err := Attach(found)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustEnd(t, p)
+	if _, err := p.Stop(ctx, unix.SIGKILL, 0); err != nil {
+		t.Fatal(err)
+	}
+	if found, err = Find(ctx, spec.StatusFile); err != nil || found != id {
+		t.Errorf("after the end: %+v, %v", found, err)
+	}
+	bad := spec
+	bad.Dir = "/nowhere"
+	if _, err := Start(bad); err == nil {
+		t.Error("started in a missing directory")
+	}
+	if _, err := Find(ctx, spec.StatusFile); !errors.Is(err, ErrNotStarted) {
+		t.Errorf("after a failed start: %v", err)
+	}
+}
+
+// TestStarterKilledAtAnyMoment: whatever the moment, Find gives the tree that runs, or there is none.
+func TestStarterKilledAtAnyMoment(t *testing.T) {
+	started := 0
+	for i := range 25 {
+		spec := sh(t, "exec sleep 1000")
+		conf, err := json.Marshal(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(selfExe, argStarter)
+		cmd.Stdin = bytes.NewReader(conf)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "start begins", func() bool { _, err := os.Stat(spec.StatusFile + identitySuffix); return err == nil })
+		for range i * 1500 { // not a wait for anything: it spreads the moments
+			runtime.Gosched()
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		id, err := Find(context.Background(), spec.StatusFile)
+		if errors.Is(err, ErrNotStarted) {
+			all, err := allStats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, st := range all {
+				if dir, _ := os.Readlink("/proc/" + strconv.Itoa(st.pid) + "/cwd"); dir == spec.Dir {
+					t.Errorf("moment %d: %d runs", i, st.pid)
+				}
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := Attach(id)
+		if err != nil {
+			t.Fatalf("moment %d: %v", i, err)
+		}
+		if st, err := p.Stop(context.Background(), unix.SIGKILL, 0); err != nil || st.Signal != 9 {
+			t.Errorf("moment %d: %+v, %v", i, st, err)
+		}
+		p.Detach()
+		started++
+	}
+	t.Logf("%d of 25 were running", started)
 }
 
 func TestReusedPidIsNotMistaken(t *testing.T) {

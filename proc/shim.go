@@ -26,7 +26,8 @@ const (
 
 	fdConfig   = 3 // JSON until end of file; cut short means the starter died, so nothing is started
 	fdReport   = 4 // shim: one report; stage: an error text, or nothing and end of file on exec
-	fdLifeline = 5 // shim, only with DieWithParent: end of file means that the starter is gone
+	fdIdentity = 5 // shim: the locked identity file; see Find
+	fdLifeline = 6 // shim, only with DieWithParent: end of file means that the starter is gone
 )
 
 const (
@@ -61,15 +62,15 @@ type shimConfig struct {
 
 // report is the supervisor's first and only word to its starter.
 type report struct {
-	PID   int    `json:"pid"`   // of the command, as the host numbers it
-	Start uint64 `json:"start"` // its start time
-	Error string `json:"error"`
+	Identity Identity `json:"identity"`
+	Error    string   `json:"error"`
 }
 
 func shimMain() int {
 	runtime.LockOSThread() // the command must die with this process: its parent-death signal follows the thread that forked it
 	unix.CloseOnExec(fdConfig)
 	unix.CloseOnExec(fdReport)
+	unix.CloseOnExec(fdIdentity)
 	var cfg shimConfig
 	if err := readConfig(&cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "this mode is for the program's own use:", err)
@@ -80,7 +81,8 @@ func shimMain() int {
 	}
 	out := os.NewFile(fdReport, "report")
 	s := &shim{spec: cfg.Spec, pidfd: -1}
-	rep, err := s.launch(cfg)
+	id, err := s.launch(cfg)
+	rep := report{Identity: id}
 	if err != nil {
 		rep.Error = err.Error()
 	}
@@ -113,26 +115,26 @@ type shim struct {
 }
 
 // launch starts the command and everything that watches it.
-func (s *shim) launch(cfg shimConfig) (report, error) {
+func (s *shim) launch(cfg shimConfig) (Identity, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return report{}, fmt.Errorf("become reaper: %w", err)
+		return Identity{}, fmt.Errorf("become reaper: %w", err)
 	}
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
 
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return report{}, fmt.Errorf("open /dev/null: %w", err)
+		return Identity{}, fmt.Errorf("open /dev/null: %w", err)
 	}
 	defer unix.Close(null)
 	stdout, err := s.openLog(cfg.Spec.Stdout, null)
 	if err != nil {
-		return report{}, err
+		return Identity{}, err
 	}
 	stderr := stdout
 	if cfg.Spec.Stderr != cfg.Spec.Stdout {
 		if stderr, err = s.openLog(cfg.Spec.Stderr, null); err != nil {
-			return report{}, err
+			return Identity{}, err
 		}
 		defer unix.Close(stderr)
 	}
@@ -145,7 +147,7 @@ func (s *shim) launch(cfg shimConfig) (report, error) {
 	if cfg.Spec.Cgroup != "" {
 		fd, err := unix.Open(filepath.Join(cfg.Spec.Cgroup, leafTask), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return report{}, fmt.Errorf("open cgroup: %w", err)
+			return Identity{}, fmt.Errorf("open cgroup: %w", err)
 		}
 		defer unix.Close(fd)
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
@@ -157,37 +159,60 @@ func (s *shim) launch(cfg shimConfig) (report, error) {
 		s.pid, err = syscall.ForkExec(cfg.Spec.Path, append([]string{cfg.Spec.Path}, cfg.Spec.Args...), attr)
 	}
 	if err != nil {
-		return report{}, fmt.Errorf("start %s: %w", cfg.Spec.Path, err)
+		return Identity{}, fmt.Errorf("start %s: %w", cfg.Spec.Path, err)
 	}
-	rep, err := s.describe()
+	id, err := s.identify()
+	if err == nil {
+		err = id.keep(fdIdentity)
+	}
 	if err != nil {
 		_ = unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
-		return report{}, err
+		return Identity{}, err
 	}
 	go s.forward(sigs)
 	if cfg.Spec.DieWithParent {
 		go s.dieWithParent()
 	}
-	return rep, nil
+	return id, nil
 }
 
-// describe names the command for the starter. The pid comes from /proc, because ours may be of another pid namespace.
-func (s *shim) describe() (report, error) {
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(s.pidfd))
+// identify names this tree. The pids come from /proc, because ours may be of another pid namespace.
+func (s *shim) identify() (Identity, error) {
+	id := Identity{StatusFile: s.spec.StatusFile, Cgroup: s.spec.Cgroup}
+	self, err := os.Readlink("/proc/self")
+	if err == nil {
+		id.PID, err = strconv.Atoi(self)
+	}
+	if err == nil {
+		id.TaskPID, err = hostPID(s.pidfd)
+	}
+	if err == nil {
+		id.BootID, err = bootID()
+	}
 	if err != nil {
-		return report{}, fmt.Errorf("pidfd: %w", err)
+		return id, fmt.Errorf("identify process: %w", err)
+	}
+	shim, err := readStat(id.PID)
+	if err != nil {
+		return id, err
+	}
+	task, err := readStat(id.TaskPID) // not reaped yet, so it is there even if it ended
+	id.StartTime, id.TaskStart = shim.start, task.start
+	return id, err
+}
+
+// hostPID is the number of a pidfd's process as the mounted /proc counts.
+func hostPID(pidfd int) (int, error) {
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	if err != nil {
+		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
-			pid, err := strconv.Atoi(strings.TrimSpace(v))
-			if err != nil {
-				return report{}, fmt.Errorf("pidfd: %w", err)
-			}
-			st, err := readStat(pid) // not reaped yet, so it is there even if it ended
-			return report{PID: pid, Start: st.start}, err
+			return strconv.Atoi(strings.TrimSpace(v))
 		}
 	}
-	return report{}, errors.New("pidfd: the kernel does not tell its pid")
+	return 0, errors.New("the kernel does not tell the pid of a pidfd")
 }
 
 // openLog starts copying a new pipe into the log series and returns its writing end; null when there is no log.

@@ -19,7 +19,9 @@ type Spec struct {
 	Stdout LogFiles // where standard output goes; zero: discarded
 	Stderr LogFiles // where standard error goes; zero: discarded
 
-	StatusFile string // required, absolute: the supervisor writes the ExitStatus there as JSON
+	// StatusFile is required and absolute: the supervisor writes the ExitStatus there as JSON, and its Identity beside it
+	// (".id"). No two commands that run share one.
+	StatusFile string
 
 	DieWithParent bool   // kill the tree when the starter dies or detaches; by default it lives on
 	User          string // name or uid to run as; "": the caller's own, or "nobody" under Isolation
