@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -61,11 +62,8 @@ func (c *Client) Infer(ctx context.Context, model, version string, r *Request, b
 		length += int64(len(b))
 	}
 	body := func() (io.ReadCloser, error) {
-		parts := []io.Reader{bytes.NewReader(head)}
-		for _, b := range tail {
-			parts = append(parts, bytes.NewReader(b))
-		}
-		return io.NopCloser(io.MultiReader(parts...)), nil
+		parts := append(net.Buffers{head}, tail...)
+		return io.NopCloser(&parts), nil
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url(modelPath(model, version)+"/infer"), nil)
 	if err != nil {
