@@ -7,7 +7,8 @@
 //
 //   - survives the death of whoever called Start (unless Spec.DieWithParent says otherwise),
 //   - reads the command's stdout and stderr and keeps them as bounded, rotated files, so logs flow while nobody watches,
-//   - adopts every orphan of the command (child subreaper), kills what is left when the command ends, and
+//   - adopts every orphan of the command (child subreaper), kills what is left when the command ends (unless
+//     Spec.LeaveOrphans says otherwise), and
 //   - writes the exit status to Spec.StatusFile, atomically and synced, so that a successor can read it.
 //
 // A program that uses Start must call [Main] first thing in main (and in TestMain): in a supervisor it never returns.

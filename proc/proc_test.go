@@ -325,6 +325,20 @@ func TestNothingOutlivesTheCommand(t *testing.T) {
 	}
 }
 
+func TestLeaveOrphans(t *testing.T) {
+	spec := sh(t, `setsid sleep 1000 & echo $! >child`)
+	spec.LeaveOrphans = true
+	p := mustStart(t, spec)
+	child := pidFrom(t, filepath.Join(spec.Dir, "child"))
+	defer func() { _ = unix.Kill(child, unix.SIGKILL) }()
+	if st := mustWait(t, p); !st.Success() {
+		t.Fatalf("status %+v", st)
+	}
+	if !running(child) {
+		t.Error("what the command left running was killed")
+	}
+}
+
 func TestStopGrace(t *testing.T) {
 	t.Run("command ends by itself", func(t *testing.T) {
 		spec := sh(t, `trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done`)

@@ -116,8 +116,10 @@ type shim struct {
 
 // launch starts the command and everything that watches it.
 func (s *shim) launch(cfg shimConfig) (Identity, error) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return Identity{}, fmt.Errorf("become reaper: %w", err)
+	if !cfg.Spec.LeaveOrphans {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return Identity{}, fmt.Errorf("become reaper: %w", err)
+		}
 	}
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
@@ -308,6 +310,9 @@ func (s *shim) reap() syscall.WaitStatus {
 // killRest ends whatever the command left running. As reaper of the tree this process becomes the parent of all of it, so
 // the tree is gone when there is no child left.
 func (s *shim) killRest() {
+	if s.spec.LeaveOrphans {
+		return
+	}
 	for {
 		if s.spec.Cgroup != "" {
 			_ = killCgroup(filepath.Join(s.spec.Cgroup, leafTask)) // absent before Linux 5.14; the walk below does it too

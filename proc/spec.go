@@ -23,6 +23,10 @@ type Spec struct {
 	// (".id"). No two commands that run share one.
 	StatusFile string
 
+	// LeaveOrphans lets processes that the command started live on when it ends: for a command that supervises others
+	// and takes them over again after its own restart. By default they are killed.
+	LeaveOrphans bool
+
 	DieWithParent bool   // kill the tree when the starter dies or detaches; by default it lives on
 	User          string // name or uid to run as; "": the caller's own, or "nobody" under Isolation
 

@@ -436,6 +436,8 @@ func (s *supervisor) start(k devChild) (*proc.Process, error) {
 		Stdout:     proc.LogFiles{Dir: s.dir(), Name: k.Name + ".stdout", MaxFiles: 3},
 		Stderr:     proc.LogFiles{Dir: s.dir(), Name: k.Name + ".stderr", MaxFiles: 3},
 		StatusFile: filepath.Join(s.dir(), k.Name+".status"),
+		// The agent's tasks outlive it; the next agent takes them over.
+		LeaveOrphans: k.Name == "agent",
 	})
 	if err != nil {
 		return nil, err
