@@ -258,6 +258,13 @@ func removeCgroup(dir string) error {
 	}
 }
 
+// ClearCgroup kills whatever is in a Spec.Cgroup and removes it: for a start that was cut short, of which Find knows nothing.
+// A group that does not exist is no error.
+func ClearCgroup(dir string) error {
+	_ = killCgroup(dir) // what it does not end, removal reports
+	return removeCgroup(dir)
+}
+
 func removeGroups(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -93,6 +93,21 @@ func TestLostSupervisorInCgroupLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestClearCgroup(t *testing.T) {
+	spec := sh(t, daemonScript+`sleep 1000 & wait`)
+	spec.Cgroup = needCgroup(t)
+	p := mustStart(t, spec)
+	daemon := pidFrom(t, filepath.Join(spec.Dir, "daemon"))
+	for range 2 { // the second time there is nothing left
+		if err := ClearCgroup(spec.Cgroup); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(spec.Cgroup); !errors.Is(err, os.ErrNotExist) || running(daemon) || running(p.Identity().PID) {
+			t.Errorf("something is left: %v", err)
+		}
+	}
+}
+
 func TestMemoryLimit(t *testing.T) {
 	if c := probed(); !c.Limits {
 		t.Skipf("no cgroup v2 limits here, run as root on a host with unified cgroups: %s", c.LimitsReason)

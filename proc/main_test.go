@@ -172,7 +172,7 @@ func running(pid int) bool {
 	return err == nil && st.alive()
 }
 
-const testParent = "rxvision-test.slice"
+const testParent = "rxvision-proc-test.slice"
 
 var probed = sync.OnceValue(func() Capabilities { return Probe(context.Background(), testParent) })
 

@@ -258,10 +258,7 @@ func (id Identity) finish() (ExitStatus, error) {
 		id.killLeftovers()
 	}
 	if id.Cgroup != "" {
-		if status.Lost {
-			_ = killCgroup(id.Cgroup) // what it does not end, removal reports
-		}
-		err = errors.Join(err, removeCgroup(id.Cgroup))
+		err = errors.Join(err, ClearCgroup(id.Cgroup))
 	}
 	return status, err
 }
