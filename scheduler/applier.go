@@ -13,10 +13,11 @@ const (
 )
 
 // applier commits the plans of all workers, one log entry at a time. What
-// arrives while an entry is being stored goes into the next one together.
+// arrives while an entry is being stored goes into the next one together. Each
+// worker waits for its plans, so at most maxBatch of each are on their way.
 type applier struct {
 	*Scheduler
-	in chan *submission
+	in chan []*submission
 }
 
 // submission is a plan on its way.
@@ -34,51 +35,65 @@ type outcome struct {
 }
 
 func newApplier(s *Scheduler) *applier {
-	return &applier{Scheduler: s, in: make(chan *submission, s.workers*maxBatch)}
+	return &applier{Scheduler: s, in: make(chan []*submission, s.workers)}
 }
 
-// submit hands a plan over; the answer comes on the channel.
-func (a *applier) submit(ctx context.Context, p *cluster.Plan) (<-chan outcome, error) {
-	s := &submission{plan: p, size: len(cluster.Marshal(p)), answer: make(chan outcome, 1)}
+func newSubmission(p *cluster.Plan) *submission {
+	return &submission{plan: p, size: len(cluster.Marshal(p)), answer: make(chan outcome, 1)}
+}
+
+// submit hands plans over; each gets its answer on its channel.
+func (a *applier) submit(ctx context.Context, plans []*submission) error {
 	select {
-	case a.in <- s:
-		return s.answer, nil
+	case a.in <- plans:
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
 func (a *applier) run(ctx context.Context) error {
-	var next *submission // did not fit into the entry before
+	var pending []*submission
 	for {
-		if next == nil {
+		if len(pending) == 0 {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case next = <-a.in:
+			case pending = <-a.in:
 			}
 		}
-		entry := []*submission{next}
-		size := next.size
-		next = nil
-		for next == nil && len(entry) < entryPlans {
-			select {
-			case s := <-a.in:
-				if size += s.size; size > entryBytes {
-					next = s
-					continue
-				}
-				entry = append(entry, s)
-				continue
-			default:
-			}
-			break
-		}
-		a.commit(ctx, entry)
+		pending = a.drain(pending)
+		n := entryOf(pending)
+		a.commit(ctx, pending[:n])
+		pending = pending[n:]
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
+}
+
+// drain adds what else has arrived.
+func (a *applier) drain(pending []*submission) []*submission {
+	for {
+		select {
+		case more := <-a.in:
+			pending = append(pending, more...)
+		default:
+			return pending
+		}
+	}
+}
+
+// entryOf says how many plans go into the next entry: one at least, as it may be
+// too big for any.
+func entryOf(pending []*submission) int {
+	size := 0
+	for n, s := range pending {
+		if size += s.size; n > 0 && (size > entryBytes || n == entryPlans) {
+			return n
+		}
+	}
+	return len(pending)
 }
 
 // commit stores one entry and answers its plans.

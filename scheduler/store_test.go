@@ -170,7 +170,7 @@ func (w *world) settle() *cluster.Snapshot {
 }
 
 // node adds a node with so many GPUs.
-func (w *memStore) node(name string, gpus int) *cluster.Node {
+func (s *memStore) node(name string, gpus int) *cluster.Node {
 	n := &cluster.Node{
 		ID: name, Name: name, Datacenter: "dc1", NodePool: "default", Status: cluster.NodeStatusReady,
 		Drivers:       map[string]*cluster.DriverInfo{"raw_exec": {Detected: true, Healthy: true}},
@@ -183,7 +183,7 @@ func (w *memStore) node(name string, gpus int) *cluster.Node {
 		}
 		n.NodeResources.Devices = []*cluster.NodeDeviceResource{g}
 	}
-	w.must(&cluster.RegisterNode{Node: n})
+	s.must(&cluster.RegisterNode{Node: n})
 	return n
 }
 

@@ -76,12 +76,9 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 		return nil
 	}
 	view := place.NewView(snap)
-	type pending struct {
-		item   *item
-		result *place.Result
-		answer <-chan outcome
-	}
-	var sent []pending
+	var items []*item
+	var results []*place.Result
+	var plans []*submission
 	for _, i := range batch {
 		eval := snap.Eval(nil, i.eval.ID)
 		if eval == nil || eval.Terminal() {
@@ -93,18 +90,20 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			w.queue.done(i, r.Eval.SnapshotIndex)
 			continue
 		}
-		answer, err := w.applier.submit(ctx, r.Plan)
-		if err != nil {
-			return err
-		}
-		sent = append(sent, pending{i, r, answer})
+		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(r.Plan))
 	}
-	for _, p := range sent {
+	if len(plans) == 0 {
+		return nil
+	}
+	if err := w.applier.submit(ctx, plans); err != nil {
+		return err
+	}
+	for n, p := range plans {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case out := <-p.answer:
-			if err := w.settle(ctx, p.item, p.result, out); err != nil {
+			if err := w.settle(ctx, items[n], results[n], out); err != nil {
 				return err
 			}
 		}

@@ -101,18 +101,17 @@ func (r *Result) Empty() bool {
 // planner makes one plan.
 type planner struct {
 	*View
-	in          Input
-	job         *cluster.Job
-	allocs      []*cluster.Allocation
-	deployment  *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
-	deferred    bool                // something waits for the allocation it replaces to end
-	onJob       map[string]int      // live allocations of the job by node
-	onGroup     map[string]map[string]int
-	left        int // bytes that the plan may still grow by
-	bounded     bool
-	followups   []*cluster.Evaluation
-	deployments []*cluster.DeploymentStatusUpdate
-	result      *Result
+	in         Input
+	job        *cluster.Job
+	allocs     []*cluster.Allocation
+	deployment *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
+	deferred   bool                // something waits for the allocation it replaces to end
+	onJob      map[string]int      // live allocations of the job by node
+	onGroup    map[string]map[string]int
+	left       int // bytes that the plan may still grow by
+	bounded    bool
+	followups  []*cluster.Evaluation
+	result     *Result
 }
 
 // Plan answers one evaluation. What it places counts as in use for later plans

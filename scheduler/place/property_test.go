@@ -68,7 +68,7 @@ func (c *randomCluster) run(steps int) {
 		c.addNode()
 	}
 	for range steps {
-		switch c.rnd.IntN(8) {
+		switch c.rnd.IntN(10) {
 		case 0:
 			c.addNode()
 		case 1, 2:
@@ -81,11 +81,44 @@ func (c *randomCluster) run(steps int) {
 			status := []string{cluster.NodeStatusDown, cluster.NodeStatusReady, cluster.NodeStatusDisconnected}[c.rnd.IntN(3)]
 			cmd := &cluster.UpdateNodeStatus{Updates: []cluster.NodeStatusUpdate{{NodeID: pick(c.rnd, c.nodes), Status: status}}}
 			c.apply(cmd, &cmd.Stamp)
+		case 5:
+			if a := c.anyAlloc(); a != nil { // alloc stop
+				yes := true
+				cmd := &cluster.UpdateTransitions{Transitions: map[string]cluster.DesiredTransition{a.ID: {Migrate: &yes}}}
+				c.apply(cmd, &cmd.Stamp)
+				c.evaluate(a.JobKey())
+			}
+		case 6:
+			cmd := &cluster.UpdateDrain{NodeID: pick(c.rnd, c.nodes), MarkEligible: true}
+			if c.rnd.IntN(2) == 0 {
+				cmd.Strategy = &cluster.DrainStrategy{Deadline: time.Hour}
+			}
+			c.apply(cmd, &cmd.Stamp)
 		default:
 			c.report()
 		}
 		c.answer()
 	}
+}
+
+func (c *randomCluster) anyAlloc() *cluster.Allocation {
+	if as := c.state.Snapshot().Allocs(nil, ""); len(as) > 0 {
+		return pick(c.rnd, as)
+	}
+	return nil
+}
+
+// evaluate asks for an evaluation of a job, if there is one.
+func (c *randomCluster) evaluate(k cluster.JobKey) {
+	j := c.state.Snapshot().Job(nil, k)
+	if j == nil {
+		return
+	}
+	cmd := &cluster.UpdateEvals{Evals: []*cluster.Evaluation{{
+		ID: c.id(), Namespace: j.Namespace, JobID: j.ID, Type: j.Type, Priority: j.Priority,
+		TriggeredBy: cluster.TriggerAllocStop, Status: cluster.EvalStatusPending,
+	}}}
+	c.apply(cmd, &cmd.Stamp)
 }
 
 func pick[T any](rnd *rand.Rand, s []T) T { return s[rnd.IntN(len(s))] }
@@ -111,7 +144,8 @@ func (c *randomCluster) registerJob() {
 	if c.rnd.IntN(6) == 0 {
 		job += " all_at_once"
 	}
-	text := []string{job,
+	text := []string{
+		job,
 		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20)),
 	}
 	if c.rnd.IntN(4) == 0 {

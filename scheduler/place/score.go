@@ -64,7 +64,7 @@ func (v *View) usage(h *host, without string) *cluster.NodeUse {
 	return use
 }
 
-// fits says whether the demand would fit on the host if one of the host's
+// fitsWithout says whether the demand would fit on the host if one of the host's
 // allocations were over.
 func (v *View) fitsWithout(d *demand, h *host, without string) bool {
 	freed := *h
