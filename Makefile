@@ -63,14 +63,20 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 	tools/fuzz.sh $(FUZZTIME) $(PKG)
 
 .PHONY: bench
-bench: bench-. ## run all benchmarks; the figures go to out/bench too
+bench: bench-serve bench-control ## run all benchmarks of the platform; figures go to out/bench/*.json
 
-# The dot above is the pattern that matches every benchmark.
-bench-%: build ort ## run the benchmarks that match %
+.PHONY: bench-serve
+bench-serve: build ort ## requests/s and latency through gateway and worker, beside ONNX Runtime alone
+	@out/bin/rxvision bench serve --commit "$$(git rev-parse --short HEAD)" --out out/bench/serve.json $(BENCHFLAGS)
+
+.PHONY: bench-control
+bench-control: build ort nomad ## registered jobs/s of one server, beside the real nomad
+	@$(with_nomad); out/bin/rxvision bench control --nomad "$$(command -v nomad)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/control.json $(BENCHFLAGS)
+
+.PHONY: bench-go
+bench-go: ## run the benchmarks inside the packages
 	@mkdir -p out/bench
-	@file="out/bench/$$(date -u +%Y%m%dT%H%M%SZ).txt"; \
-	go test -run '^$$' -bench '$*' -benchmem -timeout 60m $(BENCHFLAGS) $(PKG) | tee "$$file" | awk '!/^(PASS|ok|\?) *\t?/'; \
-	echo "bench: $$file"
+	@go test -run '^$$' -bench . -benchmem -timeout 60m $(BENCHFLAGS) $(PKG) | awk '!/^(PASS|ok|\?) *\t?/' | tee out/bench/go.txt
 
 ##@ Make
 .PHONY: model
