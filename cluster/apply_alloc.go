@@ -126,6 +126,7 @@ func (t *tx) placeAlloc(planned *Allocation, job *Job) {
 		a.CreateIndex, a.Epoch, a.CreateTime = old.CreateIndex, old.Epoch, old.CreateTime
 		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
 		a.TaskStates, a.Serving = old.TaskStates, old.Serving
+		a.DesiredTransition = old.DesiredTransition // asked for since the plan was made
 	}
 	t.putAlloc(a, old, true)
 	if old == nil || old.DeploymentID != a.DeploymentID {
