@@ -63,6 +63,7 @@ func TestStartErrorsLeaveNothing(t *testing.T) {
 		{"unknown user", "no-such-user", func(s *Spec) { s.User = "no-such-user" }},
 		{"relative paths", "is not absolute", func(s *Spec) { s.Dir, s.StatusFile = "x", "y" }},
 		{"limits without cgroup", "need a cgroup", func(s *Spec) { s.Limits.MemoryBytes = 1 }},
+		{"orphans in a namespace", "as a whole", func(s *Spec) { s.LeaveOrphans, s.Isolation = true, &Isolation{} }},
 		{"log name with a slash", "plain file name", func(s *Spec) { s.Stdout.Name = "../x" }},
 		{"NUL in an argument", "NUL", func(s *Spec) { s.Args = []string{"a\x00b"} }},
 	} {
@@ -326,7 +327,7 @@ func TestNothingOutlivesTheCommand(t *testing.T) {
 }
 
 func TestLeaveOrphans(t *testing.T) {
-	spec := sh(t, `setsid sleep 1000 & echo $! >child`)
+	spec := sh(t, `setsid sleep 1000 >/dev/null 2>&1 & echo $! >child`)
 	spec.LeaveOrphans = true
 	p := mustStart(t, spec)
 	child := pidFrom(t, filepath.Join(spec.Dir, "child"))

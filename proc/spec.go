@@ -94,6 +94,7 @@ func (s *Spec) validate() error {
 	need(s.Cgroup == "" || filepath.IsAbs(s.Cgroup), "cgroup %q is not an absolute directory", s.Cgroup)
 	need(s.Limits == Limits{} || s.Cgroup != "", "limits need a cgroup (Cgroup)")
 	need(s.OOMScoreAdj >= -1000 && s.OOMScoreAdj <= 1000, "oom score adjustment %d is not within -1000..1000", s.OOMScoreAdj)
+	need(!s.LeaveOrphans || s.Cgroup == "" && s.Isolation == nil, "orphans cannot be left in a cgroup or a pid namespace, which end as a whole")
 	for _, v := range append(append([]string{s.Path}, s.Args...), s.Env...) {
 		need(!strings.ContainsRune(v, 0), "argument or variable %q contains a NUL byte", v)
 	}
