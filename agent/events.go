@@ -58,8 +58,8 @@ func failureEvent(kind, key string, err error) *cluster.TaskEvent {
 }
 
 // terminatedEvent says how a run ended. who begins the sentence about a signal or
-// a loss: "worker", "task".
-func terminatedEvent(who string, exit task.Exit) *cluster.TaskEvent {
+// a loss: "worker", "task". crash explains what the exit code does not, or is "".
+func terminatedEvent(who string, exit task.Exit, crash string) *cluster.TaskEvent {
 	text := fmt.Sprintf("Exit Code: %d", exit.Code)
 	if exit.Signal != 0 {
 		text += fmt.Sprintf(", Signal: %d", exit.Signal)
@@ -70,7 +70,11 @@ func terminatedEvent(who string, exit task.Exit) *cluster.TaskEvent {
 	if !exit.Finished.IsZero() {
 		e.Time = exit.Finished.UnixNano()
 	}
-	if reason := exitReason(who, exit); reason != "" {
+	reason := exitReason(who, exit)
+	if reason == "" {
+		reason = crash
+	}
+	if reason != "" {
 		e.Message, e.Details["exit_message"] = reason, reason
 		text += fmt.Sprintf(", Exit Message: %q", reason)
 	}

@@ -112,7 +112,7 @@ func (t *taskRunner) run(ctx context.Context) {
 			if exit.Lost && recovered && end == exited {
 				end = lost
 			}
-			last = terminatedEvent(t.who(), exit)
+			last = t.terminated(exit)
 		}
 		v := t.conclude(end, how, last)
 		if h != nil {
@@ -123,12 +123,17 @@ func (t *taskRunner) run(ctx context.Context) {
 	}
 }
 
-// who names the task's process in sentences.
-func (t *taskRunner) who() string {
-	if _, _, _, spec := t.r.spec(t.name); spec.Driver == task.DriverONNX {
-		return "worker"
+// terminated describes the end of a run. A Go program that crashes in C exits with
+// 2 like any that fails, so a worker's own last words are looked at.
+func (t *taskRunner) terminated(exit task.Exit) *cluster.TaskEvent {
+	if _, _, _, spec := t.r.spec(t.name); spec.Driver != task.DriverONNX {
+		return terminatedEvent("task", exit, "")
 	}
-	return "task"
+	crash := ""
+	if exit.Code == goCrash && exit.Signal == 0 {
+		crash = crashReason(t.r.dir.Logs(), t.name+".stderr")
+	}
+	return terminatedEvent("worker", exit, crash)
 }
 
 // conclude records the end of a run, last, and what follows it, in one step, so
