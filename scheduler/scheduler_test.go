@@ -332,6 +332,7 @@ func TestLeadership(t *testing.T) {
 		w.say(a, cluster.AllocClientFailed, false)
 		w.settle()
 		w.lead(false)
+		w.settle()
 		w.run(service("other", 1))
 		time.Sleep(time.Minute)
 		snap := w.settle()
