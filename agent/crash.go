@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,8 +23,9 @@ const (
 )
 
 // crashReason finds in the end of a worker's log how the Go runtime says that it
-// crashed; "" when it does not say so. Format: package runtime, "SIGSEGV:
-// segmentation violation" on a line of its own, "fatal error: …", "panic: …".
+// crashed; "" when it does not say so. Format (package runtime): "SIGSEGV:
+// segmentation violation", "fatal error: …", "panic: …" on lines of their own, the
+// latter two perhaps followed by "[signal SIGSEGV: segmentation violation …]".
 func crashReason(dir, name string) string {
 	files, err := logSeries(dir, name)
 	if err != nil || len(files) == 0 {
@@ -39,15 +39,15 @@ func crashReason(dir, name string) string {
 	defer f.Close()
 	b := make([]byte, min(last.size, lastWords))
 	n, _ := f.ReadAt(b, last.size-int64(len(b)))
-	reason := ""
-	for line := range bytes.Lines(b[:n]) {
-		text := strings.TrimSpace(string(line))
+	reason, fatal := "", false
+	for line := range bytes.Lines(b[:n]) { // the log holds earlier runs too: the last crash counts
+		text, nested := strings.CutPrefix(strings.TrimSpace(string(line)), "[signal ")
 		name, _, _ := strings.Cut(text, ":")
 		switch sig := unix.SignalNum(name); {
-		case sig != 0 && len(name) < len(text):
-			reason = fmt.Sprintf("worker ended by signal %d (%s)", int(sig), signalWords(syscall.Signal(sig)))
-		case reason == "" && (name == "fatal error" || name == "panic"):
-			reason = "worker crashed: " + text[:min(len(text), reasonLimit)]
+		case sig != 0 && len(name) < len(text) && (!nested || fatal):
+			reason = fmt.Sprintf("worker ended by signal %d (%s)", int(sig), signalWords(sig))
+		case !nested && (name == "fatal error" || name == "panic"):
+			reason, fatal = "worker crashed: "+text[:min(len(text), reasonLimit)], name == "fatal error"
 		}
 	}
 	return reason
