@@ -429,7 +429,7 @@ func TestManyJobsShareEntries(t *testing.T) {
 		if open := snap.OpenEvals(nil); len(open) > 0 {
 			t.Fatalf("%d evaluations are open", len(open))
 		}
-		if w.plans > 2*300/maxBatch {
+		if w.plans > 30 {
 			t.Errorf("300 plans took %d entries", w.plans)
 		}
 	})
