@@ -140,7 +140,7 @@ func (c *Client) do(req *http.Request, limit int64) ([]byte, http.Header, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing was written
+	defer resp.Body.Close()
 	if resp.ContentLength > limit {
 		return nil, nil, fmt.Errorf("answer of %s: %d bytes, at most %d are read", req.URL, resp.ContentLength, limit)
 	}

@@ -81,7 +81,9 @@ func appendParameters(dst []byte, params map[string]any) ([]byte, error) {
 }
 
 // appendTensors ends a message, which begins at start, with its tensors.
-func appendTensors(dst []byte, start int, kind string, tensors []Tensor, binary func(name string) bool) (head []byte, tail [][]byte, err error) {
+func appendTensors(dst []byte, start int, kind string, tensors []Tensor, binary func(name string) bool) (
+	head []byte, tail [][]byte, err error,
+) {
 	dst = append(append(append(dst, '"'), kind...), `s":[`...)
 	for i := range tensors {
 		t := &tensors[i]

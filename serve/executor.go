@@ -17,7 +17,8 @@ type executor interface {
 
 var (
 	errQueueFull = oip.Errorf(http.StatusTooManyRequests, "the queue of this worker is full: try again later")
-	errNoMemory  = oip.Errorf(http.StatusTooManyRequests, "the requests that this worker holds are too large to take another one: try again later")
+	errNoMemory  = oip.Errorf(http.StatusTooManyRequests,
+		"the requests that this worker holds are too large to take another one: try again later")
 )
 
 // runner is what runs a model: an ort.Session, or a stand-in in tests.

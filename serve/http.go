@@ -150,7 +150,8 @@ func (w *worker) named(r *http.Request) error {
 		return oip.Errorf(http.StatusNotFound, "no model %q here: this worker serves %q", clip(name), c.Model)
 	}
 	if v := r.PathValue("version"); v != "" && v != c.Version {
-		return oip.Errorf(http.StatusNotFound, "no version %q of model %q here: this worker serves version %q", clip(v), c.Model, c.Version)
+		return oip.Errorf(http.StatusNotFound, "no version %q of model %q here: this worker serves version %q",
+			clip(v), c.Model, c.Version)
 	}
 	return nil
 }
@@ -229,7 +230,9 @@ func (w *worker) run(rw http.ResponseWriter, r *http.Request, m *model) (n int64
 	if m.batched {
 		n = request.Inputs[0].Shape[0]
 	}
-	err = w.answer(rw, request, &oip.Response{ModelName: w.config.Model, ModelVersion: w.config.Version, ID: request.ID, Outputs: result})
+	err = w.answer(rw, request, &oip.Response{
+		ModelName: w.config.Model, ModelVersion: w.config.Version, ID: request.ID, Outputs: result,
+	})
 	t.output = time.Since(executed)
 	return n, t, err
 }

@@ -73,6 +73,16 @@ type Config struct {
 	DrainTimeout time.Duration
 }
 
+// number puts a default in the place of 0 and adds a fault when the value is out of bounds.
+func number[T int | int64 | time.Duration](faults *[]error, name string, v *T, low, high, byDefault T) {
+	if *v == 0 {
+		*v = byDefault
+	}
+	if *v < low || *v > high {
+		*faults = append(*faults, fmt.Errorf("%s: expected %v to %v, got %v", name, low, high, *v))
+	}
+}
+
 // check fills in defaults and reports every fault.
 func (c *Config) check() error {
 	var faults []error
@@ -81,26 +91,18 @@ func (c *Config) check() error {
 			faults = append(faults, fmt.Errorf("%s is missing", name))
 		}
 	}
-	number := func(name string, v *int64, low, high, byDefault int64) {
-		if *v == 0 {
-			*v = byDefault
-		}
-		if *v < low || *v > high {
-			faults = append(faults, fmt.Errorf("%s: expected %d to %d, got %d", name, low, high, *v))
-		}
-	}
 	text("model name", c.Model)
 	text("model file", c.Path)
 	text("listen address", c.Listen)
 	text("ONNX Runtime library", c.Library)
-	threads, concurrent, queue := int64(c.Threads), int64(c.MaxConcurrent), int64(c.MaxQueue)
-	number("threads", &threads, 1, ort.MaxThreads, 1)
-	number("concurrent runs", &concurrent, 1, limitConcurrent, min(limitConcurrent, max(1, int64(runtime.GOMAXPROCS(0))/max(1, threads))))
-	number("queue", &queue, -1, limitQueue, DefaultMaxQueue)
-	number("body limit", &c.MaxBody, 1, limitBody, DefaultMaxBody)
-	number("drain delay", (*int64)(&c.DrainDelay), 0, int64(time.Hour), 0)
-	number("drain timeout", (*int64)(&c.DrainTimeout), 1, int64(time.Hour), int64(DefaultDrainTimeout))
-	c.Threads, c.MaxConcurrent, c.MaxQueue = int(threads), int(concurrent), max(0, int(queue))
+	number(&faults, "threads", &c.Threads, 1, ort.MaxThreads, 1)
+	concurrent := runtime.GOMAXPROCS(0) / max(1, c.Threads)
+	number(&faults, "concurrent runs", &c.MaxConcurrent, 1, limitConcurrent, min(max(1, concurrent), limitConcurrent))
+	number(&faults, "queue", &c.MaxQueue, -1, limitQueue, DefaultMaxQueue)
+	c.MaxQueue = max(0, c.MaxQueue)
+	number(&faults, "body limit", &c.MaxBody, 1, limitBody, DefaultMaxBody)
+	number(&faults, "drain delay", &c.DrainDelay, 0, time.Hour, 0)
+	number(&faults, "drain timeout", &c.DrainTimeout, time.Millisecond, time.Hour, DefaultDrainTimeout)
 	return errors.Join(faults...)
 }
 
@@ -145,12 +147,13 @@ func open(ctx context.Context, path, library string, threads int, log *slog.Logg
 		if certain || ctx.Err() != nil {
 			return nil, fmt.Errorf("model %s: warm-up: %w", filepath.Base(path), err)
 		}
-		log.Warn("warm-up failed; the model may not take dimensions of 1 where it leaves them open", "model", m.metadata.Name, "error", err)
+		log.Warn("warm-up failed; the model may not take dimensions of 1 where it leaves them open", "error", err)
 	}
 	return m, nil
 }
 
-// zeros makes an input of zeros and empty strings, with 1 for each dimension that may vary; certain is false when there are any.
+// zeros makes an input of zeros and empty strings, with 1 for each dimension that may vary; certain is false when there
+// are any.
 func zeros(inputs []oip.TensorMetadata) (tensors []oip.Tensor, certain bool) {
 	certain = true
 	for _, in := range inputs {
@@ -255,7 +258,7 @@ func run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 	select {
 	case err := <-served:
 		served <- err
-		return errors.Join(fmt.Errorf("worker: %w", err), w.stop(server, end, served))
+		return w.stop(server, end, served)
 	case <-ctx.Done():
 	}
 	w.draining.Store(true)
@@ -270,7 +273,8 @@ func run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 	return w.stop(server, end, served)
 }
 
-// stop ends the server: requests that have begun get DrainTimeout, then their runs are ended.
+// stop ends the server: requests that have begun get DrainTimeout, then their runs are ended. It returns what went wrong
+// with that, and what had ended Serve before.
 func (w *worker) stop(server *http.Server, end context.CancelCauseFunc, served <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), w.config.DrainTimeout)
 	defer cancel()
@@ -286,7 +290,9 @@ func (w *worker) stop(server *http.Server, end context.CancelCauseFunc, served <
 			err = errors.Join(fmt.Errorf("worker: stop: %w", err), server.Close())
 		}
 	}
-	<-served // Serve has returned: http.ErrServerClosed, or what the caller has reported
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(fmt.Errorf("worker: %w", e), err)
+	}
 	return err
 }
 

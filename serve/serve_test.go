@@ -366,9 +366,11 @@ func TestModelsThatCannotBeServed(t *testing.T) {
 		}
 	}
 	m, err := Check(t.Context(), onnxtest.WriteBytes(t, good), library)
-	if want := (oip.ModelMetadata{Name: "model", Platform: "onnxruntime_onnx", Properties: map[string]string{},
+	if want := (oip.ModelMetadata{
+		Name: "model", Platform: "onnxruntime_onnx", Properties: map[string]string{},
 		Inputs:  []oip.TensorMetadata{{Name: "x", Datatype: oip.FP32, Shape: []int64{1}}},
-		Outputs: []oip.TensorMetadata{{Name: "y", Datatype: oip.FP32, Shape: []int64{1}}}}); err != nil || !reflect.DeepEqual(m, want) {
+		Outputs: []oip.TensorMetadata{{Name: "y", Datatype: oip.FP32, Shape: []int64{1}}},
+	}); err != nil || !reflect.DeepEqual(m, want) {
 		t.Errorf("got %+v, %v", m, err)
 	}
 }
@@ -383,7 +385,7 @@ threads: expected 1 to 1024, got -1
 concurrent runs: expected 1 to 1024, got 5000
 queue: expected -1 to 65536, got 1048576
 body limit: expected 1 to 2147483648, got -1
-drain timeout: expected 1 to 3600000000000, got -1`
+drain timeout: expected 1ms to 1h0m0s, got -1ns`
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}

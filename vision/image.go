@@ -52,7 +52,8 @@ func Decode(data []byte, maxPixels int) (*Image, error) {
 			return nil, f.broken(data, err)
 		}
 		if pixels := int64(config.Width) * int64(config.Height); pixels > int64(maxPixels) {
-			return nil, oip.Errorf(http.StatusRequestEntityTooLarge, "the image has %d×%d pixels, %.1f million, at most %.1f million are accepted",
+			return nil, oip.Errorf(http.StatusRequestEntityTooLarge,
+				"the image has %d×%d pixels, %.1f million, at most %.1f million are accepted",
 				config.Width, config.Height, float64(pixels)/1e6, float64(maxPixels)/1e6)
 		}
 		if config.Width == 0 || config.Height == 0 {
@@ -71,7 +72,8 @@ func Decode(data []byte, maxPixels int) (*Image, error) {
 	if len(data) == 0 {
 		return nil, oip.Errorf(http.StatusBadRequest, "the image is empty: expected a PNG, JPEG or WebP file")
 	}
-	return nil, oip.Errorf(http.StatusUnsupportedMediaType, "expected a PNG, JPEG or WebP file, got something that begins with %q", data[:min(len(data), 8)])
+	return nil, oip.Errorf(http.StatusUnsupportedMediaType,
+		"expected a PNG, JPEG or WebP file, got something that begins with %q", data[:min(len(data), 8)])
 }
 
 // broken says why data could not be decoded: that a part is missing, where that can be seen, as the decoders do not always tell.

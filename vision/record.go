@@ -1,13 +1,14 @@
-// Package vision turns image files into the tensor that a model wants, and the model's answer into labels. What the model wants
-// stands in the custom metadata of the model file itself, under three keys:
+// Package vision turns image files into the tensor that a model wants, and the model's answer into labels. What the model
+// wants stands in the custom metadata of the model file itself, under three keys:
 //
-//	rxvision.preprocess   {"input":"images","width":28,"height":28,"channels":1,"layout":"NCHW","scale":0.00392156862745098,
-//	                       "mean":[0.286],"std":[0.353],"resize":"stretch","filter":"bilinear"}
+//	rxvision.preprocess   {"input":"images","width":28,"height":28,"channels":1,"layout":"NCHW",
+//	                       "scale":0.00392156862745098,"mean":[0.286],"std":[0.353],
+//	                       "resize":"stretch","filter":"bilinear"}
 //	rxvision.postprocess  {"output":"logits","activation":"softmax"}
 //	rxvision.labels       ["T-shirt/top","Trouser",…]
 //
-// An element of the tensor is (pixel·scale − mean) / std with pixel from 0 to 255, per channel. Transparent pixels lie over black.
-// One channel is the luma of ITU-R BT.601. A model without rxvision.preprocess takes no images.
+// An element of the tensor is (pixel·scale − mean) / std with pixel from 0 to 255, per channel. Transparent pixels lie over
+// black. One channel is the luma of ITU-R BT.601. A model without rxvision.preprocess takes no images.
 package vision
 
 import (
@@ -44,8 +45,8 @@ type Preprocess struct {
 	Layout        string    // "NCHW" (default) or "NHWC"
 	Scale         float64   // default 1
 	Mean, Std     []float64 // one per channel; default 0 and 1
-	// Resize is "stretch" (default: both sides on their own), "crop" (fill the tensor, cut the middle out of the longer side) or "pad"
-	// (fit whole, black around).
+	// Resize is "stretch" (default: both sides on their own), "crop" (fill the tensor, cut the middle out of the longer
+	// side) or "pad" (fit whole, black around).
 	Resize string
 	Filter string // "bilinear" (default), "bicubic" or "nearest"
 }
@@ -63,8 +64,8 @@ type Record struct {
 	Labels      []string // empty: classes are named by their number
 }
 
-// Parse reads the record out of a model's properties and checks it against the model's inputs and outputs. A model without any of
-// the keys gives nil. Faults are all reported at once, each as "key: field: fault".
+// Parse reads the record out of a model's properties and checks it against the model's inputs and outputs. A model without
+// any of the keys gives nil. Faults are all reported at once, each as "key: field: fault".
 func Parse(m oip.ModelMetadata) (*Record, error) {
 	p := parser{}
 	r := &Record{
@@ -79,12 +80,11 @@ func Parse(m oip.ModelMetadata) (*Record, error) {
 	}
 	if !hasPre {
 		p.fault(KeyPreprocess, "is missing, but other keys for images are there")
-	} else if p.object(KeyPreprocess, pre, map[string]any{
-		"input": &r.Preprocess.Input, "width": &r.Preprocess.Width, "height": &r.Preprocess.Height, "channels": &r.Preprocess.Channels,
-		"layout": &r.Preprocess.Layout, "scale": &r.Preprocess.Scale, "mean": &r.Preprocess.Mean, "std": &r.Preprocess.Std,
-		"resize": &r.Preprocess.Resize, "filter": &r.Preprocess.Filter,
+	} else if to := &r.Preprocess; p.object(KeyPreprocess, pre, map[string]any{
+		"input": &to.Input, "width": &to.Width, "height": &to.Height, "channels": &to.Channels, "layout": &to.Layout,
+		"scale": &to.Scale, "mean": &to.Mean, "std": &to.Std, "resize": &to.Resize, "filter": &to.Filter,
 	}, "input", "width", "height", "channels") {
-		p.preprocess(&r.Preprocess, m.Inputs)
+		p.preprocess(to, m.Inputs)
 	}
 	if hasLabels {
 		if err := json.Unmarshal([]byte(labels), &r.Labels); err != nil {
@@ -97,8 +97,10 @@ func Parse(m oip.ModelMetadata) (*Record, error) {
 	}
 	if !hasPost {
 		p.fault(KeyPostprocess, "is missing")
-	} else if p.object(KeyPostprocess, post, map[string]any{"output": &r.Postprocess.Output, "activation": &r.Postprocess.Activation}, "output") {
-		p.postprocess(&r.Postprocess, r.Labels, m.Outputs)
+	} else if to := &r.Postprocess; p.object(KeyPostprocess, post, map[string]any{
+		"output": &to.Output, "activation": &to.Activation,
+	}, "output") {
+		p.postprocess(to, r.Labels, m.Outputs)
 	}
 	if err := errors.Join(p.faults...); err != nil {
 		return nil, err
@@ -113,7 +115,8 @@ func (p *parser) fault(key, format string, args ...any) {
 	p.faults = append(p.faults, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
 }
 
-// object reads the fields of a JSON object, of which some are required and no others are known. It returns whether all was well.
+// object reads the fields of a JSON object, of which some are required and no others are known, and says whether all was
+// well.
 func (p *parser) object(key, text string, fields map[string]any, required ...string) bool {
 	before := len(p.faults)
 	var raw map[string]json.RawMessage

@@ -49,7 +49,8 @@ func loadError(err error) error {
 		return fmt.Errorf("operator %s: %w (version %s)", m[1]+m[2], ErrOperator, Version())
 	}
 	if m := noKernel.FindStringSubmatch(text); m != nil {
-		return fmt.Errorf("operator %s of opset %s: %w for these types on this device (version %s)", m[1], m[2], ErrOperator, Version())
+		return fmt.Errorf("operator %s of opset %s: %w for these types on this device (version %s)",
+			m[1], m[2], ErrOperator, Version())
 	}
 	if m := newOpset.FindStringSubmatch(text); m != nil {
 		return fmt.Errorf("%w %s: it needs opset %s of %s, which goes up to %s", ErrVersion, Version(), m[1], m[2], m[3])

@@ -35,7 +35,7 @@ func Inspect(path string) error {
 	if err != nil {
 		return fmt.Errorf("open model: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	if err := walk(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", base, err)
 	}

@@ -34,7 +34,7 @@ func rxLog(severity C.int, category, message *C.char) {
 		level = slog.LevelWarn
 	}
 	if log := logTo.Load(); log != nil {
-		log.Log(context.Background(), level, "onnxruntime: "+oneLine(C.GoString(message)), "category", C.GoString(category))
+		log.Log(context.Background(), level, "onnxruntime", "text", oneLine(C.GoString(message)), "category", C.GoString(category))
 	}
 }
 

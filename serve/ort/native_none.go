@@ -9,7 +9,8 @@ import (
 	"github.com/rxvision/rxvision/oip"
 )
 
-var errNoCgo = errors.New("this program was built without cgo, so it cannot load ONNX Runtime: build it with CGO_ENABLED=1 and a C compiler")
+var errNoCgo = errors.New(
+	"this program was built without cgo, so it cannot load ONNX Runtime: build it with CGO_ENABLED=1 and a C compiler")
 
 type native struct{}
 

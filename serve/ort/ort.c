@@ -87,6 +87,8 @@ static void *env, *memory, *allocator;
 		if ((status = (call))) goto label; \
 	} while (0)
 
+typedef void (*logger)(void *, int, const char *, const char *, const char *, const char *);
+
 static void log_line(void *param, int severity, const char *category, const char *id, const char *where, const char *message) {
 	(void)param, (void)id, (void)where;
 	rxLog(severity, (char *)category, (char *)message);
@@ -119,7 +121,7 @@ char *rx_load(const char *path, const char **version) {
 	api_version = minor < NEWEST ? minor : NEWEST;
 	api = base->api(api_version);
 	if (!api) return strdup("it does not offer the C API that it should");
-	void *status = CALL(CreateEnvWithCustomLogger, (void (*)(void *, int, const char *, const char *, const char *, const char *), void *, int, const char *, void **),
+	void *status = CALL(CreateEnvWithCustomLogger, (logger, void *, int, const char *, void **),
 		log_line, NULL, WARNING, "rxvision", &env);
 	if (!status) status = CALL(DisableTelemetryEvents, (void *), env);
 	if (!status) status = CALL(CreateCpuMemoryInfo, (int, int, void **), ARENA_ALLOCATOR, DEFAULT_MEMORY, &memory);
@@ -211,7 +213,9 @@ void *rx_metadata(void *session, char ***pairs, size_t *count) {
 	*count = 2 * n;
 	for (int64_t i = 0; i < n; i++) {
 		char *value = NULL;
-		if (!status) status = CALL(ModelMetadataLookupCustomMetadataMap, (void *, void *, const char *, char **), metadata, allocator, keys[i], &value);
+		if (!status)
+			status = CALL(ModelMetadataLookupCustomMetadataMap, (void *, void *, const char *, char **),
+				metadata, allocator, keys[i], &value);
 		(*pairs)[2 * i] = strdup(keys[i]);
 		(*pairs)[2 * i + 1] = strdup(value ? value : "");
 		give_back(keys[i]);
@@ -245,7 +249,8 @@ static void *make_input(rx_tensor *t) {
 	if (t->type != STRING)
 		return CALL(CreateTensorWithDataAsOrtValue, (void *, void *, size_t, const int64_t *, size_t, int, void **),
 			memory, t->size ? t->data : nothing, t->size, t->shape, t->rank, t->type, &t->value);
-	TRY(CALL(CreateTensorAsOrtValue, (void *, const int64_t *, size_t, int, void **), allocator, t->shape, t->rank, t->type, &t->value));
+	TRY(CALL(CreateTensorAsOrtValue, (void *, const int64_t *, size_t, int, void **),
+		allocator, t->shape, t->rank, t->type, &t->value));
 	const char *p = t->data;
 	for (size_t i = 0; i < t->count; i++) {
 		uint32_t length;
@@ -311,7 +316,8 @@ done:
 void *rx_strings(rx_tensor *t, char *dst) {
 	char *text = malloc(t->size + 1);
 	size_t *offsets = calloc(t->count + 1, sizeof *offsets);
-	void *status = CALL(GetStringTensorContent, (void *, void *, size_t, size_t *, size_t), t->value, text, t->size, offsets, t->count);
+	void *status = CALL(GetStringTensorContent, (void *, void *, size_t, size_t *, size_t),
+		t->value, text, t->size, offsets, t->count);
 	offsets[t->count] = t->size;
 	for (size_t i = 0; !status && i < t->count; i++) {
 		uint32_t length = offsets[i + 1] - offsets[i];

@@ -1,11 +1,11 @@
 // Package ort runs ONNX models with ONNX Runtime. It is the only package that knows that library, and all of its cgo.
 //
-// It binds the C API itself, in ort.c, rather than through a general Go binding, because serving needs what those leave out: scalars,
-// outputs of FP16 and BF16 whose shape is known only after the run, strings with any bytes, a choice of outputs per run,
-// its log in ours, and any release since 1.17, so that a user can point to a library of their own.
+// It binds the C API itself, in ort.c, rather than through a general Go binding, because serving needs what those leave
+// out: scalars, outputs of FP16 and BF16 whose shape is known only after the run, strings with any bytes, a choice of
+// outputs per run, its log in ours, and any release since 1.17, so that a user can point to a library of their own.
 //
-// The library is loaded once per process, by Load, with its telemetry switched off before its code runs. ONNX Runtime never gives
-// memory back to the system; who wants that ends the process.
+// The library is loaded once per process, by Load, with its telemetry switched off before its code runs. ONNX Runtime never
+// gives memory back to the system; who wants that ends the process.
 package ort
 
 import (
@@ -96,7 +96,11 @@ var elementNames = map[int]string{
 	21: "uint4", 22: "int4", 23: "float4e2m1", 24: "uint2", 25: "int2",
 }
 
-var kindNames = map[int]string{0: "an unknown kind of value", 2: "a sequence", 3: "a map", 4: "an opaque value", 5: "a sparse tensor", 6: "an optional value"}
+// kindNames are the ONNXTypes that are no tensors.
+var kindNames = map[int]string{
+	0: "an unknown kind of value", 2: "a sequence", 3: "a map", 4: "an opaque value", 5: "a sparse tensor",
+	6: "an optional value",
+}
 
 // Session is an opened model. Its methods may be called from several goroutines.
 type Session struct {
@@ -148,7 +152,8 @@ func describe(kind string, ports []port) ([]oip.TensorMetadata, error) {
 	out := make([]oip.TensorMetadata, 0, len(ports))
 	for _, p := range ports {
 		if what, other := kindNames[p.kind]; other {
-			return nil, fmt.Errorf("%s %q is %s, %w: export the model with tensors only (for scikit-learn: zipmap=False)", kind, p.name, what, ErrUnsupported)
+			return nil, fmt.Errorf("%s %q is %s, %w: export the model with tensors only (for scikit-learn: zipmap=False)",
+				kind, p.name, what, ErrUnsupported)
 		}
 		d, ok := datatypes[p.element]
 		if !ok {
