@@ -242,6 +242,9 @@ func run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 
 	model, err := open(ctx, c.Path, c.Library, c.Threads, w.log)
 	if err != nil {
+		if ctx.Err() != nil { // told to stop while it loaded
+			return w.stop(server, end, served)
+		}
 		return errors.Join(fmt.Errorf("worker: %w", err), w.stop(server, end, served))
 	}
 	defer model.runner.Close() // after stop: no request runs any more

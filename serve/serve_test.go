@@ -616,6 +616,19 @@ func TestDrainFinishesWhatHasBegun(t *testing.T) {
 	}
 }
 
+func TestStopWhileTheModelLoads(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := Config{Model: "m", Path: "p", Listen: "127.0.0.1:0", Library: "l"}
+	err := run(ctx, c, testLog(t), prometheus.NewRegistry(), func(string) { t.Error("ready") },
+		func(ctx context.Context, _, _ string, _ int, _ *slog.Logger) (*model, error) {
+			cancel()
+			return nil, ctx.Err()
+		})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDrainEndsWhatTakesTooLong(t *testing.T) {
 	began := make(chan struct{}, 1)
 	w := startWith(t, onnxtest.Slow(5000).Write(t), func(c *Config) { c.DrainTimeout = time.Millisecond },
