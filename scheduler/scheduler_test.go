@@ -417,6 +417,7 @@ func TestManyJobsShareEntries(t *testing.T) {
 		for i := range 10 {
 			w.node(fmt.Sprintf("n%d", i), 0)
 		}
+		w.settle()
 		w.lead(false)
 		w.settle()
 		for i := range 300 {
@@ -429,7 +430,7 @@ func TestManyJobsShareEntries(t *testing.T) {
 		if open := snap.OpenEvals(nil); len(open) > 0 {
 			t.Fatalf("%d evaluations are open", len(open))
 		}
-		if w.plans > 30 {
+		if w.plans > 2*300/maxBatch {
 			t.Errorf("300 plans took %d entries", w.plans)
 		}
 	})
