@@ -30,9 +30,12 @@ const (
 	Float8  = 17 // FLOAT8E4M3FN
 )
 
-// Library is the path of the ONNX Runtime library; without one the test is skipped.
+// Library is the path of the ONNX Runtime library; where none can be loaded the test is skipped.
 func Library(tb testing.TB) string {
 	tb.Helper()
+	if !hasCgo {
+		tb.Skip("built without cgo, so ONNX Runtime cannot be loaded: set CGO_ENABLED=1 and install a C compiler")
+	}
 	path := os.Getenv("RXVISION_ORT_LIBRARY")
 	if path == "" {
 		root, err := os.Getwd()
