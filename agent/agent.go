@@ -359,16 +359,19 @@ func (a *Agent) launch(r *runner) {
 
 // bury forgets an allocation that has ended and that the servers do not know any more.
 func (a *Agent) bury(r *runner) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	r.mu.Lock()
 	gone := r.local.Gone
 	r.mu.Unlock()
-	if !gone || a.runners[r.id] != r {
+	if !gone {
 		return
 	}
 	if err := r.collect(); err != nil {
 		r.log.Warn("the directory of an allocation could not be removed", "error", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.runners[r.id] != r {
+		return
 	}
 	if err := a.store.saveDesired(nil, nil, []string{r.id}); err != nil {
 		r.log.Error("an allocation could not be forgotten", "error", err)

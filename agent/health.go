@@ -50,7 +50,7 @@ func (r *runner) watchHealth(now time.Time) time.Duration {
 		r.setHealth(now, true, "", "")
 	case !now.Before(deadline):
 		text := unhealthyDeadline
-		if s := r.served(); s != nil && !s.Ready {
+		if r.modelLags(waiting) {
 			text = unhealthyModel
 		}
 		r.setHealth(now, false, fmt.Sprintf(text, g.Update.MinHealthyTime), waiting)
@@ -74,17 +74,22 @@ func (r *runner) healthySince(g *cluster.TaskGroup) (since time.Time, failed, wa
 			return since, t.Name, ""
 		case l.State.State != cluster.TaskStateRunning:
 			waiting = t.Name
-		case t.Model != nil && (r.local.Serving == nil || !r.local.Serving.Ready):
+		case t.Model != nil && (l.Serving == nil || !l.Serving.Ready):
 			waiting = t.Name
 		}
-		if at := l.State.StartedAt.Std(); at.After(since) {
+		if at := max(l.State.StartedAt, l.Ready).Std(); at.After(since) {
 			since = at
 		}
 	}
-	if r.readySince.After(since) {
-		since = r.readySince
-	}
 	return since, "", waiting
+}
+
+// modelLags says whether a task runs whose model is not ready.
+func (r *runner) modelLags(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.local.Tasks[name]
+	return l != nil && l.Serving != nil && !l.Serving.Ready
 }
 
 // setHealth records the verdict; an unhealthy one is explained on the task.

@@ -44,7 +44,7 @@ type nodeCollector struct{ a *Agent }
 
 var (
 	descAllocs = prometheus.NewDesc("rxvision_agent_allocations", "Allocations on the node by client status.", []string{"status"}, nil)
-	descServe  = prometheus.NewDesc("rxvision_agent_model_ready", "1 while the model of an allocation is ready.", []string{"alloc", "model", "version"}, nil)
+	descServe  = prometheus.NewDesc("rxvision_agent_model_ready", "1 while the model of an allocation is ready.", []string{"alloc", "task", "model", "version"}, nil)
 
 	gpuLabels   = []string{"device"}
 	descHealthy = prometheus.NewDesc("rxvision_gpu_healthy", "1 while work may be given to the device.", gpuLabels, nil)
@@ -72,8 +72,10 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range c.a.runners {
 		r.mu.Lock()
 		counts[r.local.ClientStatus]++
-		if s := r.local.Serving; s != nil {
-			gauge(descServe, number(s.Ready), r.id, s.Model, itoa(s.Version))
+		for name, t := range r.local.Tasks {
+			if s := t.Serving; s != nil {
+				gauge(descServe, number(s.Ready), r.id, name, s.Model, itoa(s.Version))
+			}
 		}
 		r.mu.Unlock()
 	}

@@ -31,10 +31,10 @@ func (t *taskRunner) probe(ctx context.Context, address string) {
 	set := func(ready bool) {
 		s := serving
 		s.Ready = ready
-		t.r.setServing(&s)
+		t.setServing(&s)
 	}
 	// After a restart of the agent a model counts as ready until it fails probes, so that requests flow on.
-	was := t.r.served()
+	was := t.served()
 	ready := was != nil && was.Ready && was.Address == address
 	set(ready)
 	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -70,6 +70,36 @@ func (t *taskRunner) probe(ctx context.Context, address string) {
 			return
 		}
 	}
+}
+
+// setServing changes where the task's model is to be had. Once the allocation is to
+// end there is no such place any more.
+func (t *taskRunner) setServing(s *cluster.Serving) {
+	select {
+	case <-t.r.stop:
+		s = nil
+	default:
+	}
+	old := t.served()
+	if old == s || old != nil && s != nil && *old == *s {
+		return
+	}
+	t.update(func(l *localTask) {
+		switch {
+		case s == nil || !s.Ready:
+			l.Ready = 0
+		case l.Ready == 0:
+			l.Ready = cluster.TimeOf(time.Now())
+		}
+		l.Serving = s
+	})
+}
+
+// served is what the servers were last told of the task's model.
+func (t *taskRunner) served() *cluster.Serving {
+	t.r.mu.Lock()
+	defer t.r.mu.Unlock()
+	return t.local().Serving
 }
 
 func probeOnce(ctx context.Context, client *http.Client, url string) bool {

@@ -38,8 +38,6 @@ type runner struct {
 	local *localState
 	tasks map[string]*taskRunner
 	ended bool
-	// readySince is when the model became ready, zero when it was so when the agent started.
-	readySince time.Time
 
 	changed  chan struct{} // a state changed: judge again (capacity 1)
 	stop     chan struct{} // closed when the allocation shall end
@@ -237,8 +235,8 @@ func (r *runner) publish() {
 	if l := r.local; l.Healthy != nil && l.Deployment == r.alloc.DeploymentID {
 		a.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: l.Healthy, Timestamp: l.HealthTime}
 	}
-	if s := r.local.Serving; s != nil && !a.ClientTerminal() {
-		a.Serving = s
+	if !a.ClientTerminal() {
+		a.Serving = r.serving()
 	}
 	r.mu.Unlock()
 	r.a.updates.put(a)
@@ -315,7 +313,9 @@ func (r *runner) end(ctx context.Context) {
 		delay = *g.ShutdownDelay
 	}
 	r.mu.Unlock()
-	r.setServing(nil)
+	for _, t := range r.tasks {
+		t.setServing(nil)
+	}
 	if delay > 0 {
 		select {
 		case <-time.After(delay):
@@ -364,34 +364,17 @@ func (r *runner) replace(alloc *cluster.Allocation, job *cluster.Job) {
 	}
 }
 
-// setServing changes where the allocation's model is to be had. Once the
-// allocation is to end there is no such place any more.
-func (r *runner) setServing(s *cluster.Serving) {
-	select {
-	case <-r.stop:
-		s = nil
-	default:
-	}
-	r.mu.Lock()
-	old := r.local.Serving
-	same := old == s || old != nil && s != nil && *old == *s
-	r.mu.Unlock()
-	if same {
-		return
-	}
-	r.update(func() {
-		if s != nil && s.Ready && (old == nil || !old.Ready) {
-			r.readySince = time.Now()
+// serving is where the allocation's model is to be had: that of its first task
+// that serves one. Caller holds mu.
+func (r *runner) serving() *cluster.Serving {
+	if g := r.group(); g != nil {
+		for _, t := range g.Tasks {
+			if l := r.local.Tasks[t.Name]; t.Model != nil && l != nil {
+				return l.Serving
+			}
 		}
-		r.local.Serving = s
-	})
-}
-
-// served is what the servers were last told of the model.
-func (r *runner) served() *cluster.Serving {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.local.Serving
+	}
+	return nil
 }
 
 // isDone says whether the allocation has ended on this node.

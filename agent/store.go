@@ -36,23 +36,24 @@ type localState struct {
 	Tasks             map[string]*localTask
 	ClientStatus      string
 	ClientDescription string
-	Healthy           *bool            // verdict for Deployment
-	HealthTime        cluster.Time     // of the verdict
-	Deployment        string           // the deployment that Healthy is about
-	WatchFrom         cluster.Time     // when the watch for it began
-	Serving           *cluster.Serving `json:",omitempty"` // replaced, never changed
-	Collected         bool             // the directory was removed
-	Gone              bool             // the servers forgot it: forget it too once its tasks have ended
+	Healthy           *bool        // verdict for Deployment
+	HealthTime        cluster.Time // of the verdict
+	Deployment        string       // the deployment that Healthy is about
+	WatchFrom         cluster.Time // when the watch for it began
+	Collected         bool         // the directory was removed
+	Gone              bool         // the servers forgot it: forget it too once its tasks have ended
 }
 
 // localTask is what the node knows of one task.
 type localTask struct {
 	State    *cluster.TaskState
-	Run      *task.State `json:",omitempty"` // of the process, nil when none was started or its end is recorded
-	Prepared bool        // directories, artifacts and templates are there
-	Window   int64       // unix nanoseconds: start of the restart policy's interval
-	Count    int         // restarts in it
-	Stopping bool        // it is to be ended
+	Run      *task.State      `json:",omitempty"` // of the process, nil when none was started or its end is recorded
+	Serving  *cluster.Serving `json:",omitempty"` // of a model's server; replaced, never changed
+	Ready    cluster.Time     // since when the model is ready, 0: not
+	Prepared bool             // directories, artifacts and templates are there
+	Window   int64            // unix nanoseconds: start of the restart policy's interval
+	Count    int              // restarts in it
+	Stopping bool             // it is to be ended
 }
 
 func openStore(path string) (*store, error) {

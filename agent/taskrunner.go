@@ -23,6 +23,10 @@ const (
 	MaxKillTimeout     = 10 * time.Minute
 )
 
+// routeWait bounds the wait for the servers to know that a model is not to be had
+// any more, before its server is told to end: requests go elsewhere by then.
+const routeWait = time.Second
+
 // taskRunner lives one task of an allocation. Its local state belongs to the
 // runner and is guarded by runner.mu.
 type taskRunner struct {
@@ -160,7 +164,6 @@ func (t *taskRunner) conclude(end ending, how outcome, last *cluster.TaskEvent) 
 		l.Run = nil
 		if last != nil {
 			addEvent(s, last)
-			s.FinishedAt = cluster.Time(last.Time)
 		}
 		switch end {
 		case killed:
@@ -178,9 +181,9 @@ func (t *taskRunner) conclude(end ending, how outcome, last *cluster.TaskEvent) 
 			addEvent(s, restartingEvent(v))
 			return
 		}
-		s.State, s.Failed = cluster.TaskStateDead, v.failed
-		if s.FinishedAt == 0 {
-			s.FinishedAt = cluster.TimeOf(now)
+		s.State, s.Failed, s.FinishedAt = cluster.TaskStateDead, v.failed, cluster.TimeOf(now)
+		if last != nil {
+			s.FinishedAt = cluster.Time(last.Time)
 		}
 		if v.reason != "" {
 			addEvent(s, notRestartingEvent(v))
@@ -366,7 +369,10 @@ func (t *taskRunner) watch(ctx context.Context, h task.Handle) (end ending) {
 	stopProbes()
 	wg.Wait()
 	if h.State().Address != "" {
-		t.r.setServing(nil)
+		t.setServing(nil)
+		if end != exited && t.r.a.isConnected() {
+			t.r.a.updates.delivered(ctx, t.r.id, routeWait)
+		}
 	}
 	if end != exited && !t.terminate(ctx, h, end) {
 		return letGo

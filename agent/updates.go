@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -30,7 +32,8 @@ type updates struct {
 type pendingUpdate struct {
 	alloc *cluster.Allocation
 	rev   uint64
-	sent  uint64 // newest revision on this stream, 0: none
+	sent  uint64        // newest revision on this stream, 0: none
+	done  chan struct{} // closed when nothing is pending any more
 }
 
 func newUpdates() *updates {
@@ -44,7 +47,7 @@ func (u *updates) put(a *cluster.Allocation) {
 	u.rev++
 	p := u.pending[a.ID]
 	if p == nil {
-		p = &pendingUpdate{}
+		p = &pendingUpdate{done: make(chan struct{})}
 		u.pending[a.ID] = p
 		u.order = append(u.order, a.ID)
 	}
@@ -68,8 +71,29 @@ func (u *updates) drop(id string) {
 
 // remove is drop; hold mu.
 func (u *updates) remove(id string) {
-	delete(u.pending, id)
+	if p := u.pending[id]; p != nil {
+		close(p.done)
+		delete(u.pending, id)
+	}
 	u.order = slices.DeleteFunc(u.order, func(s string) bool { return s == id })
+}
+
+// delivered waits until the newest state of an allocation is acknowledged, for a
+// bounded time.
+func (u *updates) delivered(ctx context.Context, id string, limit time.Duration) {
+	u.mu.Lock()
+	p := u.pending[id]
+	u.mu.Unlock()
+	if p == nil {
+		return
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // newStream makes everything unacknowledged to be sent again.
