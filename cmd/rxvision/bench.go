@@ -403,13 +403,13 @@ func nomadRegistrations(ctx context.Context, b benchFlags, dir string) (_ map[in
 		_, ports[i], _ = strings.Cut(addr, ":")
 	}
 	config := filepath.Join(dir, "nomad.hcl")
-	text := fmt.Sprintf("data_dir = %q\nbind_addr = \"127.0.0.1\"\nports {\n  http = %s\n  rpc = %s\n  serf = %s\n}\nserver {\n  enabled = true\n  bootstrap_expect = 1\n}\n",
+	text := fmt.Sprintf("data_dir = %q\nbind_addr = \"127.0.0.1\"\nadvertise {\n  http = \"127.0.0.1\"\n  rpc = \"127.0.0.1\"\n  serf = \"127.0.0.1\"\n}\nports {\n  http = %s\n  rpc = %s\n  serf = %s\n}\nserver {\n  enabled = true\n  bootstrap_expect = 1\n}\n",
 		filepath.Join(dir, "nomad"), ports[0], ports[1], ports[2])
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := proc.Start(proc.Spec{
-		Path: b.nomad, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir,
+		Path: b.nomad, Stdout: proc.LogFiles{Dir: dir, Name: "nomad"}, Stderr: proc.LogFiles{Dir: dir, Name: "nomad"}, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir,
 		StatusFile: filepath.Join(dir, "nomad.status"), DieWithParent: true,
 	})
 	if err != nil {
@@ -424,6 +424,11 @@ func nomadRegistrations(ctx context.Context, b benchFlags, dir string) (_ map[in
 	for {
 		if leader, err := httpGet(ctx, base+"/v1/status/leader"); err == nil && strings.Contains(string(leader), ":") {
 			break
+		}
+		select {
+		case <-p.Done():
+			return nil, fmt.Errorf("nomad ended at once: %s", lastLine(filepath.Join(dir, "nomad.0")))
+		default:
 		}
 		if err := pause(ctx); err != nil {
 			return nil, err
