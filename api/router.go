@@ -6,8 +6,8 @@ import (
 )
 
 // route is one line of the table. Its pattern is matched against the decoded
-// path: `:name` stands for one step that is not empty, `*name` for one or more, so
-// that the IDs of jobs may hold slashes. Of two routes that match, the first counts.
+// path: `:name` stands for one step that is not empty, `*name` for one or more of
+// which the first is not, so that the IDs of jobs may hold slashes. Of two routes that match, the first counts.
 type route struct {
 	method     string // PUT takes POST too, as Nomad does
 	pattern    string
@@ -74,15 +74,14 @@ func match(pattern, steps []string) (map[string]string, bool) {
 		if strings.HasPrefix(p, "*") {
 			rest := pattern[i+1:]
 			n := len(steps) - i - len(rest) // steps that the star takes
-			if n < 1 {
+			if n < 1 || steps[i] == "" {
 				return nil, false
 			}
-			value := strings.Join(steps[i:i+n], "/")
 			tail, ok := match(rest, steps[i+n:])
-			if !ok || value == "" {
+			if !ok {
 				return nil, false
 			}
-			set(p[1:], value)
+			set(p[1:], strings.Join(steps[i:i+n], "/"))
 			for name, value := range tail {
 				set(name, value)
 			}
