@@ -135,7 +135,7 @@ func (d *disk) broken(err error) error {
 // warning; one level less fits what operators expect.
 func raftLogger(l *slog.Logger) hclog.Logger {
 	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Off})
-	h.RegisterSink(logSink{l.With("part", "raft")})
+	h.RegisterSink(logSink{l})
 	return h
 }
 

@@ -179,7 +179,7 @@ func writer(dir string) error {
 	s, err := Open(Config{
 		Dir: dir, Bind: "127.0.0.1:0", Bootstrap: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		// So that kills hit snapshots and log truncation too.
-		Tuning: Tuning{SnapshotThreshold: 64, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 32},
+		Tuning: Tuning{LeaderWait: patience, SnapshotThreshold: 64, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 32},
 	})
 	if err != nil {
 		return err

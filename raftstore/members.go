@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -216,7 +217,11 @@ func (s *Store) LastContact() time.Duration {
 // Stats are raft's own figures, by the names that `nomad agent-info` shows:
 // applied_index, commit_index, fsm_pending, last_contact, last_log_index,
 // last_log_term, last_snapshot_index, last_snapshot_term, num_peers, state, term…
-func (s *Store) Stats() map[string]string { return s.raft.Stats() }
+func (s *Store) Stats() map[string]string {
+	stats := s.raft.Stats()
+	stats["latest_configuration_index"] = strconv.FormatUint(s.fsm.membersIndex(), 10) // raft says 0
+	return stats
+}
 
 // Servers lists the members of the newest Raft configuration and the log index that set it.
 func (s *Store) Servers() ([]Server, uint64, error) {

@@ -47,6 +47,7 @@ const (
 	// thing at a time; what it has taken it answers.
 	enqueueTimeout = 2 * time.Second
 	lockTimeout    = time.Second // for the data folder's lock
+	retryPause     = 5 * time.Millisecond
 )
 
 // Config is what Open needs. Dir, Bind and Logger are required.
@@ -465,6 +466,10 @@ func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, e
 		select {
 		case out := <-answer:
 			if out.err != nil && lostLeader(out.err) {
+				select { // raft tells before lead has heard of it
+				case <-time.After(retryPause):
+				case <-wait.Done():
+				}
 				continue
 			}
 			s.weight.Release(weight)

@@ -118,6 +118,36 @@ func TestConcurrentApplies(t *testing.T) {
 	group.Wait()
 }
 
+func TestInFlightIsBounded(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	s.fsm.mu.Lock() // nothing is applied from now on
+	var group sync.WaitGroup
+	for i := range maxInFlight/minWeight + 100 {
+		group.Go(func() {
+			if _, err := s.Apply(t.Context(), register(fmt.Sprintf("bounded-%d", i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "there is no room for one more", func() bool {
+		if s.weight.TryAcquire(1) {
+			s.weight.Release(1)
+			return false
+		}
+		return true
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Apply(ctx, register("late")); err == nil || !strings.Contains(err.Error(), "wait for earlier writes") {
+		t.Errorf("over the bound: %v", err)
+	}
+	s.fsm.mu.Unlock()
+	group.Wait()
+	if !s.weight.TryAcquire(maxInFlight) {
+		t.Error("room is lost")
+	}
+}
+
 func TestApplyGivesUpWithItsContext(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -231,8 +261,9 @@ func TestMembers(t *testing.T) {
 		if d := s.LastContact(); d != 0 {
 			t.Errorf("last contact %s", d)
 		}
-		stats := s.Stats()
-		if stats["state"] != "Leader" || stats["num_peers"] != "0" || stats["applied_index"] != stats["last_log_index"] {
+		var stats map[string]string
+		eventually(t, "all is applied", func() bool { stats = s.Stats(); return stats["applied_index"] == stats["last_log_index"] })
+		if stats["state"] != "Leader" || stats["num_peers"] != "0" || stats["latest_configuration_index"] != fmt.Sprint(index) {
 			t.Errorf("stats %v", stats)
 		}
 	}
