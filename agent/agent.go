@@ -397,7 +397,7 @@ func (a *Agent) warnOnce(text string) {
 	}
 	a.mu.Unlock()
 	if !known {
-		a.log.Warn(text)
+		a.log.Warn("GPUs tell less than usual", "reason", text)
 	}
 }
 

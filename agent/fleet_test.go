@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -159,7 +159,7 @@ func (s *fleetServer) Attach(stream pb.Fleet_AttachServer) error {
 func (s *fleetServer) receive(stream pb.Fleet_AttachServer, out chan *pb.ServerMessage) error {
 	for {
 		m, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -99,8 +99,11 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 			value *int64
 			unit  float64
 		}{
-			{descUsed, s.UsedMiB, 1 << 20}, {descTotal, s.MemoryMiB, 1 << 20}, {descBusy, s.GPUPercent, 0.01},
-			{descTemp, s.TemperatureC, 1}, {descPower, s.PowerW, 1},
+			{descUsed, s.UsedMiB, 1 << 20},
+			{descTotal, s.MemoryMiB, 1 << 20},
+			{descBusy, s.GPUPercent, 0.01},
+			{descTemp, s.TemperatureC, 1},
+			{descPower, s.PowerW, 1},
 		} {
 			if m.value != nil {
 				gauge(m.desc, float64(*m.value)*m.unit, s.UUID)

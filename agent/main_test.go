@@ -3,7 +3,6 @@ package agent
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -74,7 +73,7 @@ func fakeWorker(args []string) int {
 		}
 	})
 	mux.HandleFunc("GET /model", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, string(model))
+		_, _ = w.Write(model)
 	})
 	mux.HandleFunc("POST /unready", func(http.ResponseWriter, *http.Request) { unready.Store(true) })
 	mux.HandleFunc("POST /ready", func(http.ResponseWriter, *http.Request) { unready.Store(false) })

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -86,7 +87,7 @@ func startChild(t *testing.T, c childConfig) *child {
 		}
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil && err != io.EOF || line != "up\n" {
+	if err != nil && !errors.Is(err, io.EOF) || line != "up\n" {
 		t.Fatalf("the agent did not come up: %q %v\n%s", line, err, k.log.b.String())
 	}
 	return k

@@ -177,7 +177,7 @@ func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, every ti
 
 // streamError gives the reason behind a Send that says only EOF.
 func streamError(stream pb.Fleet_AttachClient, err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		_, err = stream.Recv()
 	}
 	return err

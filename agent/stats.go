@@ -98,7 +98,7 @@ func (a *Agent) nodeStats() *hostStats {
 func (a *Agent) deviceStats(only map[string]bool) []*deviceGroupStats {
 	all, err := a.gpus.Stats()
 	if err != nil {
-		a.warnOnce("GPU statistics: " + err.Error())
+		a.warnOnce("statistics: " + err.Error())
 		return nil
 	}
 	byID := make(map[string]gpu.Stats, len(all))

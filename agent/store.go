@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/rxvision/rxvision/agent/task"
 	"github.com/rxvision/rxvision/cluster"
@@ -58,7 +59,7 @@ type localTask struct {
 
 func openStore(path string) (*store, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, bbolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("agent state %s is in use: another agent runs with this data folder", path)
 	}
 	if err != nil {

@@ -188,8 +188,17 @@ func TestLocate(t *testing.T) {
 		index  int
 		at     int64
 	}{
-		{"start", 0, 4, 0}, {"start", 9, 4, 9}, {"start", 10, 5, 0}, {"start", 25, 6, 5}, {"start", 99, 6, 5}, {"start", -1, 4, 0},
-		{"end", 0, 6, 5}, {"end", 5, 6, 0}, {"end", 6, 5, 9}, {"end", 25, 4, 0}, {"end", 99, 4, 0},
+		{"start", 0, 4, 0},
+		{"start", 9, 4, 9},
+		{"start", 10, 5, 0},
+		{"start", 25, 6, 5},
+		{"start", 99, 6, 5},
+		{"start", -1, 4, 0},
+		{"end", 0, 6, 5},
+		{"end", 5, 6, 0},
+		{"end", 6, 5, 9},
+		{"end", 25, 4, 0},
+		{"end", 99, 4, 0},
 	} {
 		if index, at := locate(files, c.origin, c.offset); index != c.index || at != c.at {
 			t.Errorf("%s %d: %d, %d, want %d, %d", c.origin, c.offset, index, at, c.index, c.at)

@@ -51,8 +51,10 @@ func TestArtifacts(t *testing.T) {
 		{name: "as file", block: cluster.Artifact{GetterSource: "/x.tar.gz", GetterMode: "file", RelativeDest: "${NOMAD_TASK_DIR}/y"}, at: "local/y"},
 		{name: "header", block: cluster.Artifact{GetterSource: "/private", GetterHeaders: opt("X-Key", "${NOMAD_TASK_NAME}")}, at: "local/private"},
 		{name: "of the node", block: cluster.Artifact{GetterSource: "file://" + local}, files: true, at: "local/file.bin"},
-		{name: "wrong sum", block: cluster.Artifact{GetterSource: "/a.bin", GetterOptions: opt("checksum", "sha256:"+strings.Repeat("0", 64))},
-			fault: "expected sha256:" + strings.Repeat("0", 64) + ", got sha256:" + sum},
+		{
+			name: "wrong sum", block: cluster.Artifact{GetterSource: "/a.bin", GetterOptions: opt("checksum", "sha256:"+strings.Repeat("0", 64))},
+			fault: "expected sha256:" + strings.Repeat("0", 64) + ", got sha256:" + sum,
+		},
 		{name: "odd sum", block: cluster.Artifact{GetterSource: "/a.bin", GetterOptions: opt("checksum", "md5:00")}, fault: `checksum "md5:00" is not sha256`},
 		{name: "too large", block: cluster.Artifact{GetterSource: "/a.bin"}, max: 5, fault: "limit of 5 bytes"},
 		{name: "just fits", block: cluster.Artifact{GetterSource: "/a.bin"}, max: int64(len(body)), at: "local/a.bin"},

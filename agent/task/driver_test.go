@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -480,6 +481,44 @@ func TestCheckModel(t *testing.T) {
 		if content != "garble" && cluster.CodeOf(err) != cluster.CodeInvalid {
 			t.Errorf("%s: code %s", content, cluster.CodeOf(err))
 		}
+	}
+}
+
+// A model that nobody has looked at yet is loaded by nobody.
+func TestCheckModelIsIsolated(t *testing.T) {
+	n := newNode(t)
+	if !n.host.Isolation {
+		t.Skip("this host cannot isolate: " + n.host.IsolateReason + " (run the tests as root)")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile(n.opts.Executable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe := filepath.Join(dir, "worker")
+	if err := os.WriteFile(exe, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cache, err := blob.OpenCache(filepath.Join(dir, "cache"), 1<<20, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	n.opts.Executable, n.opts.ORTLibrary, n.opts.Cache, n.opts.Hidden = exe, exe, cache, []string{dir}
+	ref := n.model("who")
+	if _, err := n.CheckModel(t.Context(), ref.Digest, ref.Size); err == nil || !strings.Contains(err.Error(), "uid 65534") {
+		t.Errorf("checked as %v", err)
+	}
+	if err := os.Chmod(exe, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.CheckModel(t.Context(), ref.Digest, ref.Size); err == nil || !strings.Contains(err.Error(), fmt.Sprint("uid ", os.Getuid())) {
+		t.Errorf("checked as %v", err)
 	}
 }
 

@@ -44,6 +44,9 @@ func fakeWorker(args []string) int {
 		case strings.HasPrefix(text, "refuse:"):
 			_ = json.NewEncoder(os.Stdout).Encode(map[string]string{"error": strings.TrimPrefix(text, "refuse:")})
 			return 3
+		case text == "who":
+			_ = json.NewEncoder(os.Stdout).Encode(map[string]string{"error": fmt.Sprint("uid ", os.Getuid())})
+			return 3
 		case text == "flood":
 			for range 100_000 {
 				fmt.Println("so much to say")

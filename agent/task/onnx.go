@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -152,7 +153,11 @@ func (d *Drivers) executable() string {
 	if d.opts.Executable != "" {
 		return d.opts.Executable
 	}
-	return "/proc/self/exe"
+	const self = "/proc/self/exe"
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		return real
+	}
+	return self // its file was replaced by an upgrade
 }
 
 // workerEnv makes the environment of a worker. What could make it load foreign
@@ -166,6 +171,26 @@ func (d *Drivers) workerEnv(env []string) []string {
 	}
 	out = append(out, d.opts.WorkerEnv...)
 	return append(out, "RXVISION_ORT_LIBRARY="+d.opts.ORTLibrary, "ORT_DISABLE_TELEMETRY=1")
+}
+
+// readable reports whether every user of the host can read these files, by the
+// way that leads to them: what an isolated process, which is nobody, needs.
+func readable(paths ...string) bool {
+	for _, path := range paths {
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return false
+		}
+		need := os.FileMode(0o004)
+		for at := real; at != "/"; at = filepath.Dir(at) {
+			fi, err := os.Stat(at)
+			if err != nil || fi.Mode().Perm()&need != need {
+				return false
+			}
+			need = 0o001
+		}
+	}
+	return true
 }
 
 // CheckModel loads an artifact in a worker process with limits, without network
@@ -185,6 +210,9 @@ func (d *Drivers) CheckModel(ctx context.Context, digest string, size int64) (*c
 		Env:       d.workerEnv([]string{"PATH=" + os.Getenv("PATH"), "CUDA_VISIBLE_DEVICES=-1", "NVIDIA_VISIBLE_DEVICES=none"}),
 		Rlimits:   proc.Rlimits{CPUSeconds: uint64(checkTimeout / time.Second), FileBytes: 64 << 20},
 		NoNetwork: d.host.NoNetwork,
+	}
+	if parts := []string{path, spec.Path, d.opts.ORTLibrary}; d.host.Isolation && readable(parts...) {
+		spec.Isolation = &proc.Isolation{Hidden: d.opts.Hidden, ReadOnly: parts}
 	}
 	if d.host.Limits {
 		spec.Cgroup = d.cgroup("check-"+strings.TrimPrefix(digest, "sha256:")[:16], strconv.FormatInt(time.Now().UnixNano(), 36))

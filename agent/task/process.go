@@ -78,7 +78,7 @@ func endedProcess(s State, exit Exit) *process {
 // cleanup, at its end.
 func recoverProcess(s State, cleanup func()) (*process, error) {
 	if s.Identity.PID == 0 {
-		id, err := findStarted(s)
+		id, err := findStarted(s, time.Now().Add(findLimit))
 		if err != nil {
 			return nil, err
 		}
@@ -146,12 +146,18 @@ func (h *process) Detach() {
 	})
 }
 
+// How long, and how often, findStarted waits for supervisors that are coming up.
+const (
+	findLimit = 5 * time.Second
+	findPoll  = 20 * time.Millisecond
+)
+
 // findStarted looks for the process of a start that was cut short: an agent that
 // was killed after the start, before it could keep the identity. The supervisor
 // runs on by then. It is found as the parent of the one process whose environment
 // names the task.
-func findStarted(s State) (proc.Identity, error) {
-	id := s.Identity
+func findStarted(s State, limit time.Time) (proc.Identity, error) {
+	id, pending := s.Identity, false
 	if b, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		id.BootID = strings.TrimSpace(string(b))
 	}
@@ -161,7 +167,13 @@ func findStarted(s State) (proc.Identity, error) {
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !isTask(pid, s) {
+		if err != nil {
+			continue
+		}
+		if isSupervisor(pid) && childless(pid) {
+			pending = true
+		}
+		if !isTask(pid, s) {
 			continue
 		}
 		parent, start, ok := procTimes(pid)
@@ -177,6 +189,10 @@ func findStarted(s State) (proc.Identity, error) {
 	if id.PID != 0 {
 		return id, nil
 	}
+	if pending && time.Now().Before(limit) { // a supervisor is about to start something: it may be this
+		time.Sleep(findPoll)
+		return findStarted(s, limit)
+	}
 	if _, err := os.Stat(id.StatusFile); err == nil { // it ran, and ended
 		id.PID, id.TaskPID = -1, -1
 		return id, nil
@@ -188,6 +204,20 @@ func findStarted(s State) (proc.Identity, error) {
 		}
 	}
 	return id, ErrNotStarted
+}
+
+// childless reports whether a process has no child yet, or has none any more.
+func childless(pid int) bool {
+	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "children"))
+	if err != nil || len(threads) == 0 {
+		return false
+	}
+	for _, path := range threads {
+		if b, err := os.ReadFile(path); err != nil || len(bytes.TrimSpace(b)) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // isTask reports whether the process has the task's environment.
