@@ -69,7 +69,6 @@ var fences = []fence{
 	{"github.com/hashicorp/raft-boltdb", []string{"raftstore"}, "replication is machinery behind Store"},
 	{"github.com/hashicorp/raft-wal", []string{"raftstore"}, "replication is machinery behind Store"},
 	{"github.com/NVIDIA/go-nvml", []string{"agent/gpu"}, "the tree must build and run without a GPU"},
-	{"github.com/yalue/onnxruntime_go", []string{"serve/ort"}, "a crash in C must stay inside a worker"},
 	{"github.com/hashicorp/nomad", nil, "outside api and jobspec2 that module's licence (BUSL) forbids our use"},
 	{"github.com/hashicorp/nomad/api", []string{"jobspec", "api"}, "Nomad's types are a dialect of the edge, not our nouns"},
 	{"github.com/hashicorp/nomad/jobspec2", []string{"jobspec"}, "one package parses job files"},
