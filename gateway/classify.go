@@ -32,7 +32,7 @@ func (g *Gateway) classify(c *request) (any, error) {
 	topK := DefaultTopK
 	if s := c.URL.Query().Get("top_k"); s != "" {
 		if topK, err = strconv.Atoi(s); err != nil || topK < 1 {
-			return nil, oip.Errorf(400, "top_k is %q; want a whole number from 1", s)
+			return nil, oip.Errorf(400, "top_k is %q; want a whole number from 1", clip(s))
 		}
 	}
 	body, err := g.body(c)

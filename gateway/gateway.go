@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -178,6 +179,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.mux.Serv
 func (g *Gateway) routes() {
 	answer := func(pattern, call string, f func(*request) (any, error)) {
 		g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { g.handle(w, r, call, f) })
+		method, path, _ := strings.Cut(pattern, " ")
+		g.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", method)
+			writeJSON(w, http.StatusMethodNotAllowed, oip.ErrorResponse{Error: fmt.Sprintf("%s: expected method %s, got %s", clip(r.URL.Path), method, clip(r.Method))})
+		})
 	}
 	answer("GET /v2", "server", func(*request) (any, error) {
 		return oip.ServerMetadata{Name: "rxvision-gateway", Version: g.cfg.Version, Extensions: []string{"binary_tensor_data"}}, nil
@@ -197,8 +203,17 @@ func (g *Gateway) routes() {
 	}
 	g.mux.Handle("GET /metrics", promhttp.HandlerFor(g.cfg.Registry, promhttp.HandlerOpts{}))
 	g.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusNotFound, oip.ErrorResponse{Error: fmt.Sprintf("no call %s %s here; GET /v2 describes this server", r.Method, r.URL.Path)})
+		writeJSON(w, http.StatusNotFound, oip.ErrorResponse{Error: fmt.Sprintf("no call %s %s here; GET /v2 describes this server", clip(r.Method), clip(r.URL.Path))})
 	})
+}
+
+// clip bounds what an answer or a log line repeats of a request.
+func clip(s string) string {
+	const most = 200 // bytes
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
 }
 
 // request is one request on its way, with what its log line says.
@@ -243,11 +258,11 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, name string, f 
 	g.metrics.requests.WithLabelValues(label, name, strconv.Itoa(status)).Inc()
 	g.metrics.duration.WithLabelValues(label, name).Observe(took.Seconds())
 	attrs := []slog.Attr{
-		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", status),
+		slog.String("method", r.Method), slog.String("path", clip(r.URL.Path)), slog.Int("status", status),
 		slog.Duration("took", took), slog.String("client", r.RemoteAddr),
 	}
 	if c.model != "" {
-		attrs = append(attrs, slog.String("model", c.model), slog.Uint64("version", c.version), slog.String("alloc", c.alloc), slog.Int("attempts", c.attempts))
+		attrs = append(attrs, slog.String("model", clip(c.model)), slog.Uint64("version", c.version), slog.String("alloc", c.alloc), slog.Int("attempts", c.attempts))
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
@@ -321,6 +336,9 @@ func (g *Gateway) modelReady(c *request) (any, error) {
 // body reads the request's body within the limit. A declared length is trusted
 // for the size of the buffer only up to the limit.
 func (g *Gateway) body(c *request) ([]byte, error) {
+	if e := c.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return nil, oip.Errorf(415, "Content-Encoding: expected none, got %q", clip(e))
+	}
 	r := http.MaxBytesReader(c.w, c.Body, g.cfg.MaxBody)
 	if c.ContentLength > g.cfg.MaxBody {
 		return nil, &http.MaxBytesError{Limit: g.cfg.MaxBody}

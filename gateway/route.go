@@ -59,7 +59,7 @@ func (t *table) find(name, ref string) ([]*version, *oip.Error) {
 		if !t.known {
 			return nil, oip.Errorf(503, "this gateway has not heard from a server yet and knows no routes")
 		}
-		return nil, oip.Errorf(404, "unknown model %q", name)
+		return nil, oip.Errorf(404, "unknown model %q", clip(name))
 	}
 	if ref == "" {
 		return m.versions, nil
@@ -68,13 +68,13 @@ func (t *table) find(name, ref string) ([]*version, *oip.Error) {
 	if !isAlias {
 		n, err := strconv.ParseUint(ref, 10, 64)
 		if err != nil {
-			return nil, oip.Errorf(404, "model %q has no version or alias %q", name, ref)
+			return nil, oip.Errorf(404, "model %q has no version or alias %q", name, clip(ref))
 		}
 		number = n
 	}
 	i := slices.IndexFunc(m.versions, func(v *version) bool { return v.number == number })
 	if i < 0 {
-		return nil, oip.Errorf(404, "model %q has no version %q", name, ref)
+		return nil, oip.Errorf(404, "model %q has no version %q", name, clip(ref))
 	}
 	return m.versions[i : i+1], nil
 }
