@@ -122,6 +122,8 @@ func notThere(r *runner, name string, err error) error {
 		return cluster.Errorf(cluster.CodeNotFound, "the files of allocation %s were removed: it ended long ago", r.id)
 	case errors.Is(err, fs.ErrNotExist):
 		return cluster.Errorf(cluster.CodeNotFound, "stat %s: no such file or directory", name)
+	case errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL): // null characters, for one
+		return cluster.Errorf(cluster.CodeInvalid, "no file can have that path: it is too long or holds a null character")
 	case errors.Is(err, syscall.ENXIO):
 		return cluster.Errorf(cluster.CodeInvalid, "file %q is not a regular file", name)
 	}

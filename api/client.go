@@ -67,7 +67,7 @@ func (c *Client) do(ctx context.Context, method string, path []string, query url
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
 		return res, nil
 	}
-	defer res.Body.Close() //nolint:errcheck // only read
+	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxErrorText))
 	if err != nil {
 		return nil, fmt.Errorf("server %s: status %d: %w", c.addr, res.StatusCode, err)
@@ -101,7 +101,7 @@ func (c *Client) call(ctx context.Context, method string, path []string, in, out
 }
 
 func answered(res *http.Response, out any) error {
-	defer res.Body.Close() //nolint:errcheck // only read
+	defer res.Body.Close()
 	if out == nil {
 		return nil
 	}
@@ -115,6 +115,9 @@ func answered(res *http.Response, out any) error {
 // that the server made of it, or found with the same bytes. size is the number of
 // bytes in body. progress, when not nil, is told how many have been sent.
 func (c *Client) Push(ctx context.Context, model, description string, body io.Reader, size int64, progress func(sent, size int64)) (*cluster.ModelVersion, error) {
+	if err := cluster.ValidModelName(model); err != nil {
+		return nil, err // some names would not even reach the server's check: they are part of a path
+	}
 	if progress != nil {
 		body = &counted{body: body, size: size, tell: progress}
 	}
@@ -153,6 +156,9 @@ func (c *Client) Models(ctx context.Context) ([]*cluster.Model, error) {
 
 // Model gives a model with its versions, newest first.
 func (c *Client) Model(ctx context.Context, name string) (*ModelInfo, error) {
+	if err := cluster.ValidModelName(name); err != nil {
+		return nil, err
+	}
 	out := new(ModelInfo)
 	if err := c.call(ctx, http.MethodGet, []string{"models", name}, nil, out); err != nil {
 		return nil, err

@@ -93,12 +93,17 @@ func refusedf(format string, args ...any) error {
 	return refused(cluster.Errorf(cluster.CodeConflict, format, args...))
 }
 
+// Nomad's own texts, which clients show as they are.
+const (
+	textMethod = "Invalid method"
+	textRegion = "No path to region"
+)
+
 var (
-	errMethod   = &statusError{http.StatusMethodNotAllowed, errors.New("Invalid method")} //nolint:revive // Nomad's text
-	errRoute    = &statusError{http.StatusNotFound, errors.New("")}
+	errMethod   = &statusError{http.StatusMethodNotAllowed, errors.New(textMethod)}
 	errBlocking = &statusError{http.StatusTooManyRequests, fmt.Errorf("%d blocking queries are under way on this server, which is its limit: try again", MaxBlocking)}
 	errNoACL    = badRequest("ACL support disabled")
-	errRegion   = &statusError{http.StatusInternalServerError, errors.New("No path to region")} //nolint:revive // Nomad's text
+	errRegion   = &statusError{http.StatusInternalServerError, errors.New(textRegion)}
 	errEmpty    = badRequest("Request body is empty")
 	errEnt      = notBuilt("Nomad Enterprise only endpoint")
 )

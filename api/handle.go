@@ -275,8 +275,8 @@ func (r *request) decode(v any) error {
 	if err := bounded(b); err != nil {
 		return err
 	}
-	if err := json.NewDecoder(bytes.NewReader(b)).Decode(v); err != nil {
-		return badRequest("%v", err)
+	if err := json.Unmarshal(b, v); err != nil {
+		return badRequest("the request body is not the JSON that this call takes: %v", err)
 	}
 	return nil
 }

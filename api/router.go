@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 )
@@ -40,6 +41,7 @@ func group(steps []string) string {
 
 // find gives the route of a request and its parameters.
 func (rt router) find(method, path string) (*route, map[string]string, error) {
+	asked := method
 	if method == http.MethodPost {
 		method = http.MethodPut
 	}
@@ -58,7 +60,16 @@ func (rt router) find(method, path string) (*route, map[string]string, error) {
 	if known != nil {
 		return nil, nil, errMethod
 	}
-	return nil, nil, errRoute
+	return nil, nil, &statusError{http.StatusNotFound, fmt.Errorf("no such call: %s %s", asked, clip(path))}
+}
+
+// clip bounds what an answer repeats of a request.
+func clip(s string) string {
+	const most = 200 // bytes
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
 }
 
 // match compares a pattern with a path, both split at slashes.

@@ -61,10 +61,10 @@ func TestErrorTexts(t *testing.T) {
 		status             int
 		text               string
 	}{
-		{"GET", "/v1/nosuchpath", "", 404, ""},
-		{"GET", "/v1", "", 404, ""},
-		{"GET", "/v1/job/", "", 404, ""},
-		{"PUT", "/v1/job//scale", "{}", 404, ""},
+		{"GET", "/v1/nosuchpath", "", 404, "no such call: GET /v1/nosuchpath"},
+		{"GET", "/v1", "", 404, "no such call: GET /v1"},
+		{"GET", "/v1/job/", "", 404, "no such call: GET /v1/job/"},
+		{"PUT", "/v1/job//scale", "{}", 404, "no such call: PUT /v1/job//scale"},
 		{"PATCH", "/v1/jobs", "{}", 405, "Invalid method"},
 		{"GET", "/v1/job/web/plan", "", 405, "Invalid method"},
 		{"GET", "/v1/jobs?region=nosuch", "", 500, "No path to region"},
@@ -104,7 +104,8 @@ func TestErrorTexts(t *testing.T) {
 		{"GET", "/v1/deployment/" + no, "", 404, "deployment not found"},
 		{"PUT", "/v1/node/" + no + "/eligibility", `{"Eligibility":"eligible"}`, 404, "node not found"},
 		{"PUT", "/v1/jobs", "{}", 400, "Job must be specified"},
-		{"PUT", "/v1/jobs", "xx", 400, "invalid character 'x' looking for beginning of value"},
+		{"PUT", "/v1/jobs", `{"Job":{"ID":"x"}} more`, 400, "the request body is not the JSON that this call takes: invalid character 'm' after top-level value"},
+		{"PUT", "/v1/jobs", "xx", 400, "the request body is not the JSON that this call takes: invalid character 'x' looking for beginning of value"},
 		{"PUT", "/v1/jobs", "", 400, "Request body is empty"},
 		{"DELETE", "/v1/namespace/default", "", 500, "can not delete default namespace"},
 		{"GET", "/v1/namespace/dev", "", 404, "Namespace not found"},
@@ -137,11 +138,27 @@ func TestErrorTexts(t *testing.T) {
 func TestNotSupported(t *testing.T) {
 	w := newWire(t)
 	for _, c := range [][2]string{
-		{"GET", "/.well-known/jwks.json"}, {"GET", "/v1/event/stream"}, {"PUT", "/v1/job/x/dispatch"}, {"PUT", "/v1/job/x/periodic/force"},
-		{"GET", "/v1/quotas"}, {"PUT", "/v1/quota"}, {"PUT", "/v1/namespace"}, {"PUT", "/v1/var/a/b"}, {"GET", "/v1/operator/autopilot/health"},
-		{"GET", "/v1/operator/keyring/keys"}, {"PUT", "/v1/system/gc"}, {"GET", "/v1/agent/monitor"}, {"PUT", "/v1/node/pools"},
-		{"GET", "/v1/client/allocation/x/exec"}, {"PUT", "/v1/client/metadata"}, {"PUT", "/v1/search/fuzzy"}, {"DELETE", "/v1/evaluations"},
-		{"PUT", "/v1/agent/join"}, {"GET", "/v1/jobs/statuses"}, {"PUT", "/v1/job/x/versions/t/tag"}, {"GET", "/v1/operator/snapshot"},
+		{"GET", "/.well-known/jwks.json"},
+		{"GET", "/v1/event/stream"},
+		{"PUT", "/v1/job/x/dispatch"},
+		{"PUT", "/v1/job/x/periodic/force"},
+		{"GET", "/v1/quotas"},
+		{"PUT", "/v1/quota"},
+		{"PUT", "/v1/namespace"},
+		{"PUT", "/v1/var/a/b"},
+		{"GET", "/v1/operator/autopilot/health"},
+		{"GET", "/v1/operator/keyring/keys"},
+		{"PUT", "/v1/system/gc"},
+		{"GET", "/v1/agent/monitor"},
+		{"PUT", "/v1/node/pools"},
+		{"GET", "/v1/client/allocation/x/exec"},
+		{"PUT", "/v1/client/metadata"},
+		{"PUT", "/v1/search/fuzzy"},
+		{"DELETE", "/v1/evaluations"},
+		{"PUT", "/v1/agent/join"},
+		{"GET", "/v1/jobs/statuses"},
+		{"PUT", "/v1/job/x/versions/t/tag"},
+		{"GET", "/v1/operator/snapshot"},
 	} {
 		r := w.do(c[0], c[1], "")
 		if r.status != http.StatusNotImplemented || !strings.Contains(r.body, " ") {

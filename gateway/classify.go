@@ -57,8 +57,10 @@ func (g *Gateway) classify(c *request) (any, error) {
 			return nil
 		},
 		func(v *version) (http.Header, [][]byte, error) {
-			r := oip.Request{Inputs: []oip.Tensor{v.images.Tensor(image)}, BinaryOutput: true,
-				Outputs: []oip.Output{{Name: v.images.Postprocess.Output, Binary: true}}}
+			r := oip.Request{
+				Inputs: []oip.Tensor{v.images.Tensor(image)}, BinaryOutput: true,
+				Outputs: []oip.Output{{Name: v.images.Postprocess.Output, Binary: true}},
+			}
 			head, tail, err := r.Encode(nil, true)
 			if err != nil {
 				return nil, nil, err

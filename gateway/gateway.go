@@ -251,7 +251,7 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, name string, f 
 		status = g.fail(w, r, err)
 	}
 	label := c.model
-	if status == http.StatusNotFound {
+	if g.router.current.Load().models[label] == nil {
 		label = "" // an unknown name must not become a label
 	}
 	took := time.Since(began)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -51,22 +52,25 @@ func (c *checker) notNegative(d time.Duration, path string) {
 	}
 }
 
+// hasControl says whether a name holds what no terminal, log or table can show: null, line breaks, colours.
+func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
+
 func (c *checker) jobNames(j *cluster.Job) {
 	switch {
 	case j.ID == "":
 		c.fault("id", "is missing")
 	case len(j.ID) > maxJobID:
 		c.fault("id", "is %d bytes long; at most %d are allowed", len(j.ID), maxJobID)
-	case strings.ContainsAny(j.ID, " \x00"):
-		c.fault("id", "%s must hold no space and no null character", quote(j.ID))
+	case strings.Contains(j.ID, " ") || hasControl(j.ID):
+		c.fault("id", "%s must hold no space and no control character", quote(j.ID))
 	}
 	switch {
 	case j.Name == "":
 		c.fault("name", "is missing")
 	case len(j.Name) > maxJobID:
 		c.fault("name", "is %d bytes long; at most %d are allowed", len(j.Name), maxJobID)
-	case strings.Contains(j.Name, "\x00"):
-		c.fault("name", "%s must hold no null character", quote(j.Name))
+	case hasControl(j.Name):
+		c.fault("name", "%s must hold no control character", quote(j.Name))
 	}
 	if c.options.Region != "" && j.Region != c.options.Region {
 		c.fault("region", "%s is not this region, which is %s", quote(j.Region), quote(c.options.Region))
@@ -103,8 +107,8 @@ func (c *checker) groupName(name, path string, seen map[string]bool) {
 		c.fault(path, "has no name")
 	case seen[name]:
 		c.fault(path, "is there twice; the names of a job's groups must differ")
-	case len(name) > maxName || strings.Contains(name, "\x00"):
-		c.fault(path, "a group's name has at most %d bytes and no null character", maxName)
+	case len(name) > maxName || hasControl(name):
+		c.fault(path, "a group's name has at most %d bytes and no control character", maxName)
 	}
 	seen[name] = true
 }
@@ -117,8 +121,8 @@ func (c *checker) taskName(name, path string, seen map[string]bool) {
 		c.fault(path, "is there twice; the names of a group's tasks must differ")
 	case name == "." || name == ".." || name == "alloc":
 		c.fault(path, "%s cannot be a task's name: a folder of the allocation has it", quote(name))
-	case len(name) > maxName || strings.ContainsAny(name, "/\\\x00"):
-		c.fault(path, "a task's name has at most %d bytes and no slash or null character", maxName)
+	case len(name) > maxName || strings.ContainsAny(name, `/\`) || hasControl(name):
+		c.fault(path, "a task's name has at most %d bytes and no slash or control character", maxName)
 	}
 	seen[name] = true
 }

@@ -137,7 +137,7 @@ func open(ctx context.Context, path, library string, threads int, log *slog.Logg
 	})
 	record, err := vision.Parse(m.metadata)
 	if err != nil {
-		return nil, fmt.Errorf("model %s: metadata: %s", filepath.Base(path), strings.ReplaceAll(err.Error(), "\n", "; "))
+		return nil, fmt.Errorf("%s: metadata: %s", filepath.Base(path), strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	inputs, certain := zeros(m.metadata.Inputs)
 	if record != nil {
@@ -145,7 +145,7 @@ func open(ctx context.Context, path, library string, threads int, log *slog.Logg
 	}
 	if _, err := session.Run(ctx, inputs, nil); err != nil {
 		if certain || ctx.Err() != nil {
-			return nil, fmt.Errorf("model %s: warm-up: %w", filepath.Base(path), err)
+			return nil, fmt.Errorf("%s: warm-up: %w", filepath.Base(path), err)
 		}
 		log.Warn("warm-up failed; the model may not take dimensions of 1 where it leaves them open", "error", err)
 	}

@@ -347,8 +347,8 @@ func TestModelsThatCannotBeServed(t *testing.T) {
 	}{
 		{"no model", []byte("hello, world"), "model.onnx: not an ONNX model: byte 2 does not begin a field of one"},
 		{"truncated", good[:len(good)/2], "model.onnx: truncated ONNX model: the field at byte 17 needs 67 bytes, 27 are left"},
-		{"operator", foreign.Bytes(), "model model.onnx: operator rx:Sorcery: ONNX Runtime has no such operator (version 1.30.0)"},
-		{"metadata", labels.Bytes(), `model model.onnx: metadata: rxvision.preprocess: is missing, but other keys for images are there; rxvision.labels: label 0 is empty; rxvision.postprocess: is missing`},
+		{"operator", foreign.Bytes(), "model.onnx: operator rx:Sorcery: ONNX Runtime has no such operator (version 1.30.0)"},
+		{"metadata", labels.Bytes(), `model.onnx: metadata: rxvision.preprocess: is missing, but other keys for images are there; rxvision.labels: label 0 is empty; rxvision.postprocess: is missing`},
 		{"warm-up", failing.Bytes(), ""},
 	} {
 		path := onnxtest.WriteBytes(t, tc.bytes)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -51,7 +52,9 @@ read as JSON and exits with 0, or with 3 and {"error": …}.`,
 			if check {
 				m, err := serve.Check(cmd.Context(), c.Path, c.Library)
 				if err != nil {
-					if err := json.NewEncoder(cmd.OutOrStdout()).Encode(oip.ErrorResponse{Error: err.Error()}); err != nil {
+					// Whoever asked knows the file; a node's name for it would mean nothing to who pushed it.
+					why := strings.TrimPrefix(err.Error(), filepath.Base(c.Path)+": ")
+					if err := json.NewEncoder(cmd.OutOrStdout()).Encode(oip.ErrorResponse{Error: why}); err != nil {
 						return err
 					}
 					return exitCode(exitInvalid)

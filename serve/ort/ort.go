@@ -130,7 +130,7 @@ func Open(path string, o Options) (*Session, error) {
 	}
 	n, inputs, outputs, properties, err := openNative(path, o.Threads)
 	if err != nil {
-		return nil, fmt.Errorf("model %s: %w", base, loadError(err))
+		return nil, fmt.Errorf("%s: %w", base, loadError(err))
 	}
 	s := &Session{native: n, properties: properties, anyRank: map[string]bool{}}
 	if s.inputs, err = describe("input", inputs); err == nil {
@@ -138,7 +138,7 @@ func Open(path string, o Options) (*Session, error) {
 	}
 	if err != nil {
 		n.close()
-		return nil, fmt.Errorf("model %s: %w", base, err)
+		return nil, fmt.Errorf("%s: %w", base, err)
 	}
 	for _, p := range inputs {
 		s.elements = append(s.elements, p.element)

@@ -247,15 +247,15 @@ func TestBadFiles(t *testing.T) {
 		{"cut in the graph", good[:40], ErrTruncated, `model.onnx: truncated ONNX model: the field at byte 17 needs 67 bytes, 21 are left`},
 		{"cut in a length", good[:18], ErrTruncated, `model.onnx: truncated ONNX model: it ends inside the field at byte 17`},
 		{"cut before the graph", good[:17], ErrTruncated, `model.onnx: truncated ONNX model: it has no graph`},
-		{"broken graph", slices.Concat(good[:30], bytes.Repeat([]byte{0xff}, 40), good[70:]), ErrNotModel, `model model.onnx: not an ONNX model: its protobuf cannot be parsed`},
-		{"foreign operator", foreign.Bytes(), ErrOperator, `model model.onnx: operator rx:Sorcery: ONNX Runtime has no such operator (version ` + v + `)`},
-		{"unknown operator", unknown.Bytes(), ErrOperator, `model model.onnx: operator Sorcery: ONNX Runtime has no such operator (version ` + v + `)`},
-		{"no kernel", kernel.Bytes(), ErrOperator, `model model.onnx: operator Erf of opset 13: ONNX Runtime has no such operator for these types on this device (version ` + v + `)`},
+		{"broken graph", slices.Concat(good[:30], bytes.Repeat([]byte{0xff}, 40), good[70:]), ErrNotModel, `model.onnx: not an ONNX model: its protobuf cannot be parsed`},
+		{"foreign operator", foreign.Bytes(), ErrOperator, `model.onnx: operator rx:Sorcery: ONNX Runtime has no such operator (version ` + v + `)`},
+		{"unknown operator", unknown.Bytes(), ErrOperator, `model.onnx: operator Sorcery: ONNX Runtime has no such operator (version ` + v + `)`},
+		{"no kernel", kernel.Bytes(), ErrOperator, `model.onnx: operator Erf of opset 13: ONNX Runtime has no such operator for these types on this device (version ` + v + `)`},
 		{"opset", opset.Bytes(), ErrVersion, ""},
 		{"ir", ir.Bytes(), ErrVersion, ""},
-		{"sequence", sequence.Bytes(), ErrUnsupported, `model model.onnx: output "y" is a sequence, which the inference protocol cannot carry: export the model with tensors only (for scikit-learn: zipmap=False)`},
-		{"float8", float8.Bytes(), ErrUnsupported, `model model.onnx: input "x" has element type float8e4m3fn, which the inference protocol cannot carry`},
-		{"wired to nowhere", wired.Bytes(), nil, `model model.onnx: Invalid model. Node input 'nowhere' is not a graph input, initializer, or output of a previous node.`},
+		{"sequence", sequence.Bytes(), ErrUnsupported, `model.onnx: output "y" is a sequence, which the inference protocol cannot carry: export the model with tensors only (for scikit-learn: zipmap=False)`},
+		{"float8", float8.Bytes(), ErrUnsupported, `model.onnx: input "x" has element type float8e4m3fn, which the inference protocol cannot carry`},
+		{"wired to nowhere", wired.Bytes(), nil, `model.onnx: Invalid model. Node input 'nowhere' is not a graph input, initializer, or output of a previous node.`},
 	} {
 		_, err := Open(onnxtest.WriteBytes(t, tc.bytes), Options{})
 		t.Logf("%s: %v", tc.name, err)
