@@ -51,10 +51,11 @@ func copyBytes(ctx context.Context, w io.Writer, r io.Reader, limit int64) (int6
 	if err != nil || n < limit || limit == math.MaxInt64 {
 		return n, err
 	}
-	switch _, err = io.ReadFull(in, make([]byte, 1)); err {
-	case io.EOF:
+	_, err = io.ReadFull(in, make([]byte, 1))
+	switch {
+	case errors.Is(err, io.EOF):
 		return n, nil
-	case nil:
+	case err == nil:
 		return n, errExcess
 	default:
 		return n, err

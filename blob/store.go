@@ -209,7 +209,7 @@ func (s *Store) List(ctx context.Context) iter.Seq2[Info, error] {
 				err = context.Cause(ctx) // not every driver looks
 			}
 			switch {
-			case err == io.EOF:
+			case errors.Is(err, io.EOF):
 				return
 			case err != nil:
 				yield(Info{}, fmt.Errorf("list blobs: %w", err))

@@ -3,6 +3,7 @@ package cluster
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 
 	"github.com/hashicorp/go-memdb"
@@ -78,7 +79,7 @@ func (t *tx) touch(table string) {
 }
 
 func (t *tx) must(err error) {
-	if err != nil && err != memdb.ErrNotFound {
+	if err != nil && !errors.Is(err, memdb.ErrNotFound) {
 		panic(fmt.Sprintf("state: %v", err)) // a table or index that the schema lacks: a bug
 	}
 }

@@ -10,6 +10,13 @@ var (
 
 // ValidModelName says what is wrong with a model name, nil when it is good.
 func ValidModelName(name string) error {
+	if err := checkModelName(name); err != nil {
+		return err
+	}
+	return nil
+}
+
+func checkModelName(name string) *Error {
 	if !modelName.MatchString(name) {
 		return Errorf(CodeInvalid, "invalid model name %q: use 1 to 128 letters, digits, '_', '.', '-', first a letter or digit", name)
 	}
@@ -18,6 +25,13 @@ func ValidModelName(name string) error {
 
 // ValidAlias says what is wrong with an alias, nil when it is good.
 func ValidAlias(alias string) error {
+	if err := checkAlias(alias); err != nil {
+		return err
+	}
+	return nil
+}
+
+func checkAlias(alias string) *Error {
 	if !aliasName.MatchString(alias) {
 		return Errorf(CodeInvalid, "invalid alias %q: use 1 to 64 letters, digits, '_', '-', first a letter", alias)
 	}
@@ -28,8 +42,8 @@ func (t *tx) createModelVersion(c *CreateModelVersion) (Result, *Error) {
 	if c.Version == nil {
 		return Result{}, Errorf(CodeInvalid, "model version is missing")
 	}
-	if err := ValidModelName(c.Version.Model); err != nil {
-		return Result{}, err.(*Error)
+	if err := checkModelName(c.Version.Model); err != nil {
+		return Result{}, err
 	}
 	if !digestRe.MatchString(c.Version.Digest) {
 		return Result{}, Errorf(CodeInvalid, "invalid digest %q: want sha256: and 64 hex digits", c.Version.Digest)
@@ -63,8 +77,8 @@ func (t *tx) setAlias(c *SetAlias) *Error {
 	if m == nil {
 		return Errorf(CodeNotFound, "model %q is not registered", c.Model)
 	}
-	if err := ValidAlias(c.Alias); err != nil {
-		return err.(*Error)
+	if err := checkAlias(c.Alias); err != nil {
+		return err
 	}
 	if c.Version != 0 && t.ModelVersion(nil, c.Model, c.Version) == nil {
 		return Errorf(CodeNotFound, "model %q has no version %d; the newest is %d", c.Model, c.Version, m.LatestVersion)

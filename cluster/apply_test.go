@@ -62,8 +62,10 @@ func testNode(id string) *Node {
 		ID: id, Name: "n-" + id[:8], Datacenter: "dc1", NodePool: DefaultNodePool,
 		NodeResources: &NodeResources{
 			Cpu: NodeCPU{CpuShares: 4000}, Memory: NodeMemory{8192}, Disk: NodeDisk{10000},
-			Devices: []*NodeDeviceResource{{Vendor: "nvidia", Type: "gpu", Name: "H100",
-				Instances: []*NodeDevice{{ID: "GPU-0-" + id[:8], Healthy: true}, {ID: "GPU-1-" + id[:8], Healthy: true}}}},
+			Devices: []*NodeDeviceResource{{
+				Vendor: "nvidia", Type: "gpu", Name: "H100",
+				Instances: []*NodeDevice{{ID: "GPU-0-" + id[:8], Healthy: true}, {ID: "GPU-1-" + id[:8], Healthy: true}},
+			}},
 			MinDynamicPort: 20000, MaxDynamicPort: 32000,
 		},
 	}
@@ -75,8 +77,10 @@ func testJob(id string, count int) *Job {
 		Priority: DefaultPriority, Datacenters: []string{"*"}, NodePool: DefaultNodePool,
 		TaskGroups: []*TaskGroup{{
 			Name: "web", Count: count, Update: &UpdateStrategy{MaxParallel: 1, ProgressDeadline: time.Minute},
-			Tasks: []*Task{{Name: "x", Driver: "raw_exec", Config: json.RawMessage(`{"command":"/bin/sleep"}`),
-				Resources: &Resources{CPU: 100, MemoryMB: 64}}},
+			Tasks: []*Task{{
+				Name: "x", Driver: "raw_exec", Config: json.RawMessage(`{"command":"/bin/sleep"}`),
+				Resources: &Resources{CPU: 100, MemoryMB: 64},
+			}},
 		}},
 	}
 }
@@ -157,8 +161,10 @@ func (h *harness) place(j *Job, node *Node, d *Deployment, devices ...string) (*
 	if d != nil {
 		a.DeploymentID = d.ID
 	}
-	r := h.must(&ApplyPlans{Plans: []*Plan{{EvalID: e.ID, EvalEpoch: e.ModifyIndex, Namespace: j.Namespace, JobID: j.ID,
-		JobVersion: j.Version, Place: []*Allocation{a}, Deployment: d, Evals: []*Evaluation{answered(e)}}}})
+	r := h.must(&ApplyPlans{Plans: []*Plan{{
+		EvalID: e.ID, EvalEpoch: e.ModifyIndex, Namespace: j.Namespace, JobID: j.ID,
+		JobVersion: j.Version, Place: []*Allocation{a}, Deployment: d, Evals: []*Evaluation{answered(e)},
+	}}})
 	return a, r.Plans[0]
 }
 
@@ -186,12 +192,16 @@ func TestDeploymentFollowsHealth(t *testing.T) {
 	h := newHarness(t)
 	n := testNode(h.id())
 	h.must(&RegisterNode{Node: n})
-	d := &Deployment{ID: h.id(), Namespace: "default", JobID: "a", Status: DeploymentRunning,
-		TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 1, ProgressDeadline: time.Minute}}}
+	d := &Deployment{
+		ID: h.id(), Namespace: "default", JobID: "a", Status: DeploymentRunning,
+		TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 1, ProgressDeadline: time.Minute}},
+	}
 	a, _ := h.place(testJob("a", 1), n, d)
 	yes := true
-	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: a.ID, ClientStatus: AllocClientRunning,
-		DeploymentStatus: &AllocDeploymentStatus{Healthy: &yes}}}})
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{
+		ID: a.ID, ClientStatus: AllocClientRunning,
+		DeploymentStatus: &AllocDeploymentStatus{Healthy: &yes},
+	}}})
 	s := h.Snapshot()
 	if got := s.Deployment(nil, d.ID); got.Status != DeploymentSuccessful || got.TaskGroups["web"].HealthyAllocs != 1 {
 		t.Fatalf("deployment: %+v %+v", got, got.TaskGroups["web"])
@@ -322,8 +332,10 @@ func TestRandomCommands(t *testing.T) {
 				if j := snap.Job(nil, e.JobKey()); j != nil && !j.Stop {
 					p.JobVersion = j.Version
 					n := nodes[r.IntN(len(nodes))]
-					d := &Deployment{ID: h.id(), Namespace: j.Namespace, JobID: j.ID, JobVersion: j.Version, Status: DeploymentRunning,
-						TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 1}}}
+					d := &Deployment{
+						ID: h.id(), Namespace: j.Namespace, JobID: j.ID, JobVersion: j.Version, Status: DeploymentRunning,
+						TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 1}},
+					}
 					a := testAlloc(h, e, j, n, n.NodeResources.Devices[0].Instances[r.IntN(2)].ID)
 					a.DeploymentID = d.ID
 					p.Deployment, p.Place = d, []*Allocation{a}

@@ -63,22 +63,35 @@ func seq(n uint64) string { return fmt.Sprintf("%020d", n) }
 
 // Tables lists all tables in the order in which a snapshot holds them.
 var Tables = []*Table{
-	{Name: TableIndex, Record: 2, New: func() any { return new(IndexEntry) },
-		key: func(v any) string { return v.(*IndexEntry).Table }},
-	{Name: TableNodes, Record: 0, New: func() any { return new(Node) },
-		key: func(v any) string { return v.(*Node).ID }},
-	{Name: TableJobs, Record: 1, New: func() any { return new(Job) },
-		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID }},
-	{Name: TableJobVersions, Record: 9, New: func() any { return new(Job) },
-		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID + sep + seq(j.Version) }},
-	{Name: TableSubmissions, Record: 29, New: func() any { return new(JobSubmission) },
+	{
+		Name: TableIndex, Record: 2, New: func() any { return new(IndexEntry) },
+		key: func(v any) string { return v.(*IndexEntry).Table },
+	},
+	{
+		Name: TableNodes, Record: 0, New: func() any { return new(Node) },
+		key: func(v any) string { return v.(*Node).ID },
+	},
+	{
+		Name: TableJobs, Record: 1, New: func() any { return new(Job) },
+		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID },
+	},
+	{
+		Name: TableJobVersions, Record: 9, New: func() any { return new(Job) },
+		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID + sep + seq(j.Version) },
+	},
+	{
+		Name: TableSubmissions, Record: 29, New: func() any { return new(JobSubmission) },
 		key: func(v any) string {
 			s := v.(*JobSubmission)
 			return s.Namespace + sep + s.JobID + sep + seq(s.Version)
-		}},
-	{Name: TableSummaries, Record: 7, New: func() any { return new(JobSummary) },
-		key: func(v any) string { s := v.(*JobSummary); return s.Namespace + sep + s.JobID }},
-	{Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
+		},
+	},
+	{
+		Name: TableSummaries, Record: 7, New: func() any { return new(JobSummary) },
+		key: func(v any) string { s := v.(*JobSummary); return s.Namespace + sep + s.JobID },
+	},
+	{
+		Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
 		key: func(v any) string { return v.(*Evaluation).ID },
 		by: map[string]func(any) string{
 			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
@@ -88,8 +101,10 @@ var Tables = []*Table{
 				}
 				return ""
 			},
-		}},
-	{Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
+		},
+	},
+	{
+		Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
 		key: func(v any) string { return v.(*Allocation).ID },
 		by: map[string]func(any) string{
 			"job":  func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
@@ -108,8 +123,10 @@ var Tables = []*Table{
 				}
 				return ""
 			},
-		}},
-	{Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
+		},
+	},
+	{
+		Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
 		key: func(v any) string { return v.(*Deployment).ID },
 		by: map[string]func(any) string{
 			"job": func(v any) string { d := v.(*Deployment); return d.Namespace + sep + d.JobID },
@@ -119,18 +136,27 @@ var Tables = []*Table{
 				}
 				return ""
 			},
-		}},
-	{Name: TableModels, Record: 200, New: func() any { return new(Model) },
-		key: func(v any) string { return v.(*Model).Name }},
-	{Name: TableModelVersions, Record: 201, New: func() any { return new(ModelVersion) },
-		key: func(v any) string { m := v.(*ModelVersion); return m.Model + sep + seq(m.Version) }},
-	{Name: TableScheduler, Record: 13, New: func() any { return new(SchedulerConfiguration) },
-		key: func(any) string { return "config" }},
-	{Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
+		},
+	},
+	{
+		Name: TableModels, Record: 200, New: func() any { return new(Model) },
+		key: func(v any) string { return v.(*Model).Name },
+	},
+	{
+		Name: TableModelVersions, Record: 201, New: func() any { return new(ModelVersion) },
+		key: func(v any) string { m := v.(*ModelVersion); return m.Model + sep + seq(m.Version) },
+	},
+	{
+		Name: TableScheduler, Record: 13, New: func() any { return new(SchedulerConfiguration) },
+		key: func(any) string { return "config" },
+	},
+	{
+		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
 		key: func(v any) string { return v.(*resultEntry).RequestID },
 		by: map[string]func(any) string{
 			"seq": func(v any) string { return seq(v.(*resultEntry).Seq) },
-		}},
+		},
+	},
 }
 
 // keyIndex is a memdb index over a key function: parts joined by NUL, closed by NUL.

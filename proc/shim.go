@@ -240,7 +240,7 @@ func (s *shim) openLog(l LogFiles, null int) (int, error) {
 		buf := make([]byte, copyChunk)
 		for {
 			n, err := in.Read(buf)
-			r.Write(buf[:n])
+			_, _ = r.Write(buf[:n]) // a full disk costs output; it must not stop the command
 			if err != nil {
 				return
 			}

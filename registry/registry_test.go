@@ -52,8 +52,11 @@ func (c checker) CheckModel(ctx context.Context, digest string, size int64) (*cl
 	}
 	defer r.Close()
 	b, err := io.ReadAll(r)
-	if err != nil || int64(len(b)) != size {
-		return nil, fmt.Errorf("read %d of %d: %v", len(b), size, err)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) != size {
+		return nil, fmt.Errorf("read %d of %d bytes", len(b), size)
 	}
 	if strings.HasPrefix(string(b), "bad") {
 		return nil, cluster.Errorf(cluster.CodeInvalid, "the file is not an ONNX model")

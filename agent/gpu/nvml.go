@@ -417,7 +417,7 @@ func (n *nvmlSource) temperature(dev nvml.Device) *int64 {
 		return ptr(v)
 	}
 	plain := func() (uint32, nvml.Return) {
-		return dev.GetTemperature(nvml.TEMPERATURE_GPU) //nolint:staticcheck // drivers before 570 have no other
+		return dev.GetTemperature(nvml.TEMPERATURE_GPU) // drivers before 570 have no other
 	}
 	v, ok := maybe(n, plain, "nvmlDeviceGetTemperature")
 	return ptrIf(int64(v), ok)

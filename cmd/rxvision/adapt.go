@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"time"
 
@@ -93,7 +94,7 @@ func (n callNodes) none(ctx context.Context, nodeID string, call *pb.Call) error
 	}
 	defer a.Close()
 	for {
-		if _, err := a.Recv(); err == io.EOF {
+		if _, err := a.Recv(); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

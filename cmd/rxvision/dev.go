@@ -92,8 +92,10 @@ type supervisor struct {
 // children lists the processes in the order in which they start.
 func (c devConfig) children() []devChild {
 	common := []string{"--log-level", c.logLevel}
-	agent := append([]string{"agent", "--data-dir", filepath.Join(c.dataDir, "agent"), "--server", c.rpc,
-		"--http-addr", c.agentHTTP, "--raw-exec", "--stop-tasks-on-exit"}, common...)
+	agent := append([]string{
+		"agent", "--data-dir", filepath.Join(c.dataDir, "agent"), "--server", c.rpc,
+		"--http-addr", c.agentHTTP, "--raw-exec", "--stop-tasks-on-exit",
+	}, common...)
 	if c.ortLibrary != "" {
 		agent = append(agent, "--ort-library", c.ortLibrary)
 	}
@@ -101,8 +103,10 @@ func (c devConfig) children() []devChild {
 		agent = append(agent, "--nvml-library", c.nvmlLibrary)
 	}
 	return []devChild{
-		{Name: "server", Args: append([]string{"server", "--data-dir", filepath.Join(c.dataDir, "server"),
-			"--http-addr", c.http, "--rpc-addr", c.rpc, "--raft-addr", c.raft}, common...)},
+		{Name: "server", Args: append([]string{
+			"server", "--data-dir", filepath.Join(c.dataDir, "server"),
+			"--http-addr", c.http, "--rpc-addr", c.rpc, "--raft-addr", c.raft,
+		}, common...)},
 		{Name: "agent", Args: agent},
 		{Name: "gateway", Args: append([]string{"gateway", "--data-dir", filepath.Join(c.dataDir, "gateway"), "--server", c.rpc, "--http-addr", c.gatewayAddr}, common...)},
 	}
@@ -265,7 +269,7 @@ func (s *supervisor) awaitReady(ctx context.Context) error {
 				if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
 					return cause
 				}
-				return fmt.Errorf("the %s is not up after a minute (%v); its log: %s", check.what, err, s.logPath(check.what))
+				return fmt.Errorf("the %s is not up after a minute (%w); its log: %s", check.what, err, s.logPath(check.what))
 			}
 		}
 	}

@@ -92,7 +92,7 @@ func loopbackOnly(addrs map[string]string) error {
 func portFree(flag, addr string) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("address %s is taken or cannot be used (%v): end what uses it, or choose another with --%s or %s", addr, errors.Unwrap(err), flag, envName(flag))
+		return fmt.Errorf("address %s is taken or cannot be used (%w): end what uses it, or choose another with --%s or %s", addr, errors.Unwrap(err), flag, envName(flag))
 	}
 	return l.Close()
 }
