@@ -50,7 +50,7 @@ func testConfig(t *testing.T, s *fleetServer) Config {
 	}
 	return Config{
 		DataDir: t.TempDir(), Servers: []string{s.address}, HTTPAddr: "127.0.0.1:0", Name: "here", RawExec: true,
-		Cgroup: "rxvision-test.slice", Executable: exe, ORTLibrary: exe, GPUs: gpu.None{}, Version: "test",
+		Cgroup: testCgroup, Executable: exe, ORTLibrary: exe, GPUs: gpu.None{}, Version: "test",
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -28,8 +29,17 @@ func TestMain(m *testing.M) {
 			os.Exit(agentChild(os.Args[2]))
 		}
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			_ = os.Remove(filepath.Join(mount, testCgroup)) // stays if a test left something in it
+		}
+		os.Exit(code)
+	}))
 }
+
+// testCgroup is where the tasks of this test process live, apart from those of
+// others on the machine.
+var testCgroup = fmt.Sprintf("rxvision-test-%d.slice", os.Getpid())
 
 func flagValue(args []string, name string) string {
 	if i := slices.Index(args, name); i >= 0 && i+1 < len(args) {

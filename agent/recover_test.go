@@ -25,8 +25,8 @@ import (
 
 // childConfig is what an agent in a process of its own is told.
 type childConfig struct {
-	DataDir, Server, Executable string
-	StopTasks                   bool
+	DataDir, Server, Executable, Cgroup string
+	StopTasks                           bool
 }
 
 // agentChild is the agent in a process of its own. It ends cleanly on SIGTERM.
@@ -39,7 +39,7 @@ func agentChild(config string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	a, err := New(ctx, Config{
-		DataDir: c.DataDir, Servers: []string{c.Server}, HTTPAddr: "none", Name: "child", RawExec: true, Cgroup: "rxvision-test.slice",
+		DataDir: c.DataDir, Servers: []string{c.Server}, HTTPAddr: "none", Name: "child", RawExec: true, Cgroup: c.Cgroup,
 		Executable: c.Executable, ORTLibrary: c.Executable, GPUs: gpu.None{}, StopTasksOnExit: c.StopTasks,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
@@ -66,7 +66,7 @@ func startChild(t *testing.T, c childConfig) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Executable = exe
+	c.Executable, c.Cgroup = exe, testCgroup
 	arg, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{models: map[string][]byte{}}
 	n.Drivers = NewDrivers(t.Context(), Options{
-		RawExec: true, CgroupParent: "rxvision-test.slice", Executable: exe, ORTLibrary: exe, WorkerEnv: []string{"VK_ICD_FILENAMES=/x"},
+		RawExec: true, CgroupParent: testCgroup, Executable: exe, ORTLibrary: exe, WorkerEnv: []string{"VK_ICD_FILENAMES=/x"},
 		Cache: cache,
 		Fetch: func(_ context.Context, d blob.Digest, offset int64) (io.ReadCloser, error) {
 			if n.fetch != nil {
@@ -275,7 +275,7 @@ func TestRecover(t *testing.T) {
 	})
 	t.Run("killed before it kept the identity", func(t *testing.T) {
 		k := &kept{}
-		h := start(t, n, DriverRawExec, config(t, &cluster.Task{}, sleeper("sleep 600 & wait"), k))
+		start(t, n, DriverRawExec, config(t, &cluster.Task{}, sleeper("sleep 600 & wait"), k))
 		want := k.last().Identity
 		again, err := d.Recover(t.Context(), k.states[0])
 		if err != nil {
@@ -285,7 +285,9 @@ func TestRecover(t *testing.T) {
 		if got := again.State().Identity; got != want {
 			t.Errorf("found %+v, want %+v", got, want)
 		}
-		h.Detach()
+		if err := again.Stop(t.Context(), syscall.SIGKILL, 0); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("ended before it kept the identity", func(t *testing.T) {
 		k := &kept{}
