@@ -300,7 +300,7 @@ func TestCommandLineAllocations(t *testing.T) {
 	c.fails(1, "alloc fs "+id+" nosuch", "404")
 	c.run("alloc restart " + id)
 	c.run("alloc signal -s SIGHUP " + id + " t")
-	if got := strings.Join(c.nodes.log, ", "); got != "restart , signal t SIGHUP" {
+	if got := c.nodes.asked(); got != "restart , signal t SIGHUP" {
 		t.Errorf("the node was asked to %q", got)
 	}
 	c.run("alloc stop "+id, `Evaluation triggered by job "web"`, `finished with status "complete"`)
@@ -318,10 +318,9 @@ func TestCommandLineFollowsLogs(t *testing.T) {
 	c.run("job run -detach web.hcl")
 	c.settled("web", 2)
 	c.nodes.write(t, "alloc/logs/t.stdout.0", "one\ntwo\n")
-	c.nodes.write(t, "alloc/logs/t.stderr.0", "") // it follows both
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.bin, "alloc", "logs", "-f", c.running("web"))
+	cmd := exec.CommandContext(ctx, c.bin, "alloc", "logs", "-f", "-stdout", c.running("web"))
 	cmd.Env = []string{"NOMAD_ADDR=" + c.url, "HOME=" + c.dir, "NO_COLOR=1"}
 	var complaint strings.Builder
 	cmd.Stderr = &complaint

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -62,7 +64,7 @@ func (c *Client) do(ctx context.Context, method string, path []string, query url
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("server %s: %w", c.addr, err)
+		return nil, fmt.Errorf("server %s: %w", c.addr, reason(err))
 	}
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
 		return res, nil
@@ -80,6 +82,19 @@ func (c *Client) do(ctx context.Context, method string, path []string, query url
 		text = []byte(res.Status)
 	}
 	return nil, &cluster.Error{Code: code, Text: string(text)}
+}
+
+// reason drops what an error of net/http repeats of the request.
+func reason(err error) error {
+	var whole *url.Error
+	if errors.As(err, &whole) {
+		err = whole.Err
+	}
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return fmt.Errorf("it cannot be reached; is it running? %w", errors.Unwrap(dial))
+	}
+	return err
 }
 
 // call is do with JSON both ways; in and out may be nil.

@@ -110,8 +110,10 @@ func TestClientErrors(t *testing.T) {
 		{"bad model", push("fashion", "bad"), cluster.CodeInvalid, "the file is no ONNX model"},
 		{"bad name", push("-x", "one"), cluster.CodeInvalid, cluster.ValidModelName("-x").Error()},
 		{"alias of nothing", c.SetAlias(ctx, "fashion", "production", 9), cluster.CodeNotFound, `model "fashion" has no version 9; the newest is 1`},
-		{"alias in use", c.DeleteAlias(ctx, "fashion", "production"), cluster.CodeConflict,
-			`alias "production" of model "fashion" is followed by job "follower": stop the job or point it elsewhere first`},
+		{
+			"alias in use", c.DeleteAlias(ctx, "fashion", "production"), cluster.CodeConflict,
+			`alias "production" of model "fashion" is followed by job "follower": stop the job or point it elsewhere first`,
+		},
 	} {
 		var got *cluster.Error
 		if !errors.As(e.err, &got) || got.Code != e.code || got.Text != e.text {

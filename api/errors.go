@@ -93,17 +93,16 @@ func refusedf(format string, args ...any) error {
 	return refused(cluster.Errorf(cluster.CodeConflict, format, args...))
 }
 
-// Nomad's own texts, which clients show as they are.
-const (
-	textMethod = "Invalid method"
-	textRegion = "No path to region"
-)
+// errRange refuses a byte range behind the end.
+func errRange(size int64) error {
+	return &statusError{http.StatusRequestedRangeNotSatisfiable, cluster.Errorf(cluster.CodeInvalid, "the artifact has %d bytes", size)}
+}
 
 var (
-	errMethod   = &statusError{http.StatusMethodNotAllowed, errors.New(textMethod)}
+	errMethod   = &statusError{http.StatusMethodNotAllowed, cluster.Errorf(cluster.CodeInvalid, "Invalid method")}
 	errBlocking = &statusError{http.StatusTooManyRequests, fmt.Errorf("%d blocking queries are under way on this server, which is its limit: try again", MaxBlocking)}
 	errNoACL    = badRequest("ACL support disabled")
-	errRegion   = &statusError{http.StatusInternalServerError, errors.New(textRegion)}
+	errRegion   = &statusError{http.StatusInternalServerError, cluster.Errorf(cluster.CodeNotFound, "No path to region")}
 	errEmpty    = badRequest("Request body is empty")
 	errEnt      = notBuilt("Nomad Enterprise only endpoint")
 )

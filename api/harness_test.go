@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -365,6 +366,12 @@ func (n *fakeNodes) note(what string) error {
 	defer n.mu.Unlock()
 	n.log = append(n.log, what)
 	return n.err
+}
+
+func (n *fakeNodes) asked() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return strings.Join(n.log, ", ")
 }
 
 func (n *fakeNodes) Restart(_ context.Context, _ string, req api.RestartRequest) error {

@@ -98,6 +98,18 @@ type wire struct {
 }
 
 func newWire(t *testing.T, change ...func(*api.Config)) *wire {
+	w := newServer(t, change...)
+	srv := httptest.NewServer(w.server)
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		srv.Close()
+	})
+	w.url = srv.URL
+	return w
+}
+
+// newServer is newWire without a listener.
+func newServer(t *testing.T, change ...func(*api.Config)) *wire {
 	store := &memStore{tb: t, state: cluster.NewState(), leader: "me"}
 	nodes := &fakeNodes{root: t.TempDir()}
 	cfg := api.Config{
@@ -111,17 +123,12 @@ func newWire(t *testing.T, change ...func(*api.Config)) *wire {
 	for _, c := range change {
 		c(&cfg)
 	}
-	w := &wire{T: t, store: store, nodes: nodes, server: api.New(cfg)}
-	srv := httptest.NewServer(w.server)
 	t.Cleanup(func() {
-		http.DefaultClient.CloseIdleConnections()
-		srv.Close()
 		if err := store.State().Snapshot().Check(); err != nil {
 			t.Error(err)
 		}
 	})
-	w.url = srv.URL
-	return w
+	return &wire{T: t, store: store, nodes: nodes, server: api.New(cfg)}
 }
 
 func (w *wire) apply(cmd cluster.Command) cluster.Result {

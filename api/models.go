@@ -127,7 +127,7 @@ func (s *Server) readArtifact(r *request) (any, error) {
 		}
 	}
 	if !ok {
-		return nil, &statusError{http.StatusRequestedRangeNotSatisfiable, fmt.Errorf("the artifact has %d bytes", size)}
+		return nil, errRange(size)
 	}
 	if start > 0 {
 		if body, _, err = models.Open(r.Context(), digest, start); err != nil {
@@ -135,7 +135,7 @@ func (s *Server) readArtifact(r *request) (any, error) {
 		}
 	}
 	return streamFunc(func(w http.ResponseWriter) error {
-		defer body.Close() //nolint:errcheck // only read
+		defer body.Close()
 		h := w.Header()
 		h.Set("Content-Type", "application/octet-stream")
 		h.Set("Content-Length", strconv.FormatInt(length, 10))

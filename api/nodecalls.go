@@ -77,8 +77,11 @@ type SignalRequest struct{ AllocID, Task, Signal string }
 const (
 	// maxFrame bounds the data of one frame, in bytes.
 	maxFrame = 64 << 10
-	// heartbeat is how often a stream shows that it is alive.
+	// heartbeat is how often a stream shows that it is alive; the first time sooner,
+	// since clients wait for an answer's head, but not at once, since a node's refusal
+	// needs it for its status.
 	heartbeat = time.Second
+	firstBeat = 100 * time.Millisecond
 )
 
 // allocOf finds the allocation that the route names, for calls to its node.
@@ -323,7 +326,7 @@ func framed(ctx context.Context, frames Frames, contentType string) streamFunc {
 			frames.Close()
 			<-ended
 		}()
-		beat := time.NewTicker(heartbeat)
+		beat := time.NewTimer(firstBeat)
 		defer beat.Stop()
 		first := true
 		for {
@@ -333,6 +336,7 @@ func framed(ctx context.Context, frames Frames, contentType string) streamFunc {
 				return ctx.Err()
 			case <-beat.C:
 				out = []wireFrame{{}}
+				beat.Reset(heartbeat)
 			case n := <-incoming:
 				if n.err != nil && !errors.Is(n.err, io.EOF) {
 					return n.err

@@ -192,7 +192,7 @@ func TestCallsToNodes(t *testing.T) {
 	if err := w.client().Allocations().Signal(alloc, nil, "t", "SIGHUP"); err != nil {
 		t.Error(err)
 	}
-	if got := strings.Join(w.nodes.log, ", "); got != "restart t, signal t SIGHUP" {
+	if got := w.nodes.asked(); got != "restart t, signal t SIGHUP" {
 		t.Errorf("the node was asked to %s", got)
 	}
 	w.nodes.err = cluster.Errorf(cluster.CodeInvalid, "Task not running")

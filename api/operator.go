@@ -88,7 +88,7 @@ func (s *Server) saveSnapshot(r *request) (any, error) {
 		return nil, err
 	}
 	return streamFunc(func(w http.ResponseWriter) error {
-		defer archive.Close() //nolint:errcheck // a temporary file that was read whole
+		defer archive.Close()
 		h := w.Header()
 		h.Set("Content-Type", "application/gzip")
 		h.Set("Content-Length", strconv.FormatInt(archive.Length, 10))

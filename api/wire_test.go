@@ -173,7 +173,7 @@ func TestOddJobIDs(t *testing.T) {
 	jobs := w.client().Jobs()
 	for _, id := range []string{"job-id/with\\troublesome:characters\n?&字", "a/allocations/b", "plan", "par/dispatch-1-12345678", "a//b", "%2F"} {
 		if strings.ContainsAny(id, "\n\x00 ") {
-			w.job(id) // the job spec's rules refuse it, the routes must not
+			w.job("x", func(j *cluster.Job) { j.ID = id }) // the job spec's rules refuse it, the routes must not
 		} else if _, _, err := jobs.Register(sleeper(id), nil); err != nil {
 			t.Errorf("register %q: %v", id, err)
 			continue
@@ -536,7 +536,7 @@ func FuzzRequests(f *testing.F) {
 		if err != nil || u.Query().Has("index") {
 			return // it would wait
 		}
-		w := newWire(t)
+		w := newServer(t)
 		w.node(gpuNode)
 		w.job("web")
 		req := &http.Request{
