@@ -29,6 +29,8 @@ const (
 	maxObjects = 20_000
 	// bodyTimeout bounds reading a JSON body, and each step of a longer one.
 	bodyTimeout = 30 * time.Second
+	// minRate is the least pace of a longer body, in bytes per second.
+	minRate = 4 << 10
 	// writeTimeout bounds each write of an answer.
 	writeTimeout = 30 * time.Second
 	// minGzip is the size from which an answer is worth compressing, in bytes.
@@ -325,19 +327,27 @@ func bounded(b []byte) error {
 }
 
 // upload is a body that may be large: it has no size limit here and no limit in
-// time as long as bytes keep coming.
+// time as long as bytes keep coming, on the whole at minRate or more, so that nobody
+// holds one of the few places for uploads with a byte now and then.
 func (r *request) upload() io.Reader {
-	return &steady{r.Body, http.NewResponseController(r.http)}
+	return &steady{body: r.Body, control: http.NewResponseController(r.http), start: time.Now()}
 }
 
 type steady struct {
 	body    io.Reader
 	control *http.ResponseController
+	start   time.Time
+	read    int64
 }
 
 func (s *steady) Read(p []byte) (int, error) {
-	_ = s.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // none in tests without a connection
+	deadline := time.Now().Add(bodyTimeout)
+	if slowest := s.start.Add(2*bodyTimeout + time.Duration(s.read/minRate)*time.Second); slowest.Before(deadline) {
+		deadline = slowest
+	}
+	_ = s.control.SetReadDeadline(deadline) // none in tests without a connection
 	n, err := s.body.Read(p)
+	s.read += int64(n)
 	if err != nil {
 		_ = s.control.SetReadDeadline(time.Time{})
 	}

@@ -24,21 +24,23 @@ type Classification struct {
 // model's own metadata says, and answers labels with probabilities. Query:
 // top_k.
 func (g *Gateway) classify(c *request) (any, error) {
+	topK := DefaultTopK
+	if s := c.URL.Query().Get("top_k"); s != "" {
+		var err error
+		if topK, err = strconv.Atoi(s); err != nil || topK < 1 {
+			return nil, oip.Errorf(400, "top_k is %q; want a whole number from 1", clip(s))
+		}
+	}
+	body, release, err := g.body(c)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	leave, err := g.enter()
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	topK := DefaultTopK
-	if s := c.URL.Query().Get("top_k"); s != "" {
-		if topK, err = strconv.Atoi(s); err != nil || topK < 1 {
-			return nil, oip.Errorf(400, "top_k is %q; want a whole number from 1", clip(s))
-		}
-	}
-	body, err := g.body(c)
-	if err != nil {
-		return nil, err
-	}
 	if len(body) == 0 {
 		return nil, oip.Errorf(400, "the body is empty; send a PNG, JPEG or WebP file")
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -25,11 +26,14 @@ import (
 // Bounds. A request over one of them is refused at once with the reason.
 const (
 	DefaultMaxBody     = 64 << 20         // bytes of a request or an answer
+	DefaultMaxBodies   = 1 << 30          // bytes of all bodies together; more get 429
 	DefaultMaxInFlight = 512              // requests being answered; more get 429
 	DefaultMaxHeld     = 256              // requests that wait for a replica; more get 503
 	DefaultHold        = 10 * time.Second // how long one waits
 	DefaultTimeout     = 60 * time.Second // of a whole request
 
+	firstBuffer  = 64 << 10         // a body's buffer begins with this and grows as bytes come
+	bodyPause    = 10 * time.Second // between two pieces of a body
 	maxAttempts  = 4
 	ejectFor     = time.Second // a replica that cannot be reached rests this long
 	maxHeader    = 64 << 10
@@ -44,7 +48,7 @@ type Config struct {
 	Servers    grpc.ClientConnInterface // any server of the region
 	RoutesFile string                   // where the last routes are kept; "" for nowhere
 
-	MaxBody              int64
+	MaxBody, MaxBodies   int64
 	MaxInFlight, MaxHeld int
 	Hold, Timeout        time.Duration
 
@@ -61,6 +65,7 @@ type Gateway struct {
 	mux     *http.ServeMux
 	client  *http.Transport
 	turn    atomic.Uint64
+	bodies  atomic.Int64 // bytes held
 	flights chan struct{}
 	held    chan struct{}
 	decodes chan struct{} // images being decoded: memory and CPU
@@ -85,6 +90,9 @@ func New(cfg Config) (*Gateway, error) {
 	defaults(&cfg.MaxHeld, DefaultMaxHeld)
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = DefaultMaxBody
+	}
+	if cfg.MaxBodies == 0 {
+		cfg.MaxBodies = max(DefaultMaxBodies, 2*cfg.MaxBody)
 	}
 	if cfg.Hold == 0 {
 		cfg.Hold = DefaultHold
@@ -333,29 +341,64 @@ func (g *Gateway) modelReady(c *request) (any, error) {
 	return oip.ReadyResponse{Name: c.model, Ready: true}, nil
 }
 
-// body reads the request's body within the limit. A declared length is trusted
-// for the size of the buffer only up to the limit.
-func (g *Gateway) body(c *request) ([]byte, error) {
+// body reads the request's body, before the request takes a place among those in
+// flight: a client that sends slowly holds up nobody but itself. The bytes count
+// against what all requests may hold, as they come and not as they are announced,
+// until release.
+func (g *Gateway) body(c *request) (b []byte, release func(), err error) {
 	if e := c.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return nil, oip.Errorf(415, "Content-Encoding: expected none, got %q", clip(e))
+		return nil, nil, oip.Errorf(415, "Content-Encoding: expected none, got %q", clip(e))
 	}
-	r := http.MaxBytesReader(c.w, c.Body, g.cfg.MaxBody)
 	if c.ContentLength > g.cfg.MaxBody {
-		return nil, &http.MaxBytesError{Limit: g.cfg.MaxBody}
+		return nil, nil, &http.MaxBytesError{Limit: g.cfg.MaxBody}
 	}
-	if c.ContentLength > 0 {
-		b := make([]byte, c.ContentLength)
-		if _, err := io.ReadFull(r, b); err != nil {
-			return nil, oip.Errorf(400, "the body ended early: %v", err)
+	var held int64
+	release = func() { g.bodies.Add(-held) }
+	defer func() {
+		if err != nil {
+			release()
 		}
-		return b, nil
+	}()
+	control := http.NewResponseController(c.w)
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }() // or it would end the request later
+	end := time.Now().Add(g.cfg.Timeout)
+	r := http.MaxBytesReader(c.w, c.Body, g.cfg.MaxBody)
+	for {
+		if len(b) == cap(b) {
+			size := max(4*int64(cap(b)), firstBuffer)
+			if c.ContentLength >= 0 {
+				size = min(size, c.ContentLength+1) // one more, so that the end is found without growing
+			}
+			size = min(size, g.cfg.MaxBody+1)
+			held += size - int64(cap(b))
+			if g.bodies.Add(size-int64(cap(b))) > g.cfg.MaxBodies {
+				return nil, nil, oip.Errorf(429, "the requests at this gateway hold %d MiB already; try again in a moment", g.cfg.MaxBodies>>20)
+			}
+			b = append(make([]byte, 0, size), b...)
+		}
+		// A recorder in tests has no deadlines; then nothing bounds the read.
+		_ = control.SetReadDeadline(earlier(end, time.Now().Add(bodyPause)))
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		var big *http.MaxBytesError
+		switch {
+		case errors.Is(err, io.EOF):
+			return b, release, nil
+		case errors.As(err, &big):
+			return nil, nil, big
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, nil, oip.Errorf(408, "the body did not come in time: %d bytes did, then none for %s or not all within %s", len(b), bodyPause, g.cfg.Timeout)
+		case err != nil:
+			return nil, nil, oip.Errorf(400, "the body ended early, after %d bytes", len(b))
+		}
 	}
-	b, err := io.ReadAll(r)
-	var big *http.MaxBytesError
-	if err != nil && !errors.As(err, &big) {
-		return nil, oip.Errorf(400, "the body could not be read: %v", err)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
 	}
-	return b, err
+	return b
 }
 
 // enter takes a place among the requests in flight, or refuses.
@@ -369,15 +412,16 @@ func (g *Gateway) enter() (leave func(), err error) {
 }
 
 func (g *Gateway) infer(c *request) (any, error) {
+	body, release, err := g.body(c)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	leave, err := g.enter()
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	body, err := g.body(c)
-	if err != nil {
-		return nil, err
-	}
 	head := http.Header{}
 	for _, k := range []string{"Content-Type", oip.HeaderLength, "X-Request-Id"} {
 		if v := c.Header.Get(k); v != "" {

@@ -172,7 +172,7 @@ func post(ctx context.Context, target, contentType string, body []byte) ([]byte,
 	req.Header.Set("Content-Type", contentType)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("gateway %s cannot be reached; is it running? %w", req.URL.Host, errors.Unwrap(err))
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxInferFile))
