@@ -11,7 +11,7 @@ for package in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}
 	for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
 		found=1
 		echo "fuzz: $package $target for $duration"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$duration" "$package"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$duration" -fuzzminimizetime 20x "$package"
 	done
 done
 [ "$found" = 1 ] || { echo "fuzz: no fuzz target in $*" >&2; exit 1; }
