@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -34,10 +35,13 @@ func (a *Agent) desire(d *pb.Desired) error {
 		}
 		named[allocs[i].ID] = true
 	}
+	for _, id := range d.All {
+		named[id] = true
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if d.Full {
-		clear(a.told)
+		maps.DeleteFunc(a.told, func(id, _ string) bool { return !named[id] })
 	}
 	for _, alloc := range allocs {
 		a.told[alloc.ID] = string(versionKey(alloc.JobKey(), alloc.JobVersion))

@@ -13,7 +13,8 @@ import (
 // by size, whichever comes first.
 const (
 	batchAge   = 20 * time.Millisecond
-	batchSize  = 512 // allocations
+	batchSize  = 512       // allocations
+	batchBytes = 768 << 10 // of an entry; the log takes 1 MiB
 	batchQueue = 1024
 )
 
@@ -71,19 +72,34 @@ func (b *batcher) run(ctx context.Context) {
 			}
 		}
 		closed.Stop()
-		b.commit(ctx, reports, n)
+		b.commit(ctx, reports)
 	}
 }
 
-func (b *batcher) commit(ctx context.Context, reports []report, n int) {
-	cmd := &cluster.UpdateAllocs{Allocs: make([]*cluster.Allocation, 0, n)}
+// commit stores reports, in as many entries as their size asks for. They share
+// an entry, so they share the outcome.
+func (b *batcher) commit(ctx context.Context, reports []report) {
+	var err error
+	cmd, size := &cluster.UpdateAllocs{}, 0
+	flush := func() {
+		if err != nil || len(cmd.Allocs) == 0 {
+			return
+		}
+		if _, err = b.store.Apply(ctx, cmd); err == nil {
+			b.batches.Observe(float64(len(cmd.Allocs)))
+		}
+		cmd, size = &cluster.UpdateAllocs{}, 0
+	}
 	for _, r := range reports {
-		cmd.Allocs = append(cmd.Allocs, r.allocs...)
+		for _, a := range r.allocs {
+			n := len(cluster.Marshal(a))
+			if size+n > batchBytes {
+				flush()
+			}
+			cmd.Allocs, size = append(cmd.Allocs, a), size+n
+		}
 	}
-	_, err := b.store.Apply(ctx, cmd)
-	if err == nil {
-		b.batches.Observe(float64(n))
-	}
+	flush()
 	for _, r := range reports {
 		r.done(err)
 	}

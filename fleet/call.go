@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ type Answer struct {
 	opened chan struct{} // closed when the node's stream has come
 	once   sync.Once
 	chunks chan *pb.AnswerChunk
+	broken error // why the node's stream broke off, nil at its end; set before chunks is closed
 	ctx    context.Context
 	cancel context.CancelFunc
 	free   func()
@@ -55,29 +57,45 @@ func (s *Server) Call(ctx context.Context, nodeID string, call *pb.Call) (*Answe
 	s.answers[a.id] = a
 	s.mu.Unlock()
 	call.Id = a.id
-	if !sess.push(ctx, &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: call}}) {
+	if err := a.ask(sess, call); err != nil {
 		a.Close()
-		return nil, ctx.Err()
+		return nil, err
 	}
-	wait := time.NewTimer(answerTimeout)
+	return a, nil
+}
+
+// ask sends the call and waits for the node to open its answer.
+func (a *Answer) ask(sess *session, call *pb.Call) error {
+	limit := a.server.cfg.AnswerTimeout
+	wait := time.NewTimer(limit)
 	defer wait.Stop()
-	select {
-	case <-a.opened:
-		return a, nil
-	case <-wait.C:
-		a.Close()
-		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s did not answer within %s", nodeID, answerTimeout)
-	case <-ctx.Done():
-		a.Close()
-		return nil, ctx.Err()
+	var err error
+	out := sess.out
+	for {
+		select {
+		case out <- &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: call}}:
+			out = nil // sent once
+			continue
+		case <-a.opened:
+		case <-wait.C:
+			err = cluster.Errorf(cluster.CodeUnavailable, "node %s did not answer within %s", sess.nodeID, limit)
+		case <-sess.ctx.Done():
+			err = cluster.Errorf(cluster.CodeUnavailable, "node %s was disconnected before it answered", sess.nodeID)
+		case <-a.ctx.Done():
+			err = a.ctx.Err()
+		}
+		return err
 	}
 }
 
 // Recv gives the next chunk, io.EOF at the end, or the node's error as a
-// *cluster.Error.
+// *cluster.Error; an answer that broke off has CodeUnavailable.
 func (a *Answer) Recv() (*pb.AnswerChunk, error) {
 	select {
 	case c, ok := <-a.chunks:
+		if !ok && a.broken != nil {
+			return nil, cluster.Errorf(cluster.CodeUnavailable, "the node's answer broke off: %v", a.broken)
+		}
 		if !ok {
 			return nil, io.EOF
 		}
@@ -105,7 +123,7 @@ func (a *Answer) Close() {
 func (a *Answer) One() ([]byte, error) {
 	defer a.Close()
 	c, err := a.Recv()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil, cluster.Errorf(cluster.CodeInternal, "the node ended its answer without data")
 	}
 	if err != nil {
@@ -128,9 +146,10 @@ func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
 		return status.Error(codes.NotFound, "nobody waits for this call any more")
 	}
 	close(a.opened)
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() { // ends when the handler returns and the stream with it
 		defer close(a.chunks)
+		defer close(ended)
 		for ; err == nil; c, err = stream.Recv() {
 			if len(c.Data) == 0 && c.Error == nil && c.FileEvent == "" && c.File == "" {
 				continue // opens the answer, or a heartbeat
@@ -138,32 +157,31 @@ func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
 			select {
 			case a.chunks <- c:
 			case <-a.ctx.Done():
-				ended <- status.Error(codes.Canceled, "nobody listens any more")
 				return
 			}
 		}
-		if err == io.EOF {
-			err = nil
+		if !errors.Is(err, io.EOF) {
+			a.broken = err
 		}
-		ended <- err
 	}()
 	select {
-	case err := <-ended:
-		return err
+	case <-ended:
+		if a.ctx.Err() == nil {
+			return a.broken
+		}
 	case <-a.ctx.Done():
-		return status.Error(codes.Canceled, "nobody listens any more")
 	}
+	return status.Error(codes.Canceled, "nobody listens any more")
 }
-
-// checkWait is how long a model check waits for a node to attach: servers and
-// agents start in any order.
-const checkWait = 10 * time.Second
 
 // CheckModel has some attached node load an artifact in a limited process and
 // gives what it read from it. The error says in one sentence what is wrong with
 // the model, or that no node can check it now.
+//
+// With no such node it waits up to Config.CheckWait for one, since servers and
+// agents start in any order.
 func (s *Server) CheckModel(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
-	wait := time.NewTimer(checkWait)
+	wait := time.NewTimer(s.cfg.CheckWait)
 	defer wait.Stop()
 	for {
 		s.mu.Lock()
@@ -183,19 +201,24 @@ func (s *Server) CheckModel(ctx context.Context, digest string, size int64) (*cl
 	}
 }
 
+// one makes a call that is answered by one chunk.
+func (s *Server) one(ctx context.Context, nodeID string, call *pb.Call) ([]byte, error) {
+	a, err := s.Call(ctx, nodeID, call)
+	if err != nil {
+		return nil, err
+	}
+	return a.One()
+}
+
 func (s *Server) checkNow(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
 	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
 		if d := n.Drivers["onnx"]; n.Status != cluster.NodeStatusReady || d == nil || !d.Healthy {
 			continue
 		}
-		a, err := s.Call(ctx, n.ID, &pb.Call{Request: &pb.Call_CheckModel{CheckModel: &pb.CheckModelRequest{Digest: digest, Size: size}}})
+		b, err := s.one(ctx, n.ID, &pb.Call{Request: &pb.Call_CheckModel{CheckModel: &pb.CheckModelRequest{Digest: digest, Size: size}}})
 		if cluster.CodeOf(err) == cluster.CodeUnavailable {
-			continue
+			continue // another node may do it
 		}
-		if err != nil {
-			return nil, err
-		}
-		b, err := a.One()
 		if err != nil {
 			return nil, err
 		}

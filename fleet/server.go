@@ -1,10 +1,12 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,10 +27,17 @@ const (
 	// MaxCalls bounds the reverse calls under way on one node.
 	MaxCalls = 256
 
-	helloTimeout  = 10 * time.Second
-	answerTimeout = 10 * time.Second
+	// DefaultHelloTimeout is how long a new stream may take to name its node.
+	DefaultHelloTimeout = 10 * time.Second
+	// DefaultAnswerTimeout is how long a node may take to begin its answer to a call.
+	DefaultAnswerTimeout = 10 * time.Second
+	// DefaultCheckWait is how long a model check waits for a node that can do it.
+	DefaultCheckWait = 10 * time.Second
+
+	maxReports    = 16 // status reports of one node on their way into the log
 	sendQueue     = 64
 	answerQueue   = 16
+	sweepBatch    = 2000 // nodes marked down in one log entry
 	artifactChunk = 256 << 10
 )
 
@@ -44,14 +53,18 @@ type Blobs interface {
 	Open(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error)
 }
 
-// Config is what a Server is made of. TTL 0 means DefaultTTL.
+// Config is what a Server is made of. A duration of 0 means its default.
 type Config struct {
 	Name       string
 	Store      Store
 	Blobs      Blobs
-	TTL        time.Duration
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+
+	TTL           time.Duration
+	HelloTimeout  time.Duration
+	AnswerTimeout time.Duration
+	CheckWait     time.Duration
 }
 
 // Server answers the Fleet service. Register it with a gRPC server and keep Run
@@ -72,9 +85,10 @@ type Server struct {
 
 // NewServer makes a server; nothing runs until Run.
 func NewServer(cfg Config) *Server {
-	if cfg.TTL == 0 {
-		cfg.TTL = DefaultTTL
-	}
+	cfg.TTL = cmp.Or(cfg.TTL, DefaultTTL)
+	cfg.HelloTimeout = cmp.Or(cfg.HelloTimeout, DefaultHelloTimeout)
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, DefaultAnswerTimeout)
+	cfg.CheckWait = cmp.Or(cfg.CheckWait, DefaultCheckWait)
 	s := &Server{
 		cfg: cfg, log: cfg.Logger,
 		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*Answer{},
@@ -122,6 +136,13 @@ func (s *Server) Run(ctx context.Context) error {
 // sweep marks nodes down that were silent for a TTL. A fresh leader gives every
 // node one TTL to find it.
 func (s *Server) sweep(ctx context.Context, now, leaderSince time.Time) {
+	s.mu.Lock()
+	for id, heard := range s.gone { // older than this it says no more than its absence
+		if now.Sub(heard) > s.cfg.TTL {
+			delete(s.gone, id)
+		}
+	}
+	s.mu.Unlock()
 	var silent []cluster.NodeStatusUpdate
 	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
 		if n.Status != cluster.NodeStatusReady && n.Status != cluster.NodeStatusInit {
@@ -137,21 +158,19 @@ func (s *Server) sweep(ctx context.Context, now, leaderSince time.Time) {
 			})
 		}
 	}
-	if len(silent) == 0 {
-		return
-	}
-	if _, err := s.cfg.Store.Apply(ctx, &cluster.UpdateNodeStatus{Updates: silent}); err != nil {
-		s.log.Warn("silent nodes could not be marked down", "count", len(silent), "error", err)
-		return
-	}
-	for _, u := range silent {
-		s.log.Warn("node is down: no heartbeat", "node", u.NodeID, "ttl", s.cfg.TTL)
-		s.mu.Lock()
-		delete(s.gone, u.NodeID)
-		sess := s.sessions[u.NodeID]
-		s.mu.Unlock()
-		if sess != nil {
-			sess.cancel(status.Error(codes.DeadlineExceeded, "no heartbeat within the TTL")) // it registers anew
+	for batch := range slices.Chunk(silent, sweepBatch) {
+		if _, err := s.cfg.Store.Apply(ctx, &cluster.UpdateNodeStatus{Updates: batch}); err != nil {
+			s.log.Warn("silent nodes could not be marked down", "count", len(batch), "error", err)
+			return
+		}
+		for _, u := range batch {
+			s.log.Warn("node is down: no heartbeat", "node", u.NodeID, "ttl", s.cfg.TTL)
+			s.mu.Lock()
+			sess := s.sessions[u.NodeID]
+			s.mu.Unlock()
+			if sess != nil {
+				sess.cancel(status.Error(codes.DeadlineExceeded, "no heartbeat within the TTL")) // it registers anew
+			}
 		}
 	}
 }
@@ -203,18 +222,17 @@ func (s *Server) Attach(stream pb.Fleet_AttachServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	sess := &session{
-		server: s, nodeID: node.ID, cancel: cancel,
-		out: make(chan *pb.ServerMessage, sendQueue), calls: make(chan struct{}, MaxCalls),
-	}
-	sess.touch()
+	sess := newSession(ctx, cancel, s, node.ID)
+	s.mu.Lock()
+	s.gone[node.ID] = sess.heard() // not silent while it registers
+	s.mu.Unlock()
 	if err := s.register(ctx, node); err != nil {
 		return err
 	}
 	s.adopt(sess)
 	defer s.drop(sess)
 	s.log.Info("node attached", "node", node.ID, "name", node.Name)
-	err = sess.run(ctx, stream)
+	err = sess.run(stream)
 	s.log.Info("node detached", "node", node.ID, "reason", err)
 	return err
 }
@@ -233,8 +251,8 @@ func (s *Server) hello(stream pb.Fleet_AttachServer) (*cluster.Node, error) {
 	var f first
 	select {
 	case f = <-ch:
-	case <-time.After(helloTimeout):
-		return nil, status.Error(codes.DeadlineExceeded, "no hello within 10 s")
+	case <-time.After(s.cfg.HelloTimeout):
+		return nil, status.Errorf(codes.DeadlineExceeded, "no hello within %s", s.cfg.HelloTimeout)
 	}
 	if f.err != nil {
 		return nil, f.err
@@ -304,11 +322,10 @@ func (s *Server) Artifact(req *pb.ArtifactRequest, stream pb.Fleet_ArtifactServe
 				return err
 			}
 		}
-		switch err {
-		case nil:
-		case io.EOF, io.ErrUnexpectedEOF:
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil
-		default:
+		}
+		if err != nil {
 			return toStatus(err)
 		}
 	}

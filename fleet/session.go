@@ -2,8 +2,11 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"io"
-	"sync"
+	"iter"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,89 +19,117 @@ import (
 
 // session is one node's stream. Its messages leave through out, one sender.
 type session struct {
-	server *Server
-	nodeID string
-	cancel context.CancelCauseFunc
-	out    chan *pb.ServerMessage
-	calls  chan struct{} // a slot per reverse call under way
-	last   atomic.Int64  // unix nanoseconds of the last message
+	server  *Server
+	nodeID  string
+	ctx     context.Context // ends with the session
+	cancel  context.CancelCauseFunc
+	out     chan *pb.ServerMessage
+	acks    chan uint64   // what is committed; has room for all reports under way
+	reports chan struct{} // a slot per report between its arrival and its acknowledgement
+	calls   chan struct{} // a slot per reverse call under way
+	last    atomic.Int64  // unix nanoseconds of the last message
+}
+
+func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, nodeID string) *session {
+	c := &session{
+		server: s, nodeID: nodeID, ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
+		acks: make(chan uint64, maxReports), reports: make(chan struct{}, maxReports), calls: make(chan struct{}, MaxCalls),
+	}
+	c.touch()
+	// Before anybody else can send: it is the first message of the stream.
+	c.out <- &pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
+		TtlMs: s.cfg.TTL.Milliseconds(), Server: s.cfg.Name,
+	}}}
+	return c
 }
 
 func (c *session) touch()           { c.last.Store(time.Now().UnixNano()) }
 func (c *session) heard() time.Time { return time.Unix(0, c.last.Load()) }
 
 // run serves the stream until it breaks or the session is cancelled.
-func (c *session) run(ctx context.Context, stream pb.Fleet_AttachServer) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var wg sync.WaitGroup
-	start := func(f func() error) {
-		wg.Add(1)
-		go func() { defer wg.Done(); cancel(f()) }()
-	}
-	start(func() error { return c.send(ctx, stream) })
-	start(func() error { return c.desire(ctx) })
-	// The receiver ends when the handler returns and gRPC ends the stream; it
-	// is not waited for, since Recv has no other way out.
-	go func() { cancel(c.receive(ctx, stream)) }()
-	c.push(ctx, &pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
-		TtlMs: c.server.cfg.TTL.Milliseconds(), Server: c.server.cfg.Name,
-	}}})
-	<-ctx.Done()
-	wg.Wait()
-	if err := context.Cause(ctx); err != io.EOF && err != context.Canceled {
+func (c *session) run(stream pb.Fleet_AttachServer) error {
+	// Sender and receiver may hang in the stream of a node that neither reads nor
+	// writes. They are not waited for: they end when the handler returns and gRPC
+	// ends the stream with it.
+	go func() { c.cancel(c.send(stream)) }()
+	go func() { c.cancel(c.receive(stream)) }()
+	c.cancel(c.desire())
+	if err := context.Cause(c.ctx); !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
 }
 
 // push queues a message; false when the session is over.
-func (c *session) push(ctx context.Context, m *pb.ServerMessage) bool {
+func (c *session) push(m *pb.ServerMessage) bool {
 	select {
 	case c.out <- m:
 		return true
-	case <-ctx.Done():
+	case <-c.ctx.Done():
 		return false
 	}
 }
 
-func (c *session) send(ctx context.Context, stream pb.Fleet_AttachServer) error {
+func (c *session) send(stream pb.Fleet_AttachServer) error {
 	for {
 		select {
 		case m := <-c.out:
 			if err := stream.Send(m); err != nil {
 				return err
 			}
-		case <-ctx.Done():
-			return ctx.Err()
+		case seq := <-c.acks:
+			<-c.reports
+			if err := stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_Ack{Ack: &pb.Ack{Seq: seq}}}); err != nil {
+				return err
+			}
+		case <-c.ctx.Done():
+			return c.ctx.Err()
 		}
 	}
 }
 
+// errForgotten ends the session of a node that was purged, that a restore lost,
+// or that was missed while it registered.
+var errForgotten = status.Error(codes.Aborted, "the servers do not count this node as connected: register again")
+
+// counted says whether the state holds the node as one that is there.
+func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
+	n := snap.Node(ws, c.nodeID)
+	return n != nil && n.Status != cluster.NodeStatusDown
+}
+
 // desire follows what the state wants of the node and sends the differences.
-func (c *session) desire(ctx context.Context) error {
-	sent := map[string]uint64{} // allocation → AllocModifyIndex
-	jobs := map[jobVersion]bool{}
-	full := true
+func (c *session) desire() error {
+	var (
+		known bool              // the state has counted this node
+		of    <-chan struct{}   // tells one state from another
+		sent  map[string]uint64 // allocation → AllocModifyIndex
+		jobs  map[jobVersion]bool
+	)
 	for {
 		snap := c.server.cfg.Store.State().Snapshot()
 		ws := cluster.WatchSet{}
 		ws.Add(snap.Abandoned())
+		switch counted := c.counted(snap, ws); {
+		case counted:
+			known = true
+		case known: // else the state here may not have caught up with the registration
+			return errForgotten
+		}
+		full := snap.Abandoned() != of
+		if full { // the first time, or after a restore: say everything
+			of, sent, jobs = snap.Abandoned(), map[string]uint64{}, map[jobVersion]bool{}
+		}
 		d := c.difference(snap, ws, sent, jobs, full)
 		if full || len(d.Allocs) > 0 || len(d.Gone) > 0 {
-			for _, part := range split(d) {
-				if !c.push(ctx, &pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
-					return ctx.Err()
+			for _, part := range split(d, MaxMessage/2, maps.Keys(sent)) {
+				if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
+					return c.ctx.Err()
 				}
 			}
 		}
-		full = false
-		if err := ws.WatchCtx(ctx); err != nil {
+		if err := ws.WatchCtx(c.ctx); err != nil {
 			return err
-		}
-		select {
-		case <-snap.Abandoned(): // a restore: say everything again
-			sent, jobs, full = map[string]uint64{}, map[jobVersion]bool{}, true
-		default:
 		}
 	}
 }
@@ -143,39 +174,35 @@ func (c *session) difference(snap *cluster.Snapshot, ws cluster.WatchSet, sent m
 	return d
 }
 
-// split keeps messages under MaxMessage. Only a full one must be whole in its
-// list of names, so its parts after the first are differences.
-func split(d *pb.Desired) []*pb.Desired {
-	const most = MaxMessage / 2
-	size := 0
-	for _, b := range append(append([][]byte{}, d.Jobs...), d.Allocs...) {
-		size += len(b)
-	}
-	if size <= most {
-		return []*pb.Desired{d}
-	}
-	parts := []*pb.Desired{{Index: d.Index, Gone: d.Gone}}
-	size = 0
-	add := func(b []byte) *pb.Desired {
-		if size += len(b); size > most {
-			parts, size = append(parts, &pb.Desired{Index: d.Index}), len(b)
+// split keeps messages near a number of bytes. The last part carries what holds
+// for the whole: whether it is full, which IDs are gone, and, where parts came
+// before a full one, the IDs of all.
+func split(d *pb.Desired, most int, all iter.Seq[string]) []*pb.Desired {
+	var parts []*pb.Desired
+	size, p := 0, &pb.Desired{Index: d.Index}
+	next := func(b []byte) {
+		if size += len(b); size > most && size > len(b) {
+			parts, size, p = append(parts, p), len(b), &pb.Desired{Index: d.Index}
 		}
-		return parts[len(parts)-1]
 	}
 	for _, j := range d.Jobs {
-		p := add(j)
+		next(j)
 		p.Jobs = append(p.Jobs, j)
 	}
 	for _, a := range d.Allocs {
-		p := add(a)
+		next(a)
 		p.Allocs = append(p.Allocs, a)
 	}
-	return parts
+	p.Full, p.Gone = d.Full, d.Gone
+	if p.Full && parts != nil {
+		p.All = slices.Sorted(all)
+	}
+	return append(parts, p)
 }
 
 // receive takes what the node says. Status updates are acknowledged when they
 // are in the log.
-func (c *session) receive(ctx context.Context, stream pb.Fleet_AttachServer) error {
+func (c *session) receive(stream pb.Fleet_AttachServer) error {
 	for {
 		msg, err := stream.Recv()
 		if err != nil {
@@ -184,8 +211,11 @@ func (c *session) receive(ctx context.Context, stream pb.Fleet_AttachServer) err
 		c.touch()
 		switch m := msg.Message.(type) {
 		case *pb.NodeMessage_Heartbeat:
+			if !c.counted(c.server.cfg.Store.State().Snapshot(), nil) {
+				return errForgotten
+			}
 		case *pb.NodeMessage_Allocs:
-			if err := c.report(ctx, m.Allocs); err != nil {
+			if err := c.report(m.Allocs); err != nil {
 				return err
 			}
 		case *pb.NodeMessage_Node:
@@ -196,7 +226,7 @@ func (c *session) receive(ctx context.Context, stream pb.Fleet_AttachServer) err
 			if n.ID != c.nodeID {
 				return status.Errorf(codes.PermissionDenied, "a session of node %s may not speak for node %s", c.nodeID, n.ID)
 			}
-			if err := c.server.register(ctx, n); err != nil {
+			if err := c.server.register(c.ctx, n); err != nil {
 				return err
 			}
 		default:
@@ -207,7 +237,7 @@ func (c *session) receive(ctx context.Context, stream pb.Fleet_AttachServer) err
 
 // report queues a batch of status for the log; the acknowledgement follows when
 // it is committed. A node speaks for its own allocations only.
-func (c *session) report(ctx context.Context, u *pb.AllocUpdates) error {
+func (c *session) report(u *pb.AllocUpdates) error {
 	snap := c.server.cfg.Store.State().Snapshot()
 	var own []*cluster.Allocation
 	for _, b := range u.Allocs {
@@ -219,16 +249,20 @@ func (c *session) report(ctx context.Context, u *pb.AllocUpdates) error {
 			own = append(own, a)
 		}
 	}
-	ack := &pb.ServerMessage{Message: &pb.ServerMessage_Ack{Ack: &pb.Ack{Seq: u.Seq}}}
+	select {
+	case c.reports <- struct{}{}: // a node that does not read what it is told is not read either
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	}
 	if len(own) == 0 {
-		c.push(ctx, ack)
+		c.acks <- u.Seq
 		return nil
 	}
-	return c.server.updates.add(ctx, own, func(err error) {
+	return c.server.updates.add(c.ctx, own, func(err error) {
 		if err != nil {
 			c.cancel(toStatus(err)) // the node sends it again on its next stream
 			return
 		}
-		c.push(ctx, ack)
+		c.acks <- u.Seq // never waits: it would hold up every node
 	})
 }
