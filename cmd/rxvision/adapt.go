@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/rxvision/rxvision/api"
@@ -25,7 +26,8 @@ func (planner) DryRun(_ context.Context, snap *cluster.Snapshot, job *cluster.Jo
 	if err != nil {
 		return nil, err
 	}
-	return &api.DryRun{Annotations: res.Annotations, Failed: res.Failed, Evals: res.Plan.Evals}, nil
+	follow := slices.DeleteFunc(slices.Clone(res.Plan.Evals), func(e *cluster.Evaluation) bool { return e.ID == res.Plan.EvalID })
+	return &api.DryRun{Annotations: res.Annotations, Failed: res.Failed, Evals: follow}, nil
 }
 
 // archives gives api the store's archives.
