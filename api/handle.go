@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -278,9 +279,34 @@ func (r *request) decode(v any) error {
 		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
+		var typed *json.UnmarshalTypeError
+		if errors.As(err, &typed) {
+			return badRequest("the request body does not fit this call: %s is a JSON %s; expected %s", cmp.Or(typed.Field, "it"), typed.Value, jsonKind(typed.Type))
+		}
 		return badRequest("the request body is not the JSON that this call takes: %v", err)
 	}
 	return nil
+}
+
+// jsonKind says in words of JSON what a Go type takes.
+func jsonKind(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return jsonKind(t.Elem())
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number of 0 or more"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	}
+	return "an object"
 }
 
 func (r *request) readAll() ([]byte, error) {

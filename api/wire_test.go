@@ -104,6 +104,8 @@ func TestErrorTexts(t *testing.T) {
 		{"GET", "/v1/deployment/" + no, "", 404, "deployment not found"},
 		{"PUT", "/v1/node/" + no + "/eligibility", `{"Eligibility":"eligible"}`, 404, "node not found"},
 		{"PUT", "/v1/jobs", "{}", 400, "Job must be specified"},
+		{"PUT", "/v1/jobs", `{"Job":{"ID":5}}`, 400, "the request body does not fit this call: Job.ID is a JSON number; expected a string"},
+		{"PUT", "/v1/jobs", `[]`, 400, "the request body does not fit this call: it is a JSON array; expected an object"},
 		{"PUT", "/v1/jobs", `{"Job":{"ID":"x"}} more`, 400, "the request body is not the JSON that this call takes: invalid character 'm' after top-level value"},
 		{"PUT", "/v1/jobs", "xx", 400, "the request body is not the JSON that this call takes: invalid character 'x' looking for beginning of value"},
 		{"PUT", "/v1/jobs", "", 400, "Request body is empty"},
