@@ -52,7 +52,7 @@ type Allocation struct {
 	RescheduleTracker     *RescheduleTracker
 	PreemptedAllocations  []string
 	PreemptedByAllocation string
-	Serving               *Serving // set by the agent for onnx tasks
+	Serving               *Serving // what an onnx task serves; address and readiness are the agent's
 	Epoch                 uint64   // log index at which this start was decided; later epochs win
 	CreateIndex           uint64
 	ModifyIndex           uint64
@@ -90,7 +90,7 @@ type Serving struct {
 	Task    string
 	Model   string
 	Version uint64
-	Address string // host:port of the worker
+	Address string // host:port of the worker, "" until the agent says
 	Ready   bool   // probed by the agent
 }
 

@@ -116,7 +116,7 @@ func (t *tx) placeAlloc(planned *Allocation, job *Job) {
 	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
 	if old == nil {
 		a.CreateIndex, a.Epoch, a.CreateTime = t.index, t.index, t.stamp.Time
-		a.ClientStatus, a.TaskStates, a.Serving = AllocClientPending, nil, nil
+		a.ClientStatus, a.TaskStates, a.Serving = AllocClientPending, nil, toServe(job, a.TaskGroup)
 		if prev := t.Alloc(nil, a.PreviousAllocation); a.PreviousAllocation != "" && prev != nil {
 			p := *prev
 			p.NextAllocation = a.ID
@@ -164,7 +164,7 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		}
 		a := *old
 		a.ClientStatus, a.ClientDescription = u.ClientStatus, u.ClientDescription
-		a.TaskStates, a.Serving = trimTaskStates(u.TaskStates), u.Serving
+		a.TaskStates, a.Serving = trimTaskStates(u.TaskStates), mergeServing(old.Serving, u.Serving)
 		if a.ClientTerminal() {
 			a.Serving = nil
 		}
@@ -179,6 +179,32 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 	}
 	t.evalJobs(failed, TriggerAllocFailure, nil)
 	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
+}
+
+// toServe is what an allocation of the group will serve, not ready yet; nil when
+// it serves no model. Gateways let requests wait for it.
+func toServe(job *Job, group string) *Serving {
+	g := job.Group(group)
+	if g == nil {
+		return nil
+	}
+	for _, t := range g.Tasks {
+		if t.Model != nil {
+			return &Serving{Task: t.Name, Model: t.Model.Name, Version: t.Model.Version}
+		}
+	}
+	return nil
+}
+
+// mergeServing takes over what a node says. While it says nothing the
+// allocation still is to serve, and is not ready.
+func mergeServing(old, said *Serving) *Serving {
+	if said != nil || old == nil {
+		return said
+	}
+	s := *old
+	s.Address, s.Ready = "", false
+	return &s
 }
 
 // trimTaskStates bounds the events of each task.

@@ -252,6 +252,26 @@ func TestModelsArePinned(t *testing.T) {
 	if old := h.Snapshot().JobVersion(nil, j.Key(), 0); old.TaskGroups[0].Tasks[0].Model.Digest != digest("a") {
 		t.Errorf("the older job version follows the alias")
 	}
+	n := testNode(h.id())
+	h.must(&RegisterNode{Node: n})
+	a, _ := h.place(job(), n, nil)
+	serving := func() *Serving { return h.Snapshot().Alloc(nil, a.ID).Serving }
+	if s := serving(); s == nil || s.Model != "fashion" || s.Version != 2 || s.Ready {
+		t.Errorf("a placed allocation is to serve %+v", s)
+	}
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: a.ID, ClientStatus: AllocClientRunning,
+		Serving: &Serving{Task: "x", Model: "fashion", Version: 2, Address: "127.0.0.1:1", Ready: true}}}})
+	if s := serving(); !s.Ready || s.Address == "" {
+		t.Errorf("serving %+v", s)
+	}
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: a.ID, ClientStatus: AllocClientPending}}})
+	if s := serving(); s == nil || s.Ready || s.Address != "" {
+		t.Errorf("while the node says nothing: %+v", s)
+	}
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: a.ID, ClientStatus: AllocClientFailed}}})
+	if s := serving(); s != nil {
+		t.Errorf("a finished allocation serves %+v", s)
+	}
 	if res := h.do(&SetAlias{Model: "fashion", Alias: "production"}); CodeOf(res.Err) != CodeConflict {
 		t.Errorf("removing a followed alias: %v", res.Err)
 	}
