@@ -489,6 +489,27 @@ func TestServing(t *testing.T) {
 	}
 }
 
+// TestStateThatKnowsLess restores the servers to a moment at which the model was
+// not ready yet: what they had acknowledged is told again.
+func TestStateThatKnowsLess(t *testing.T) {
+	s := newFleetServer(t)
+	halting(t, s, startAgent(t, testConfig(t, s)))
+	j, alloc := service(t, onnxTask("m", s.model("a model")))
+	alloc.DeploymentID = "d"
+	j.TaskGroups[0].Update = &cluster.UpdateStrategy{HealthCheck: "task_states", MinHealthyTime: time.Millisecond, HealthyDeadline: time.Hour}
+	s.run(j, alloc)
+	told := func() bool {
+		a := s.reported[allocID]
+		return a != nil && a.Serving != nil && a.Serving.Ready && a.DeploymentStatus != nil
+	}
+	s.wait(t, "a healthy model", told)
+	s.change(func() { delete(s.reported, allocID) })
+	s.edit(allocID, func(a *cluster.Allocation) {
+		a.ClientStatus, a.Serving = cluster.AllocClientRunning, &cluster.Serving{Task: "m", Model: "m", Version: 3, Address: address(alloc)}
+	})
+	s.wait(t, "a healthy model once more", told)
+}
+
 func TestModelThatCrashesAtOnce(t *testing.T) {
 	s := newFleetServer(t)
 	halting(t, s, startAgent(t, testConfig(t, s)))
@@ -497,6 +518,21 @@ func TestModelThatCrashesAtOnce(t *testing.T) {
 	got := s.waitStatus(t, allocID, cluster.AllocClientFailed)
 	if !hasEvent(got, "m", "Terminated", "Exit Code: 139, Signal: 11, Exit Message: \"worker ended by signal 11 (segmentation fault)\"") {
 		t.Errorf("events %+v", got.TaskStates["m"].Events)
+	}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	s := newFleetServer(t)
+	a := startAgent(t, testConfig(t, s))
+	halting(t, s, a)
+	if why := a.nodeRecord().Attributes["rx.limits.reason"]; why != "" {
+		t.Skip("nothing limits tasks here, run as root on a host with unified cgroups: " + why)
+	}
+	j, alloc := service(t, shell("t", `x=$(head -c 600000000 /dev/zero | tr '\0' x)`))
+	s.run(j, alloc)
+	got := s.waitStatus(t, allocID, cluster.AllocClientFailed)
+	if !hasEvent(got, "t", "Terminated", `Exit Message: "task was killed for exceeding its memory limit"`) {
+		t.Errorf("events %+v", got.TaskStates["t"].Events)
 	}
 }
 

@@ -355,6 +355,7 @@ func (r *runner) replace(alloc *cluster.Allocation, job *cluster.Job) {
 	if job != nil && job.Group(alloc.TaskGroup) != nil {
 		r.job = job
 	}
+	moved = moved || !alloc.Terminal() && r.knownLess()
 	r.mu.Unlock()
 	if alloc.ServerTerminal() {
 		r.requestStop()
@@ -362,6 +363,17 @@ func (r *runner) replace(alloc *cluster.Allocation, job *cluster.Job) {
 	if moved { // also when the servers know less than was acknowledged: they were restored
 		r.update(func() {})
 	}
+}
+
+// knownLess says whether the servers lack where the model is to be had, or the
+// verdict on the allocation's health. Caller holds mu.
+func (r *runner) knownLess() bool {
+	said, here := r.alloc.Serving, r.serving()
+	if here != nil && (said == nil || *said != *here) {
+		return true
+	}
+	ds, l := r.alloc.DeploymentStatus, r.local
+	return l.Healthy != nil && l.Deployment == r.alloc.DeploymentID && (ds == nil || ds.Healthy == nil || *ds.Healthy != *l.Healthy)
 }
 
 // serving is where the allocation's model is to be had: that of its first task

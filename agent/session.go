@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -25,15 +26,16 @@ const (
 	batchWindow     = 50 * time.Millisecond // status changes of this time go together
 	helloWait       = 15 * time.Second      // for the server's Welcome
 	minBackoff      = 200 * time.Millisecond
-	maxBackoff      = 15 * time.Second
+	maxBackoff      = 2 * time.Second // below the TTL, also with its jitter: servers that come back count who stays away as down
 	maxTTL          = time.Hour
+	connectTimeout  = 5 * time.Second
 	keepAlive       = 10 * time.Second // finds a server that froze; the shortest that gRPC allows
 )
 
 // connect keeps a stream to some server until ctx ends. Which server is drawn, so
 // that a fleet spreads; after a failure it is another's turn.
 func (a *Agent) connect(ctx context.Context) {
-	backoff := minBackoff
+	pause := minBackoff
 	var order []int
 	for ctx.Err() == nil {
 		if len(order) == 0 {
@@ -46,15 +48,15 @@ func (a *Agent) connect(ctx context.Context) {
 			return
 		}
 		if welcomed {
-			backoff = minBackoff
+			pause = minBackoff
 		}
-		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", backoff)
+		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", pause)
 		select {
-		case <-time.After(backoff/2 + rand.N(backoff)):
+		case <-time.After(pause/2 + rand.N(pause)):
 		case <-ctx.Done():
 			return
 		}
-		backoff = min(2*backoff, maxBackoff)
+		pause = min(2*pause, maxBackoff)
 	}
 }
 
@@ -68,6 +70,10 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 	options := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAlive, Timeout: keepAlive / 2, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{ // by itself gRPC would come to wait for two minutes
+			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: connectTimeout,
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}, a.cfg.DialOptions...)
 	c, err := grpc.NewClient("passthrough:///"+address, options...)

@@ -240,7 +240,7 @@ func (t *taskRunner) recover(ctx context.Context) (h task.Handle, over bool) {
 	default:
 		t.log.Error("a task of an earlier agent could not be taken over", "error", err)
 		t.update(func(l *localTask) {
-			l.Run = nil
+			l.Run, l.Serving, l.Ready = nil, nil, 0
 			addEvent(l.State, failureEvent(eventDriverFailure, "driver_error", fmt.Errorf("failed to recover task: %w", err)))
 		})
 	}
