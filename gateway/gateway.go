@@ -177,6 +177,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) HTTPServer() *http.Server {
 	return &http.Server{
 		Handler: g, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: g.cfg.Timeout, IdleTimeout: 2 * time.Minute,
+		WriteTimeout:   2 * g.cfg.Timeout, // a client that does not read its answer must not hold it for ever
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
 }

@@ -156,10 +156,10 @@ func newRouter(file string) (*router, error) {
 		return nil, fmt.Errorf("read the kept routes: %w", err)
 	}
 	u := new(pb.RoutesUpdate)
-	if err := proto.Unmarshal(b, u); err != nil {
-		return r, nil // a torn file is worth nothing; the servers tell all again
+	if err := proto.Unmarshal(b, u); err != nil || !u.Full || r.apply(u) != nil {
+		clear(r.routes) // a torn file, or one of another version, is worth nothing; the servers tell all again
 	}
-	return r, r.apply(u)
+	return r, nil
 }
 
 // apply takes an update over and wakes whoever waits for a change.
