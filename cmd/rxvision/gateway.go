@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/rxvision/rxvision/fleet"
 	"github.com/rxvision/rxvision/gateway"
+	"github.com/rxvision/rxvision/oip"
 )
 
 func newGateway() *cobra.Command {
@@ -84,6 +86,11 @@ func runGateway(ctx context.Context, c gateway.Config, server, addr string) erro
 		return fmt.Errorf("listen for inference: %w", err)
 	}
 	srv := gw.HTTPServer()
+	srv.Handler = guard(srv.Handler, addr, func(w http.ResponseWriter, why string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		_ = json.NewEncoder(w).Encode(oip.ErrorResponse{Error: why}) // the client may be gone
+	})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return gw.Run(ctx) })
 	g.Go(func() error {

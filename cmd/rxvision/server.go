@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -105,13 +106,13 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 	if err != nil {
 		return err
 	}
-	handler := api.New(api.Config{
+	handler := guard(api.New(api.Config{
 		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Models: models,
 		Peers: func() ([]api.Peer, error) { return peers(store) },
 		ID:    store.ID(), Name: c.name, Region: c.region, Datacenter: c.datacenter, Version: version,
 		Drivers: []string{"onnx", "raw_exec", "exec"},
 		Logger:  log.With("part", "api"), Registry: reg,
-	})
+	}), c.http, func(w http.ResponseWriter, why string) { http.Error(w, why, http.StatusForbidden) })
 
 	rpc := grpc.NewServer(
 		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxMessage),
