@@ -725,6 +725,13 @@ job "fashion" {
 			t.Fatal(err)
 		}
 	}
+	filled, err := ballast.Seek(0, io.SeekCurrent)
+	if err == nil {
+		err = ballast.Truncate(filled - 1<<20) // room for some
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	register := func(id string) (int, string) {
 		t.Helper()
 		job := rawJob(id)
@@ -735,7 +742,7 @@ job "fashion" {
 		}
 		code, text, err := send("PUT", p.http()+"/v1/jobs", nil, bytes.NewReader(body))
 		if err != nil {
-			t.Fatal(err)
+			return 0, err.Error()
 		}
 		return code, text
 	}
@@ -747,7 +754,7 @@ job "fashion" {
 			acknowledged[id], refused = true, 0
 		case 503:
 			refused++
-			sentence(t, "register", strings.ReplaceAll(text, p.data, "DATA"), "is full", "nothing was stored", "free some space")
+			sentence(t, "register", strings.ReplaceAll(text, p.data+"/server", "DATA"), "is full", "nothing was stored", "free some space")
 		default:
 			t.Fatalf("register: %d %s", code, text)
 		}
@@ -762,7 +769,7 @@ job "fashion" {
 	if push.code != 1 {
 		t.Errorf("push on a full disk: exit code %d", push.code)
 	}
-	sentence(t, "push", strings.ReplaceAll(push.text, p.data, "DATA"), "full")
+	sentence(t, "push", push.text, "the disk of the server's model store is full", "nothing was stored", "free some space")
 	classify(t, p) // serving needs no disk
 
 	there := func() {
@@ -788,6 +795,19 @@ job "fashion" {
 	if len(acknowledged) == 0 {
 		t.Error("nothing was acknowledged: the test proves nothing")
 	}
+
+	// The server dies, and comes back while there is no room.
+	first := p.find("server", "--data-dir")
+	for _, pid := range first {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.await("the server is started again", func() bool {
+		now := p.find("server", "--data-dir")
+		return len(now) > 0 && !slices.Equal(now, first)
+	})
+	classify(t, p)
 	if err := ballast.Truncate(0); err != nil {
 		t.Fatal(err)
 	}

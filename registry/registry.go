@@ -78,6 +78,9 @@ func (r *Registry) Push(ctx context.Context, name, description string, body io.R
 	switch {
 	case errors.Is(err, blob.ErrTooLarge):
 		return nil, cluster.Errorf(cluster.CodeTooLarge, "the model is larger than this server's limit of %d bytes", r.cfg.MaxModel)
+	case errors.Is(err, blob.ErrNoSpace):
+		r.cfg.Logger.Warn("a model did not fit on the disk", "model", name, "error", err)
+		return nil, cluster.Errorf(cluster.CodeUnavailable, "the disk of the server's model store is full: nothing was stored; free some space and try again")
 	case err != nil:
 		return nil, cluster.Errorf(cluster.CodeUnavailable, "the model could not be stored: %v", err)
 	}
