@@ -93,6 +93,9 @@ func (a *Answer) ask(sess *session, call *pb.Call) error {
 func (a *Answer) Recv() (*pb.AnswerChunk, error) {
 	select {
 	case c, ok := <-a.chunks:
+		if !ok && a.ctx.Err() != nil {
+			return nil, a.ctx.Err()
+		}
 		if !ok && a.broken != nil {
 			return nil, cluster.Errorf(cluster.CodeUnavailable, "the node's answer broke off: %v", a.broken)
 		}
