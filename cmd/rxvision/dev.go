@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/rxvision/rxvision/agent"
 	"github.com/rxvision/rxvision/proc"
 )
 
@@ -70,13 +72,12 @@ start takes them over, and ` + "`rxvision dev --stop`" + ` ends them.`,
 	return cmd
 }
 
-// devChild is one process of dev. Its identity is kept on disk, so that the next
-// supervisor finds it.
+// devChild is one process of dev. It is noted on disk before it starts, so that
+// the next supervisor looks for it; proc keeps who it is beside its status file.
 type devChild struct {
-	Name     string
-	Args     []string
-	Binary   string // path and modification time of the program it runs
-	Identity proc.Identity
+	Name   string
+	Args   []string
+	Binary string // path and modification time of the program it runs
 }
 
 // supervisor runs the children.
@@ -92,22 +93,22 @@ type supervisor struct {
 // children lists the processes in the order in which they start.
 func (c devConfig) children() []devChild {
 	common := []string{"--log-level", c.logLevel}
-	agent := append([]string{
+	node := append([]string{
 		"agent", "--data-dir", filepath.Join(c.dataDir, "agent"), "--server", c.rpc,
 		"--http-addr", c.agentHTTP, "--raw-exec", "--stop-tasks-on-exit",
 	}, common...)
 	if c.ortLibrary != "" {
-		agent = append(agent, "--ort-library", c.ortLibrary)
+		node = append(node, "--ort-library", c.ortLibrary)
 	}
 	if c.nvmlLibrary != "" {
-		agent = append(agent, "--nvml-library", c.nvmlLibrary)
+		node = append(node, "--nvml-library", c.nvmlLibrary)
 	}
 	return []devChild{
 		{Name: "server", Args: append([]string{
 			"server", "--data-dir", filepath.Join(c.dataDir, "server"),
 			"--http-addr", c.http, "--rpc-addr", c.rpc, "--raft-addr", c.raft,
 		}, common...)},
-		{Name: "agent", Args: agent},
+		{Name: "agent", Args: node},
 		{Name: "gateway", Args: append([]string{"gateway", "--data-dir", filepath.Join(c.dataDir, "gateway"), "--server", c.rpc, "--http-addr", c.gatewayAddr}, common...)},
 	}
 }
@@ -144,6 +145,11 @@ func runDev(ctx context.Context, cfg devConfig, out io.Writer) error {
 		return err
 	}
 	defer unlock()
+	// Who reads our output may end first, as tee does at a Ctrl-C: that must not
+	// end us before our children.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 	s, err := newSupervisor(cfg, out)
 	if err != nil {
 		return err
@@ -331,7 +337,11 @@ func (s *supervisor) logPath(child string) string {
 	return filepath.Join(s.dir(), child+".stderr.0")
 }
 
-// note records a child's identity durably, or forgets it.
+func (s *supervisor) statusFile(child string) string {
+	return filepath.Join(s.dir(), child+".status")
+}
+
+// note records a child, or forgets it.
 func (s *supervisor) note(name string, k *devChild) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -351,6 +361,19 @@ func (s *supervisor) note(name string, k *devChild) error {
 	return os.Rename(tmp, s.childrenFile())
 }
 
+// attach finds a child's process, also when the supervisor was killed while it
+// started it. The error is proc.ErrGone when it does not run.
+func (s *supervisor) attach(ctx context.Context, name string) (*proc.Process, error) {
+	id, err := proc.Find(ctx, s.statusFile(name))
+	if errors.Is(err, proc.ErrNotStarted) {
+		return nil, proc.ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	return proc.Attach(id)
+}
+
 // adopt finds the children of an earlier supervisor that still run. Those that
 // run another program or with other arguments are ended, to be started anew.
 func (s *supervisor) adopt(ctx context.Context) (map[string]*proc.Process, error) {
@@ -360,7 +383,7 @@ func (s *supervisor) adopt(ctx context.Context) (map[string]*proc.Process, error
 		if !ok {
 			continue
 		}
-		p, err := proc.Attach(k.Identity)
+		p, err := s.attach(ctx, k.Name)
 		if errors.Is(err, proc.ErrGone) {
 			continue
 		}
@@ -368,7 +391,7 @@ func (s *supervisor) adopt(ctx context.Context) (map[string]*proc.Process, error
 			return nil, err
 		}
 		if k.Binary == s.binary && slices.Equal(k.Args, want.Args) {
-			fmt.Fprintf(s.out, "taking over the running %s (pid %d)\n", k.Name, k.Identity.TaskPID)
+			fmt.Fprintf(s.out, "taking over the running %s (pid %d)\n", k.Name, p.Identity().TaskPID)
 			running[k.Name] = p
 			continue
 		}
@@ -388,6 +411,8 @@ func (s *supervisor) adopt(ctx context.Context) (map[string]*proc.Process, error
 
 const (
 	stopGrace   = 20 * time.Second
+	agentGrace  = agent.MaxKillTimeout + stopGrace // its tasks may take their kill_timeout
+	tellAfter   = 3 * time.Second                  // of waiting for a child's end
 	restartMin  = 200 * time.Millisecond
 	restartMax  = 5 * time.Second
 	restartsMax = 8 // in a row, each within healthyAfter: then dev gives up
@@ -408,9 +433,7 @@ func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) erro
 		began := time.Now()
 		status, err := p.Wait(ctx)
 		if ctx.Err() != nil {
-			_, err := p.Stop(context.WithoutCancel(ctx), syscall.SIGTERM, stopGrace)
-			p.Detach()
-			return errors.Join(err, s.note(k.Name, nil))
+			return s.end(ctx, k.Name, p)
 		}
 		p.Detach()
 		p = nil
@@ -434,20 +457,33 @@ func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) erro
 	}
 }
 
+// end stops a child and forgets it. A second Ctrl-C does not cut it short: an
+// agent that is killed leaves its tasks behind.
+func (s *supervisor) end(ctx context.Context, name string, p *proc.Process) error {
+	grace := stopGrace
+	if name == "agent" {
+		grace = agentGrace
+	}
+	slow := time.AfterFunc(tellAfter, func() { fmt.Fprintf(s.out, "waiting for the %s to end\n", name) })
+	_, err := p.Stop(context.WithoutCancel(ctx), syscall.SIGTERM, grace)
+	slow.Stop()
+	p.Detach()
+	return errors.Join(err, s.note(name, nil))
+}
+
 func (s *supervisor) start(k devChild) (*proc.Process, error) {
-	p, err := proc.Start(proc.Spec{
+	k.Binary = s.binary
+	if err := s.note(k.Name, &k); err != nil {
+		return nil, err
+	}
+	return proc.Start(proc.Spec{
 		Path: s.self, Args: k.Args, Env: os.Environ(), Dir: s.dir(),
 		Stdout:     proc.LogFiles{Dir: s.dir(), Name: k.Name + ".stdout", MaxFiles: 3},
 		Stderr:     proc.LogFiles{Dir: s.dir(), Name: k.Name + ".stderr", MaxFiles: 3},
-		StatusFile: filepath.Join(s.dir(), k.Name+".status"),
+		StatusFile: s.statusFile(k.Name),
 		// The agent's tasks outlive it; the next agent takes them over.
 		LeaveOrphans: k.Name == "agent",
 	})
-	if err != nil {
-		return nil, err
-	}
-	k.Binary, k.Identity = s.binary, p.Identity()
-	return p, s.note(k.Name, &k)
 }
 
 // lastLine gives the end of a log for an error message.
@@ -471,6 +507,9 @@ func lastLine(path string) string {
 	return lines[len(lines)-1]
 }
 
+// errHeld says that another process works on the data folder.
+var errHeld = errors.New("end it with `rxvision dev --stop`, or choose another folder with --data-dir")
+
 // lockDev makes sure that one supervisor runs on a data folder. The lock file
 // holds its pid.
 func lockDev(dataDir string) (unlock func(), err error) {
@@ -485,7 +524,10 @@ func lockDev(dataDir string) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		pid, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()
-		return nil, fmt.Errorf("another `rxvision dev` (pid %s) runs on %s: end it with `rxvision dev --stop`, or choose another folder with --data-dir", strings.TrimSpace(string(pid)), dataDir)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		return nil, fmt.Errorf("another `rxvision dev` (pid %s) runs on %s: %w", strings.TrimSpace(string(pid)), dataDir, errHeld)
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid()))); err != nil {
 		f.Close()
@@ -499,38 +541,29 @@ func writeAt(f *os.File, s string) error {
 	return err
 }
 
-// stopDev ends the supervisor of a data folder, or what a killed one left.
+// stopDev ends the supervisor of a data folder, then what it left, if it was
+// killed.
 func stopDev(ctx context.Context, cfg devConfig, out io.Writer) error {
 	path := filepath.Join(cfg.dataDir, "dev.lock")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		fmt.Fprintln(out, "nothing runs on", cfg.dataDir)
 		return nil
 	}
+	told := 0 // the pid that was asked to end
+	unlock, err := lockDev(cfg.dataDir)
+	for errors.Is(err, errHeld) {
+		if told, err = askToEnd(path, told); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		unlock, err = lockDev(cfg.dataDir)
+	}
 	if err != nil {
 		return err
-	}
-	unlock, err := lockDev(cfg.dataDir)
-	if err != nil { // a supervisor holds it
-		pid, convErr := strconv.Atoi(strings.TrimSpace(string(b)))
-		if convErr != nil {
-			return fmt.Errorf("%s holds no pid: %w", path, convErr)
-		}
-		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-			return fmt.Errorf("signal the supervisor (pid %d): %w", pid, err)
-		}
-		for {
-			if unlock, err = lockDev(cfg.dataDir); err == nil {
-				unlock()
-				fmt.Fprintln(out, "stopped")
-				return nil
-			}
-			select {
-			case <-time.After(50 * time.Millisecond):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
 	}
 	defer unlock()
 	s, err := newSupervisor(cfg, out)
@@ -543,12 +576,12 @@ func stopDev(ctx context.Context, cfg devConfig, out io.Writer) error {
 		if !ok {
 			continue
 		}
-		p, err := proc.Attach(k.Identity)
+		p, err := s.attach(ctx, name)
+		var late error
 		if errors.Is(err, proc.ErrGone) && name == "agent" {
 			// It may have left tasks: a new one takes them over and ends them with itself.
-			p, err = s.start(devChild{Name: name, Args: k.Args})
-			if err == nil {
-				err = s.awaitAgent(ctx)
+			if p, err = s.start(devChild{Name: name, Args: k.Args}); err == nil {
+				late = s.awaitAgent(ctx, k.Args)
 			}
 		}
 		if errors.Is(err, proc.ErrGone) {
@@ -557,29 +590,54 @@ func stopDev(ctx context.Context, cfg devConfig, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		_, err = p.Stop(ctx, syscall.SIGTERM, stopGrace)
-		p.Detach()
-		if err := errors.Join(err, s.note(name, nil)); err != nil {
+		if err := errors.Join(late, s.end(ctx, name, p)); err != nil {
 			return err
 		}
 		stopped++
+	}
+	if told != 0 && stopped == 0 {
+		fmt.Fprintln(out, "stopped")
+		return nil
 	}
 	fmt.Fprintf(out, "stopped %d processes that an earlier dev had left\n", stopped)
 	return nil
 }
 
-// awaitAgent waits until a started agent answers, having found its tasks again.
-func (s *supervisor) awaitAgent(ctx context.Context) error {
+// askToEnd signals the process that holds the lock file, once; told is the pid
+// that was asked before. The file is empty while a supervisor that has just begun
+// writes it, and holds the pid of none when it has just ended.
+func askToEnd(path string, told int) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return told, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 || pid == told {
+		return told, nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return told, fmt.Errorf("signal the supervisor (pid %d): %w", pid, err)
+	}
+	return pid, nil
+}
+
+// awaitAgent waits until an agent that was started with args answers, having
+// found its tasks again.
+func (s *supervisor) awaitAgent(ctx context.Context, args []string) error {
+	addr := s.cfg.agentHTTP
+	if i := slices.Index(args, "--http-addr"); i >= 0 && i+1 < len(args) {
+		addr = args[i+1] // the dev that is ended may have had others than we
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		if _, err := httpGet(ctx, "http://"+s.cfg.agentHTTP+"/health"); err == nil {
+		if _, err := httpGet(ctx, "http://"+addr+"/health"); err == nil {
 			return nil
 		}
 		select {
 		case <-time.After(25 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("the agent does not answer on %s; its log: %s", s.cfg.agentHTTP, s.logPath("agent"))
+			return fmt.Errorf("the agent does not answer on %s; its log: %s", addr, s.logPath("agent"))
 		}
 	}
 }
