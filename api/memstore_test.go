@@ -79,6 +79,8 @@ func (s *memStore) lead(leader string) {
 	s.leader = leader
 }
 
+func (s *memStore) NoLeader() error { return cluster.ErrNoLeader }
+
 func (s *memStore) LastContact() time.Duration {
 	if s.IsLeader() {
 		return 0

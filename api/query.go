@@ -206,7 +206,7 @@ func (s *Server) waitLeader(r *request) error {
 			if err := r.Context().Err(); err != nil {
 				return err
 			}
-			return cluster.ErrNoLeader
+			return s.cfg.Store.NoLeader()
 		}
 	}
 }

@@ -26,6 +26,8 @@ type Store interface {
 	IsLeader() bool
 	// Leader gives the leader's ID and Raft address, both empty when there is none.
 	Leader() (id, address string)
+	// NoLeader says why there is none, as far as this server knows.
+	NoLeader() error
 	// LastContact is how long ago the leader was heard of: 0 on the leader itself,
 	// negative when it never was.
 	LastContact() time.Duration

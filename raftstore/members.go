@@ -146,6 +146,15 @@ func (s *Store) isClosing() bool {
 	}
 }
 
+// NoLeader says why there is no leader, as far as this server knows: ErrNoLeader,
+// or that the disk is full.
+func (s *Store) NoLeader() error {
+	if s.disk.noSpace.Load() {
+		return s.disk.errFull()
+	}
+	return cluster.ErrNoLeader
+}
+
 // waitLeader returns when this server is the leader; when ctx ends first
 // ErrNoLeader, or that the disk is full if this is why.
 func (s *Store) waitLeader(ctx context.Context) error {
@@ -154,10 +163,7 @@ func (s *Store) waitLeader(ctx context.Context) error {
 			return err
 		}
 		if ctx.Err() != nil {
-			if s.disk.noSpace.Load() {
-				return s.disk.errFull()
-			}
-			return cluster.ErrNoLeader
+			return s.NoLeader()
 		}
 		leader, changed := s.leading.get()
 		if leader {
