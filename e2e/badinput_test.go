@@ -769,13 +769,13 @@ job "fashion" {
 	if push.code != 1 {
 		t.Errorf("push on a full disk: exit code %d", push.code)
 	}
-	sentence(t, "push", push.text, "the disk of the server's model store is full", "nothing was stored", "free some space")
+	sentence(t, "push", strings.ReplaceAll(push.text, p.data+"/server", "DATA"), "the disk of the server's ", "is full", "nothing was stored", "free some space")
 	classify(t, p) // serving needs no disk
 
 	there := func() {
 		t.Helper()
 		var jobs []struct{ ID string }
-		p.get("/v1/jobs", &jobs)
+		p.get("/v1/jobs?stale", &jobs) // there may be no leader without a disk
 		have := map[string]bool{}
 		for _, j := range jobs {
 			have[j.ID] = true
@@ -811,7 +811,6 @@ job "fashion" {
 		t.Fatal(err)
 	}
 	p.start()
-	there()
 	p.await("writes are taken again", func() bool {
 		code, _ := register("after")
 		return code == 200
