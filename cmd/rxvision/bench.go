@@ -394,6 +394,10 @@ func registrations(ctx context.Context, b benchFlags, base string) (map[int]samp
 // nomadRegistrations measures the same on a real nomad server with a real data
 // folder and its defaults.
 func nomadRegistrations(ctx context.Context, b benchFlags, dir string) (_ map[int]sample, err error) {
+	nomad, err := filepath.Abs(b.nomad)
+	if err != nil {
+		return nil, err
+	}
 	var ports [3]string
 	for i := range ports {
 		addr, err := freeLoopback()
@@ -409,7 +413,7 @@ func nomadRegistrations(ctx context.Context, b benchFlags, dir string) (_ map[in
 		return nil, err
 	}
 	p, err := proc.Start(proc.Spec{
-		Path: b.nomad, Stdout: proc.LogFiles{Dir: dir, Name: "nomad"}, Stderr: proc.LogFiles{Dir: dir, Name: "nomad"}, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir,
+		Path: nomad, Stdout: proc.LogFiles{Dir: dir, Name: "nomad"}, Stderr: proc.LogFiles{Dir: dir, Name: "nomad"}, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir,
 		StatusFile: filepath.Join(dir, "nomad.status"), DieWithParent: true,
 	})
 	if err != nil {
