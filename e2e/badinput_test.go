@@ -593,7 +593,7 @@ func slowClients(t *testing.T, p *platform) {
 			"GET /v1/jobs HTTP/1.1\r\nHost: x\r\nX-",
 		} {
 			var conns []net.Conn
-			for range clients / 3 {
+			for range clients {
 				c, err := net.Dial("tcp", addr)
 				if err != nil {
 					t.Fatal(err)
