@@ -356,6 +356,9 @@ func (s *supervisor) note(name string, k *devChild) error {
 	}
 	tmp := s.childrenFile() + ".new"
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		if k == nil {
+			return nil // a full disk must not keep anything from ending; the next start looks for it in vain
+		}
 		return err
 	}
 	return os.Rename(tmp, s.childrenFile())
