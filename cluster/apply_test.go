@@ -259,8 +259,10 @@ func TestModelsArePinned(t *testing.T) {
 	if s := serving(); s == nil || s.Model != "fashion" || s.Version != 2 || s.Ready {
 		t.Errorf("a placed allocation is to serve %+v", s)
 	}
-	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: a.ID, ClientStatus: AllocClientRunning,
-		Serving: &Serving{Task: "x", Model: "fashion", Version: 2, Address: "127.0.0.1:1", Ready: true}}}})
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{
+		ID: a.ID, ClientStatus: AllocClientRunning,
+		Serving: &Serving{Task: "x", Model: "fashion", Version: 2, Address: "127.0.0.1:1", Ready: true},
+	}}})
 	if s := serving(); !s.Ready || s.Address == "" {
 		t.Errorf("serving %+v", s)
 	}

@@ -70,9 +70,13 @@ func (a *Answer) ask(sess *session, call *pb.Call) error {
 	wait := time.NewTimer(limit)
 	defer wait.Stop()
 	var err error
-	out := sess.out
+	var out chan<- *pb.ServerMessage
+	told := sess.told
 	for {
 		select {
+		case <-told:
+			told, out = nil, sess.out
+			continue
 		case out <- &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: call}}:
 			out = nil // sent once
 			continue

@@ -27,6 +27,7 @@ type session struct {
 	acks    chan uint64   // what is committed; has room for all reports under way
 	reports chan struct{} // a slot per report between its arrival and its acknowledgement
 	calls   chan struct{} // a slot per reverse call under way
+	told    chan struct{} // closed when the first desired state is queued: calls come after it
 	last    atomic.Int64  // unix nanoseconds of the last message
 }
 
@@ -34,6 +35,7 @@ func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, 
 	c := &session{
 		server: s, nodeID: nodeID, ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
 		acks: make(chan uint64, maxReports), reports: make(chan struct{}, maxReports), calls: make(chan struct{}, MaxCalls),
+		told: make(chan struct{}),
 	}
 	c.touch()
 	// Before anybody else can send: it is the first message of the stream.
@@ -116,7 +118,7 @@ func (c *session) desire() error {
 		case known: // else the state here may not have caught up with the registration
 			return errForgotten
 		}
-		full := snap.Abandoned() != of
+		first, full := of == nil, snap.Abandoned() != of
 		if full { // the first time, or after a restore: say everything
 			of, sent, jobs = snap.Abandoned(), map[string]uint64{}, map[jobVersion]bool{}
 		}
@@ -127,6 +129,9 @@ func (c *session) desire() error {
 					return c.ctx.Err()
 				}
 			}
+		}
+		if first {
+			close(c.told)
 		}
 		if err := ws.WatchCtx(c.ctx); err != nil {
 			return err

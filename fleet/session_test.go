@@ -66,24 +66,27 @@ func TestNodeChangesItsRecordAndNoOther(t *testing.T) {
 
 func TestSilentNodeIsDownUntilItComesBack(t *testing.T) {
 	f := start(t, Config{TTL: 100 * time.Millisecond})
-	n, _ := f.attach(nodeA)
+	n := f.dial(nodeA, 1)
 	f.awaitStatus(nodeA, cluster.NodeStatusDown)
 	if err := n.end(); status.Code(err) != codes.DeadlineExceeded && status.Code(err) != codes.Aborted {
 		t.Errorf("the session of a silent node ended with %v", err)
 	}
-	f.attach(nodeA)
-	f.awaitStatus(nodeA, cluster.NodeStatusReady)
+	f.dial(nodeA, 1)
+	f.await("the node's return", func(s *cluster.Snapshot, ws cluster.WatchSet) bool { // it may be down again already
+		return slices.ContainsFunc(s.Node(ws, nodeA).Events, func(e *cluster.NodeEvent) bool { return e.Message == "Node reregistered" })
+	})
 	// Gone without a word counts as silent too.
-	gone, _ := f.attach(nodeB)
+	gone := f.dial(nodeB, 1)
+	f.await("the other node", func(s *cluster.Snapshot, ws cluster.WatchSet) bool { return s.Node(ws, nodeB) != nil })
 	gone.cancel()
 	f.awaitStatus(nodeB, cluster.NodeStatusDown)
 }
 
 func TestHeartbeatsKeepANode(t *testing.T) {
-	const ttl = 200 * time.Millisecond
+	const ttl = time.Second
 	f := start(t, Config{TTL: ttl})
-	n, _ := f.attach(nodeA)
-	dead, _ := f.attach(nodeB)
+	n := f.dial(nodeA, 1)
+	f.dial(nodeB, 1) // never heard of again
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	stop := make(chan struct{})
@@ -103,7 +106,6 @@ func TestHeartbeatsKeepANode(t *testing.T) {
 		}
 	})
 	f.awaitStatus(nodeB, cluster.NodeStatusDown) // which takes a TTL
-	_ = dead.end()
 	if n := f.store.State().Snapshot().Node(nil, nodeA); n.Status != cluster.NodeStatusReady {
 		t.Errorf("a node that is heard is %s", n.Status)
 	}
@@ -255,10 +257,11 @@ func TestStatusIsAcknowledgedWhenCommitted(t *testing.T) {
 	f := start(t, Config{})
 	a, _ := f.attach(nodeA)
 	b, _ := f.attach(nodeB)
-	mine, theirs := f.place("a", nodeA, nil), f.place("b", nodeB, nil)
+	mine := f.place("a", nodeA, nil)
+	a.desired()
 	second := f.place("c", nodeA, nil)
 	a.desired()
-	a.desired()
+	theirs := f.place("b", nodeB, nil)
 	b.desired()
 	gate := make(chan struct{})
 	f.store.mu.Lock()
