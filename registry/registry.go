@@ -86,6 +86,11 @@ func (r *Registry) Push(ctx context.Context, name, description string, body io.R
 	}
 	r.hold(digest)
 	defer r.release(digest)
+	// Another push of the same bytes may have let go of them, and so deleted them,
+	// before they were held here.
+	if _, err := r.cfg.Blobs.Stat(ctx, digest); err != nil {
+		return nil, cluster.Errorf(cluster.CodeUnavailable, "the model could not be stored: %v", err)
+	}
 	if size == 0 {
 		return nil, cluster.Errorf(cluster.CodeInvalid, "the model file is empty")
 	}
