@@ -93,6 +93,9 @@ func checkModifyIndex(c *RegisterJob, old *Job) *Error {
 func (t *tx) putJob(j, old *Job) *Job {
 	j.CreateIndex, j.ModifyIndex, j.JobModifyIndex = t.index, t.index, t.index
 	j.Version, j.SubmitTime, j.Status, j.Stable = 0, t.stamp.Time, JobStatusPending, false
+	if kept := t.JobVersions(nil, j.Key()); old == nil && len(kept) > 0 {
+		j.Version = kept[0].Version + 1 // a purged job of this ID still runs: its versions stay what they are
+	}
 	if old != nil {
 		j.CreateIndex, j.Version, j.Status = old.CreateIndex, old.Version+1, old.Status
 		if SpecEqual(j, old) {

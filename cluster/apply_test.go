@@ -188,6 +188,22 @@ func TestPlanNeverGivesADeviceTwice(t *testing.T) {
 	}
 }
 
+func TestPurgedJobKeepsWhatStillRuns(t *testing.T) {
+	h := newHarness(t)
+	n := testNode(h.id())
+	h.must(&RegisterNode{Node: n})
+	old := testJob("a", 1)
+	a, _ := h.place(old, n, nil)
+	h.must(&DeregisterJob{Namespace: "default", JobID: "a", Purge: true, EvalID: h.id()})
+	again := testJob("a", 1)
+	again.TaskGroups[0].Tasks[0].Config = json.RawMessage(`{"command":"/bin/true"}`)
+	h.must(&RegisterJob{Job: again, EvalID: h.id()})
+	live := h.Snapshot().Alloc(nil, a.ID)
+	if v := h.Snapshot().JobVersion(nil, live.JobKey(), live.JobVersion); v == nil || string(v.TaskGroups[0].Tasks[0].Config) != string(old.TaskGroups[0].Tasks[0].Config) {
+		t.Errorf("the version that a live allocation runs became %+v", v)
+	}
+}
+
 func TestDeploymentFollowsHealth(t *testing.T) {
 	h := newHarness(t)
 	n := testNode(h.id())

@@ -121,11 +121,30 @@ func (s *Scheduler) start(ctx context.Context) func() {
 	}
 }
 
+// reignPause is between a failure of scheduling and its new begin.
+const reignPause = time.Second
+
 // reign schedules until ctx ends. All it knows it takes from the state, so a new
-// leader begins where the old one stopped.
+// leader begins where the old one stopped, and so does this one after a failure.
 func (s *Scheduler) reign(ctx context.Context) {
 	s.log.Info("scheduling begins", "workers", s.workers)
 	defer s.log.Info("scheduling ends")
+	for {
+		err := s.schedule(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.log.Error("scheduling failed; it begins anew", "error", err)
+		select {
+		case <-time.After(reignPause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// schedule runs all parts of the loop until ctx ends or one of them fails.
+func (s *Scheduler) schedule(ctx context.Context) error {
 	q := newQueue()
 	defer s.metrics.idle()
 	a := newApplier(s)
@@ -139,9 +158,7 @@ func (s *Scheduler) reign(ctx context.Context) {
 	g.Go(func() error { return s.watchDeployments(ctx) })
 	g.Go(func() error { return s.watchDrains(ctx) })
 	g.Go(func() error { return s.collect(ctx) })
-	if err := g.Wait(); err != nil && ctx.Err() == nil {
-		s.log.Error("scheduling failed", "error", err)
-	}
+	return g.Wait()
 }
 
 // watchState calls look on a snapshot, and again whenever something that look

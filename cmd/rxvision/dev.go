@@ -355,13 +355,23 @@ func (s *supervisor) note(name string, k *devChild) error {
 		return err
 	}
 	tmp := s.childrenFile() + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := writeSynced(tmp, b); err != nil {
 		if k == nil {
 			return nil // a full disk must not keep anything from ending; the next start looks for it in vain
 		}
 		return err
 	}
 	return os.Rename(tmp, s.childrenFile())
+}
+
+// writeSynced writes a file that is whole after a power cut.
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // attach finds a child's process, also when the supervisor was killed while it
