@@ -128,7 +128,7 @@ type ApplyPlans struct {
 // Serving are read; an update with an older Epoch than the state's is ignored.
 type UpdateAllocs struct {
 	Stamp
-	NodeID string // the node that speaks; updates for others are refused. "" in tests of many nodes
+	NodeID string // the node that speaks; updates for others are refused. "": the proposer has checked each
 	Allocs []*Allocation
 }
 

@@ -8,9 +8,11 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/rxvision/rxvision/blob"
 	"github.com/rxvision/rxvision/cluster"
@@ -137,6 +139,26 @@ func (r *Registry) Open(ctx context.Context, digest string, offset int64) (io.Re
 	}
 	return rc, size, err
 }
+
+// Sweep deletes the bytes that no version names, no push holds and that have not
+// been written for an hour: what a server left that was killed between storing a
+// model and recording it. The state must be complete: call it on a leader only.
+func (r *Registry) Sweep(ctx context.Context) error {
+	before := time.Now().Add(-sweepAge)
+	for info, err := range r.cfg.Blobs.List(ctx) {
+		if err != nil {
+			return fmt.Errorf("list the model store: %w", err)
+		}
+		if info.ModTime.After(before) {
+			continue
+		}
+		r.hold(info.Digest)
+		r.release(info.Digest)
+	}
+	return nil
+}
+
+const sweepAge = time.Hour
 
 func (r *Registry) hold(d blob.Digest) {
 	r.mu.Lock()

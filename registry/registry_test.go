@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rxvision/rxvision/blob"
 	"github.com/rxvision/rxvision/cluster"
@@ -142,6 +146,41 @@ func TestRefusedPushLeavesNothing(t *testing.T) {
 	}
 	if _, _, err := r.Open(t.Context(), "sha256:"+strings.Repeat("1", 64), 0); cluster.CodeOf(err) != cluster.CodeNotFound {
 		t.Errorf("unknown artifact: %v", err)
+	}
+}
+
+func TestSweepDeletesWhatNobodyNames(t *testing.T) {
+	dir := t.TempDir()
+	blobs, err := blob.OpenStore(t.Context(), "file://"+dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blobs.Close()
+	r := New(Config{Store: &memStore{state: cluster.NewState()}, Blobs: blobs, Checker: checker{blobs}, Logger: slog.New(slog.DiscardHandler)})
+	if _, err := r.Push(t.Context(), "kept", "", strings.NewReader("good")); err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{"orphan, old", "orphan, young"} {
+		if _, _, err := blobs.Put(t.Context(), strings.NewReader(body), 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	young := blob.Sum([]byte("orphan, young")).Hex()
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.Contains(path, young) {
+			return err
+		}
+		old := time.Now().Add(-2 * sweepAge)
+		return os.Chtimes(path, old, old)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, blobs); n != 2 {
+		t.Errorf("%d blobs are left, want the recorded and the young one", n)
 	}
 }
 

@@ -132,6 +132,17 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error { return sched.Run(ctx) })
+	g.Go(func() error {
+		for leads := range store.LeaderCh(ctx) {
+			if !leads { // only a leader is known to have applied all that names a model
+				continue
+			}
+			if err := models.Sweep(ctx); err != nil && ctx.Err() == nil {
+				log.Warn("forgotten models could not be deleted", "error", err)
+			}
+		}
+		return nil
+	})
 	g.Go(func() error { return rpc.Serve(rpcListener) })
 	g.Go(func() error { return api.Serve(ctx, httpListener, handler) })
 	g.Go(func() error {
