@@ -24,6 +24,9 @@ const (
 	DefaultTTL = 5 * time.Second
 	// MaxMessage bounds one message either way, in bytes.
 	MaxMessage = 8 << 20
+	// MaxRoutes bounds a routes update, in bytes: all models at once when a gateway
+	// connects.
+	MaxRoutes = 64 << 20
 	// MaxCalls bounds the reverse calls under way on one node.
 	MaxCalls = 256
 

@@ -68,7 +68,7 @@ func runGateway(ctx context.Context, c gateway.Config, server, addr string) erro
 	c.Name = host
 	conn, err := grpc.NewClient(server,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // loopback only
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(fleet.MaxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(fleet.MaxRoutes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}),
 	)

@@ -115,7 +115,7 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 	}), c.http, func(w http.ResponseWriter, why string) { http.Error(w, why, http.StatusForbidden) })
 
 	rpc := grpc.NewServer(
-		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxMessage),
+		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxRoutes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
