@@ -140,7 +140,8 @@ func (t *tx) trimVersions(k JobKey) {
 	}
 }
 
-// UnknownModel is the sentence for a job that names a model version which is not there.
+// resolveModel finds the version that a reference means now, or gives the sentence
+// that says why there is none.
 func (s *Snapshot) resolveModel(r *ModelRef) (*ModelVersion, string) {
 	m := s.Model(nil, r.Name)
 	if m == nil {
