@@ -99,11 +99,24 @@ func portFree(flag, addr string) error {
 
 // newLogger writes JSON lines at the given level.
 func newLogger(w io.Writer, level string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: use debug, info, warn or error", level)
+	log, _, err := newLeveledLogger(w, level)
+	return log, err
+}
+
+// newLeveledLogger also gives the level, to be changed while the program runs.
+func newLeveledLogger(w io.Writer, level string) (*slog.Logger, *slog.LevelVar, error) {
+	l := new(slog.LevelVar)
+	if err := setLevel(l, level); err != nil {
+		return nil, nil, fmt.Errorf("--log-level %w", err)
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})), nil
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})), l, nil
+}
+
+func setLevel(l *slog.LevelVar, level string) error {
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return fmt.Errorf("%q: use debug, info, warn or error", level)
+	}
+	return nil
 }
 
 func sortedKeys[V any](m map[string]V) []string {

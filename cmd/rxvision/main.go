@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -32,12 +33,17 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 func main() {
 	proc.Main() // in a task's supervisor this does the work and never returns
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+	if !signal.Ignored(syscall.SIGHUP) && !reloads(os.Args) { // ignored under nohup
 		signals = append(signals, syscall.SIGHUP) // the terminal was closed
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// reloads says whether the command takes SIGHUP as the word to reload.
+func reloads(args []string) bool {
+	return len(args) > 1 && slices.Contains([]string{"server", "agent", "gateway"}, args[1])
 }
 
 // run executes one command line and gives the exit code; tests call it too.
@@ -65,7 +71,8 @@ func newRoot() *cobra.Command {
 		Long: `rxvision assigns inference and training work to the nodes that own the GPUs.
 Work is written as Nomad job specs; ` + "`nomad`" + ` itself drives it too (NOMAD_ADDR).
 
-Every flag can be set by an environment variable: --http-addr is RXVISION_HTTP_ADDR.
+Every flag can be set by an environment variable: --http-addr is RXVISION_HTTP_ADDR;
+for server, agent and gateway also in a file (--config): http_addr, or addr in a block http.
 A flag may be written with one dash or two.
 
 Exit codes: 0 done; 1 failed, with the reason on stderr; 2 a job is registered but
@@ -73,7 +80,7 @@ could not be placed whole; 3 a checked file is no model that can be served.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return flagsFromEnv(cmd)
+			return errors.Join(flagsFromEnv(cmd), loadConfig(cmd))
 		},
 	}
 	root.AddCommand(
