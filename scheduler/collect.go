@@ -16,7 +16,7 @@ func (s *Scheduler) collect(ctx context.Context) error {
 		if err := sleep(ctx, s.keep.Interval); err != nil {
 			return err
 		}
-		garbage := s.findGarbage(s.store.State().Snapshot(), now())
+		garbage := s.keep.findGarbage(s.store.State().Snapshot(), now())
 		for _, cmd := range garbage.commands() {
 			if _, err := s.apply(ctx, cmd); err != nil {
 				if ctx.Err() == nil {
@@ -38,14 +38,14 @@ type garbage struct {
 // findGarbage looks through the state. What placement still needs to know is
 // never garbage: batch work that is done, a failed allocation that holds its
 // place, the latest deployment of a version.
-func (s *Scheduler) findGarbage(snap *cluster.Snapshot, now cluster.Time) garbage {
+func (r *Retention) findGarbage(snap *cluster.Snapshot, now cluster.Time) garbage {
 	var g garbage
 	old := func(modified int64, keep time.Duration) bool { return cluster.Time(modified).Add(keep) <= now }
 	gone := map[cluster.JobKey]bool{}
 	jobs := map[cluster.JobKey]*cluster.Job{}
 	for _, j := range snap.Jobs(nil, "*", "") {
 		jobs[j.Key()] = j
-		if s.deadJob(snap, j, now) {
+		if r.deadJob(snap, j, now) {
 			g.jobs = append(g.jobs, j.Key())
 			gone[j.Key()] = true
 		}
@@ -55,19 +55,19 @@ func (s *Scheduler) findGarbage(snap *cluster.Snapshot, now cluster.Time) garbag
 		if gone[a.JobKey()] {
 			continue // leaves with its job
 		}
-		if old(a.ModifyTime, s.keep.Evaluations) && spent(a, jobs[a.JobKey()]) {
+		if old(a.ModifyTime, r.Evaluations) && spent(a, jobs[a.JobKey()]) {
 			g.allocs = append(g.allocs, a.ID)
 		} else {
 			needed[a.EvalID] = true
 		}
 	}
 	for _, e := range snap.Evals(nil, "") {
-		if e.Terminal() && old(e.ModifyTime, s.keep.Evaluations) && !needed[e.ID] && !gone[e.JobKey()] {
+		if e.Terminal() && old(e.ModifyTime, r.Evaluations) && !needed[e.ID] && !gone[e.JobKey()] {
 			g.evals = append(g.evals, e.ID)
 		}
 	}
 	for _, d := range snap.Deployments(nil, "") {
-		if d.Active() || !old(d.ModifyTime, s.keep.Deployments) || gone[d.JobKey()] {
+		if d.Active() || !old(d.ModifyTime, r.Deployments) || gone[d.JobKey()] {
 			continue
 		}
 		if latest := snap.LatestDeployment(nil, d.JobKey()); jobs[d.JobKey()] == nil || latest.ID != d.ID {
@@ -78,7 +78,7 @@ func (s *Scheduler) findGarbage(snap *cluster.Snapshot, now cluster.Time) garbag
 }
 
 // deadJob says whether a job has ended for good and long ago.
-func (s *Scheduler) deadJob(snap *cluster.Snapshot, j *cluster.Job, now cluster.Time) bool {
+func (r *Retention) deadJob(snap *cluster.Snapshot, j *cluster.Job, now cluster.Time) bool {
 	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
 		return false
 	}
@@ -95,7 +95,7 @@ func (s *Scheduler) deadJob(snap *cluster.Snapshot, j *cluster.Job, now cluster.
 		}
 		last = max(last, a.ModifyTime)
 	}
-	return cluster.Time(last).Add(s.keep.Jobs) <= now
+	return cluster.Time(last).Add(r.Jobs) <= now
 }
 
 // spent says whether an allocation no longer counts for its job (nil: purged).

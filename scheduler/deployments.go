@@ -53,18 +53,22 @@ func progressDue(d *cluster.Deployment) (due cluster.Time) {
 }
 
 func (s *Scheduler) failDeployment(ctx context.Context, d *cluster.Deployment) {
-	cmd := &cluster.UpdateDeployment{
-		Update: &cluster.DeploymentStatusUpdate{
-			DeploymentID: d.ID, Status: cluster.DeploymentFailed, StatusDescription: cluster.DeploymentDescProgressDeadline,
-		},
-		EvalID: newID(),
-	}
-	res, err := s.apply(ctx, cmd)
+	res, err := s.apply(ctx, overdue(d, newID))
 	log := s.log.With("deployment", d.ID, "job", d.JobID)
 	switch {
 	case err == nil:
 		log.Info("deployment failed: no progress within its deadline", "eval", res.EvalID, "index", res.Index)
 	case ctx.Err() == nil && cluster.CodeOf(err) != cluster.CodeConflict: // conflict: it ended just now
 		log.Error("deployment is overdue but could not be failed", "error", err)
+	}
+}
+
+// overdue fails a deployment that has made no progress.
+func overdue(d *cluster.Deployment, newID func() string) *cluster.UpdateDeployment {
+	return &cluster.UpdateDeployment{
+		Update: &cluster.DeploymentStatusUpdate{
+			DeploymentID: d.ID, Status: cluster.DeploymentFailed, StatusDescription: cluster.DeploymentDescProgressDeadline,
+		},
+		EvalID: newID(),
 	}
 }

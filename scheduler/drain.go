@@ -15,13 +15,11 @@ const maxTransitions = 1000
 // and ends the drain of a node where nothing runs any more.
 func (s *Scheduler) watchDrains(ctx context.Context) error {
 	return s.watchState(ctx, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
-		d := drain{snap: snap, ws: ws, now: now(), budget: map[groupKey]int{}, move: map[string]cluster.DesiredTransition{}}
-		for _, n := range snap.Nodes(ws, "") {
-			if n.Drain && n.DrainStrategy != nil && d.node(n) {
-				s.endDrain(ctx, n)
-			}
+		d := lookAtDrains(snap, ws, now())
+		for _, n := range d.empty {
+			s.endDrain(ctx, n)
 		}
-		s.moveAllocs(ctx, &d)
+		s.moveAllocs(ctx, d)
 		return d.next
 	})
 }
@@ -41,6 +39,17 @@ type drain struct {
 	budget map[groupKey]int // how many more of a group may move now
 	move   map[string]cluster.DesiredTransition
 	jobs   []*cluster.Job // of the allocations in move
+	empty  []*cluster.Node
+}
+
+func lookAtDrains(snap *cluster.Snapshot, ws cluster.WatchSet, now cluster.Time) *drain {
+	d := &drain{snap: snap, ws: ws, now: now, budget: map[groupKey]int{}, move: map[string]cluster.DesiredTransition{}}
+	for _, n := range snap.Nodes(ws, "") {
+		if n.Drain && n.DrainStrategy != nil && d.node(n) {
+			d.empty = append(d.empty, n)
+		}
+	}
+	return d
 }
 
 // node chooses what moves off a node; true when the node is empty.
@@ -120,6 +129,15 @@ func (s *Scheduler) moveAllocs(ctx context.Context, d *drain) {
 	if len(d.move) == 0 {
 		return
 	}
+	if res, err := s.apply(ctx, d.command(newID)); err == nil {
+		s.log.Info("allocations are moved off draining nodes", "count", len(d.move), "index", res.Index)
+	} else if ctx.Err() == nil {
+		s.log.Error("allocations could not be asked to move", "count", len(d.move), "error", err)
+		d.next = earliest(d.next, now().Add(retryLater))
+	}
+}
+
+func (d *drain) command(newID func() string) *cluster.UpdateTransitions {
 	cmd := &cluster.UpdateTransitions{Transitions: d.move}
 	for _, j := range d.jobs {
 		cmd.Evals = append(cmd.Evals, &cluster.Evaluation{
@@ -127,12 +145,7 @@ func (s *Scheduler) moveAllocs(ctx context.Context, d *drain) {
 			JobModifyIndex: j.JobModifyIndex, TriggeredBy: cluster.TriggerNodeDrain, Status: cluster.EvalStatusPending,
 		})
 	}
-	if res, err := s.apply(ctx, cmd); err == nil {
-		s.log.Info("allocations are moved off draining nodes", "count", len(d.move), "index", res.Index)
-	} else if ctx.Err() == nil {
-		s.log.Error("allocations could not be asked to move", "count", len(d.move), "error", err)
-		d.next = earliest(d.next, now().Add(retryLater))
-	}
+	return cmd
 }
 
 func (s *Scheduler) endDrain(ctx context.Context, n *cluster.Node) {

@@ -113,9 +113,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 
 func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation) *place.Result {
 	start := time.Now()
-	r := view.Plan(place.Input{
-		Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: cluster.TimeOf(start), NewID: newID, MaxBytes: planBytes,
-	})
+	r := planOne(view, snap, eval, cluster.TimeOf(start), newID)
 	took := time.Since(start)
 	w.metrics.planned.Observe(took.Seconds())
 	for _, m := range r.Failed {
@@ -127,6 +125,11 @@ func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Ev
 		}
 	}
 	return r
+}
+
+// planOne answers one evaluation of a snapshot.
+func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, now cluster.Time, newID func() string) *place.Result {
+	return view.Plan(place.Input{Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: now, NewID: newID, MaxBytes: planBytes})
 }
 
 // unchanged says whether a blocked evaluation is blocked as before: as many
@@ -147,49 +150,70 @@ func sameReasons(a, b *cluster.AllocMetric) bool {
 
 // settle gives an item back by what became of its plan.
 func (w *worker) settle(ctx context.Context, i *item, r *place.Result, out outcome) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	log := w.log.With("eval", i.eval.ID, "job", i.eval.JobID)
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
 	case out.err != nil:
 		log.Error("a plan could not be stored", "error", out.err)
-		return w.fail(ctx, i, fmt.Sprintf("the plan could not be stored: %v", out.err))
-	case out.Stale:
-		w.queue.again(i, i.attempts, 0) // gone or changed meanwhile: the state says what to do
 	case len(out.Refused) > 0:
 		w.metrics.refused.Add(float64(len(out.Refused)))
 		log.Debug("a plan was refused in part", "nodes", out.Refused, "attempt", i.attempts+1)
-		if i.attempts+1 >= maxAttempts {
-			return w.fail(ctx, i, fmt.Sprintf("maximum attempts reached (%d)", maxAttempts))
-		}
-		w.queue.again(i, i.attempts+1, 0)
-	case r.More:
-		w.queue.again(i, 0, 0)
-	case r.Eval.Status == cluster.EvalStatusBlocked:
-		w.queue.done(i, r.Eval.SnapshotIndex)
 	default:
 		log.Debug("evaluation answered", "placed", len(r.Plan.Place), "stopped", len(r.Plan.Stop), "failed", len(r.Failed), "index", out.index)
-		w.queue.done(i, 0)
+	}
+	if why := w.queue.settle(i, r, out); why != "" {
+		return w.fail(ctx, i, why)
 	}
 	return nil
+}
+
+// settle gives an item back by what became of its plan, unless its evaluation
+// must fail: then it says why, and the caller gives the item back.
+func (q *queue) settle(i *item, r *place.Result, out outcome) (why string) {
+	switch {
+	case out.err != nil:
+		return fmt.Sprintf("the plan could not be stored: %v", out.err)
+	case out.Stale:
+		q.again(i, i.attempts, 0) // gone or changed meanwhile: the state says what to do
+	case len(out.Refused) > 0:
+		if i.attempts+1 >= maxAttempts {
+			return fmt.Sprintf("maximum attempts reached (%d)", maxAttempts)
+		}
+		q.again(i, i.attempts+1, 0)
+	case r.More:
+		q.again(i, 0, 0)
+	case r.Eval.Status == cluster.EvalStatusBlocked:
+		q.done(i, r.Eval.SnapshotIndex)
+	default:
+		q.done(i, 0)
+	}
+	return ""
 }
 
 // fail gives an evaluation up and lets another one try later.
 func (w *worker) fail(ctx context.Context, i *item, why string) error {
 	w.metrics.failed.Inc()
-	e := *i.eval
-	next := &cluster.Evaluation{
-		ID: newID(), Namespace: e.Namespace, Priority: e.Priority, Type: e.Type, JobID: e.JobID, JobModifyIndex: e.JobModifyIndex,
-		TriggeredBy: cluster.TriggerFailedFollowUp, Status: cluster.EvalStatusPending, PreviousEval: e.ID,
-		StatusDescription: "created because an evaluation of the job failed",
-		Wait:              followUpDelay, WaitUntil: now().Add(followUpDelay),
-	}
-	e.Status, e.StatusDescription, e.NextEval = cluster.EvalStatusFailed, why, next.ID
-	_, err := w.apply(ctx, &cluster.UpdateEvals{Evals: []*cluster.Evaluation{&e, next}})
+	e := i.eval
+	_, err := w.apply(ctx, failure(e, why, now(), newID))
 	w.queue.done(i, 0)
 	if err != nil && ctx.Err() == nil {
 		w.log.Error("a failed evaluation could not be stored", "eval", e.ID, "job", e.JobID, "error", err)
 		return nil
 	}
 	return ctx.Err()
+}
+
+// failure ends an evaluation for a reason and creates the one that follows it.
+func failure(old *cluster.Evaluation, why string, now cluster.Time, newID func() string) *cluster.UpdateEvals {
+	e := *old
+	next := &cluster.Evaluation{
+		ID: newID(), Namespace: e.Namespace, Priority: e.Priority, Type: e.Type, JobID: e.JobID, JobModifyIndex: e.JobModifyIndex,
+		TriggeredBy: cluster.TriggerFailedFollowUp, Status: cluster.EvalStatusPending, PreviousEval: e.ID,
+		StatusDescription: "created because an evaluation of the job failed",
+		Wait:              followUpDelay, WaitUntil: now.Add(followUpDelay),
+	}
+	e.Status, e.StatusDescription, e.NextEval = cluster.EvalStatusFailed, why, next.ID
+	return &cluster.UpdateEvals{Evals: []*cluster.Evaluation{&e, next}}
 }
