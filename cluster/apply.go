@@ -131,6 +131,8 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		res = t.setSchedulerConfig(c)
 	case *Reap:
 		t.reap(c)
+	case *SetFleetHold:
+		refused = t.setFleetHold(c)
 	default:
 		panic(fmt.Sprintf("command %T has no rule", cmd))
 	}

@@ -158,7 +158,7 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 	var failed, progressed []JobKey
 	for _, u := range c.Allocs {
 		old := t.Alloc(nil, u.ID)
-		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) ||
+		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) || (u.NodeID != "" && old.NodeID != u.NodeID) ||
 			(u.Epoch != 0 && u.Epoch < old.Epoch) || old.ClientTerminal() {
 			continue
 		}

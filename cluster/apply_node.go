@@ -75,7 +75,7 @@ func (t *tx) evalNode(n *Node, trigger string) {
 func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
 	for _, u := range c.Updates {
 		old := t.Node(nil, u.NodeID)
-		if old == nil || old.Status == u.Status {
+		if old == nil || old.Status == u.Status || (u.Index != 0 && u.Index != old.ModifyIndex) {
 			continue
 		}
 		n := *old

@@ -398,7 +398,10 @@ func TestRandomCommands(t *testing.T) {
 			do(&UpdateAllocs{NodeID: a.NodeID, Allocs: []*Allocation{u}})
 		case 8:
 			n := nodes[r.IntN(len(nodes))]
-			do(&UpdateNodeStatus{Updates: []NodeStatusUpdate{{n.ID, []string{NodeStatusDown, NodeStatusReady}[r.IntN(2)], ""}}})
+			do(&UpdateNodeStatus{Updates: []NodeStatusUpdate{{NodeID: n.ID, Status: []string{NodeStatusDown, NodeStatusReady, NodeStatusDisconnected}[r.IntN(3)]}}})
+			if r.IntN(3) == 0 {
+				do(&SetFleetHold{Hold: []*FleetHold{nil, {Nodes: 2, Of: 4, Reason: "test"}}[r.IntN(2)]})
+			}
 		case 9:
 			reap := &Reap{Jobs: []JobKey{key}}
 			for _, a := range allocs {
@@ -446,7 +449,7 @@ func TestGoldenBytes(t *testing.T) {
 	node, job := testNode("00000001-0000-4000-8000-000000000001"), testJob("a", 2)
 	e := &Evaluation{ID: "e", Namespace: "default", JobID: "a", Status: EvalStatusPending}
 	for _, c := range []Command{
-		&RegisterNode{Node: node}, &UpdateNodeStatus{Updates: []NodeStatusUpdate{{"n", "down", "silent"}}},
+		&RegisterNode{Node: node}, &UpdateNodeStatus{Updates: []NodeStatusUpdate{{NodeID: "n", Status: "down", Message: "silent", Index: 7}}},
 		&UpdateEligibility{NodeID: "n", Eligibility: NodeIneligible}, &UpdateDrain{NodeID: "n", Strategy: &DrainStrategy{Deadline: 1}},
 		&DeregisterNode{NodeID: "n"}, &RegisterJob{Job: job, EvalID: "e"}, &DeregisterJob{Namespace: "default", JobID: "a", EvalID: "e"},
 		&UpdateEvals{Evals: []*Evaluation{e}},
@@ -455,6 +458,7 @@ func TestGoldenBytes(t *testing.T) {
 		&UpdateTransitions{Transitions: map[string]DesiredTransition{"x": {}}}, &UpdateDeployment{Update: &DeploymentStatusUpdate{DeploymentID: "d"}},
 		&SetJobStability{JobID: "a"}, &CreateModelVersion{Version: &ModelVersion{Model: "m", Inputs: []TensorSpec{{"x", "FP32", []int64{-1, 4}}}}},
 		&SetAlias{Model: "m", Alias: "production", Version: 1}, &SetSchedulerConfig{Config: &SchedulerConfiguration{}}, &Reap{Evals: []string{"e"}},
+		&SetFleetHold{Hold: &FleetHold{Nodes: 4, Of: 10, Reason: "silent"}},
 	} {
 		*c.stamp() = Stamp{RequestID: "r", Time: 1}
 		name := strings.TrimPrefix(fmt.Sprintf("%T", c), "*cluster.")

@@ -25,6 +25,7 @@ const (
 	KindReap               Kind = 15
 	KindDeregisterNode     Kind = 16
 	KindSetJobStability    Kind = 17
+	KindSetFleetHold       Kind = 29
 )
 
 // Command changes the State. Its stamp comes from the proposer.
@@ -59,9 +60,11 @@ type UpdateNodeStatus struct {
 	Updates []NodeStatusUpdate
 }
 
-// NodeStatusUpdate is one node's new status.
+// NodeStatusUpdate is one node's new status. With an Index it holds only while
+// the node's ModifyIndex is that one: a node that came back meanwhile stays.
 type NodeStatusUpdate struct {
 	NodeID, Status, Message string
+	Index                   uint64
 }
 
 // UpdateEligibility makes a node eligible or ineligible for new work.
@@ -124,8 +127,9 @@ type ApplyPlans struct {
 }
 
 // UpdateAllocs brings what nodes say of their allocations. Of each record only
-// ID, Epoch, ClientStatus, ClientDescription, TaskStates, DeploymentStatus and
-// Serving are read; an update with an older Epoch than the state's is ignored.
+// ID, NodeID, Epoch, ClientStatus, ClientDescription, TaskStates, DeploymentStatus
+// and Serving are read; an update with an older Epoch than the state's, or with a
+// NodeID that is not the allocation's, is ignored.
 type UpdateAllocs struct {
 	Stamp
 	NodeID string // the node that speaks; updates for others are refused. "": the proposer has checked each
@@ -240,6 +244,8 @@ func newCommand(k Kind) Command {
 		return new(SetSchedulerConfig)
 	case KindReap:
 		return new(Reap)
+	case KindSetFleetHold:
+		return new(SetFleetHold)
 	}
 	return nil
 }

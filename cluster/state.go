@@ -26,6 +26,7 @@ const (
 	TableModelVersions = "model_versions"
 	TableScheduler     = "scheduler_config"
 	TableResults       = "results"
+	TableFleetHold     = "fleet_hold"
 )
 
 // IndexCapacity is an entry of the index table that is no table: the last log
@@ -149,6 +150,10 @@ var Tables = []*Table{
 	{
 		Name: TableScheduler, Record: 13, New: func() any { return new(SchedulerConfiguration) },
 		key: func(any) string { return "config" },
+	},
+	{
+		Name: TableFleetHold, Record: 206, New: func() any { return new(FleetHold) },
+		key: func(any) string { return "hold" },
 	},
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
