@@ -131,6 +131,14 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		res = t.setSchedulerConfig(c)
 	case *Reap:
 		t.reap(c)
+	case *RegisterServer:
+		refused = t.registerServer(c)
+	case *RemoveServer:
+		t.removeServer(c)
+	case *SetAutopilotConfig:
+		res, refused = t.setAutopilotConfig(c)
+	case *SetClusterMeta:
+		refused = t.setClusterMeta(c)
 	case *SetFleetHold:
 		refused = t.setFleetHold(c)
 	default:

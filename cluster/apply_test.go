@@ -399,6 +399,17 @@ func TestRandomCommands(t *testing.T) {
 		case 8:
 			n := nodes[r.IntN(len(nodes))]
 			do(&UpdateNodeStatus{Updates: []NodeStatusUpdate{{NodeID: n.ID, Status: []string{NodeStatusDown, NodeStatusReady, NodeStatusDisconnected}[r.IntN(3)]}}})
+			server := &Server{ID: fmt.Sprintf("server-%d", r.IntN(3)), RaftAddr: "127.0.0.1:7648", Version: fmt.Sprint(r.IntN(2))}
+			switch r.IntN(4) {
+			case 0:
+				do(&RegisterServer{Server: server})
+			case 1:
+				do(&RemoveServer{ID: server.ID, Left: r.IntN(2) == 0})
+			case 2:
+				do(&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: r.IntN(2) == 0})
+			case 3:
+				do(&SetClusterMeta{ClusterID: server.ID})
+			}
 			if r.IntN(3) == 0 {
 				do(&SetFleetHold{Hold: []*FleetHold{nil, {Nodes: 2, Of: 4, Reason: "test"}}[r.IntN(2)]})
 			}
@@ -459,6 +470,8 @@ func TestGoldenBytes(t *testing.T) {
 		&SetJobStability{JobID: "a"}, &CreateModelVersion{Version: &ModelVersion{Model: "m", Inputs: []TensorSpec{{"x", "FP32", []int64{-1, 4}}}}},
 		&SetAlias{Model: "m", Alias: "production", Version: 1}, &SetSchedulerConfig{Config: &SchedulerConfiguration{}}, &Reap{Evals: []string{"e"}},
 		&SetFleetHold{Hold: &FleetHold{Nodes: 4, Of: 10, Reason: "silent"}},
+		&RegisterServer{Server: &Server{ID: "s", Name: "n", RaftAddr: "127.0.0.1:7648"}}, &RemoveServer{ID: "s", Left: true},
+		&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: true, Index: 3}, &SetClusterMeta{ClusterID: "c"},
 	} {
 		*c.stamp() = Stamp{RequestID: "r", Time: 1}
 		name := strings.TrimPrefix(fmt.Sprintf("%T", c), "*cluster.")

@@ -25,7 +25,11 @@ const (
 	KindReap               Kind = 15
 	KindDeregisterNode     Kind = 16
 	KindSetJobStability    Kind = 17
+	KindRegisterServer     Kind = 18
+	KindRemoveServer       Kind = 19
+	KindSetAutopilotConfig Kind = 20
 	KindSetFleetHold       Kind = 29
+	KindSetClusterMeta     Kind = 31
 )
 
 // Command changes the State. Its stamp comes from the proposer.
@@ -244,6 +248,14 @@ func newCommand(k Kind) Command {
 		return new(SetSchedulerConfig)
 	case KindReap:
 		return new(Reap)
+	case KindRegisterServer:
+		return new(RegisterServer)
+	case KindRemoveServer:
+		return new(RemoveServer)
+	case KindSetAutopilotConfig:
+		return new(SetAutopilotConfig)
+	case KindSetClusterMeta:
+		return new(SetClusterMeta)
 	case KindSetFleetHold:
 		return new(SetFleetHold)
 	}

@@ -27,6 +27,9 @@ const (
 	TableScheduler     = "scheduler_config"
 	TableResults       = "results"
 	TableFleetHold     = "fleet_hold"
+	TableServers       = "servers"
+	TableAutopilot     = "autopilot_config"
+	TableClusterMeta   = "cluster_meta"
 )
 
 // IndexCapacity is an entry of the index table that is no table: the last log
@@ -154,6 +157,18 @@ var Tables = []*Table{
 	{
 		Name: TableFleetHold, Record: 206, New: func() any { return new(FleetHold) },
 		key: func(any) string { return "hold" },
+	},
+	{
+		Name: TableServers, Record: 203, New: func() any { return new(Server) },
+		key: func(v any) string { return v.(*Server).ID },
+	},
+	{
+		Name: TableAutopilot, Record: 205, New: func() any { return new(AutopilotConfig) },
+		key: func(any) string { return "config" },
+	},
+	{
+		Name: TableClusterMeta, Record: 14, New: func() any { return new(ClusterMeta) },
+		key: func(any) string { return "meta" },
 	},
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },

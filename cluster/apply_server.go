@@ -1,0 +1,114 @@
+package cluster
+
+func (t *tx) registerServer(c *RegisterServer) *Error {
+	if c.Server == nil || c.Server.ID == "" || c.Server.RaftAddr == "" {
+		return Errorf(CodeInvalid, "a server needs an ID and a Raft address")
+	}
+	s := *c.Server
+	s.CreateIndex, s.ModifyIndex = t.index, t.index
+	if old := t.Server(nil, s.ID); old != nil {
+		s.CreateIndex = old.CreateIndex
+		same := *old
+		if same.ModifyIndex = t.index; same == s {
+			return nil
+		}
+	}
+	t.put(TableServers, &s)
+	return nil
+}
+
+// removeServer is silent about a server that it does not know: raft may have
+// had a member that never registered.
+func (t *tx) removeServer(c *RemoveServer) {
+	old := t.Server(nil, c.ID)
+	if old == nil {
+		return
+	}
+	if !c.Left {
+		t.delete(TableServers, old)
+		return
+	}
+	s := *old
+	s.Left, s.ModifyIndex = true, t.index
+	t.put(TableServers, &s)
+	var oldest *Server
+	left := 0
+	for _, s := range t.Servers(nil) {
+		if !s.Left {
+			continue
+		}
+		if left++; oldest == nil || s.ModifyIndex < oldest.ModifyIndex {
+			oldest = s
+		}
+	}
+	if left > MaxLeftServers {
+		t.delete(TableServers, oldest)
+	}
+}
+
+func (t *tx) setAutopilotConfig(c *SetAutopilotConfig) (Result, *Error) {
+	if c.Config == nil || c.Config.LastContactThreshold < 0 || c.Config.ServerStabilizationTime < 0 {
+		return Result{}, Errorf(CodeInvalid, "autopilot settings need times that are not negative")
+	}
+	old := first[AutopilotConfig](t.txn, nil, TableAutopilot, "id", "config")
+	var current uint64
+	if old != nil {
+		current = old.ModifyIndex
+	}
+	if c.CheckIndex && c.Index != current {
+		return Result{}, nil
+	}
+	cfg := *c.Config
+	cfg.CreateIndex, cfg.ModifyIndex = t.index, t.index
+	if old != nil {
+		cfg.CreateIndex = old.CreateIndex
+	}
+	t.put(TableAutopilot, &cfg)
+	return Result{Updated: true}, nil
+}
+
+func (t *tx) setClusterMeta(c *SetClusterMeta) *Error {
+	if c.ClusterID == "" {
+		return Errorf(CodeInvalid, "a cluster needs an ID")
+	}
+	if old := t.ClusterMeta(nil); old != nil {
+		if old.ClusterID == c.ClusterID {
+			return nil
+		}
+		return Errorf(CodeConflict, "this cluster is named %s already", old.ClusterID)
+	}
+	t.put(TableClusterMeta, &ClusterMeta{ClusterID: c.ClusterID, CreateTime: t.stamp.Time, CreateIndex: t.index, ModifyIndex: t.index})
+	return nil
+}
+
+// AdoptMembership replaces what s knows of servers and of the cluster's name by
+// what live knows: a restored archive brings jobs, not other servers. It is
+// called before anyone else has s.
+func (s *State) AdoptMembership(live *Snapshot) error {
+	txn := s.db.Txn(true)
+	defer txn.Abort()
+	for _, table := range []string{TableServers, TableClusterMeta} {
+		if _, err := txn.DeleteAll(table, "id_prefix", ""); err != nil {
+			return err
+		}
+		it, err := live.txn.Get(table, "id_prefix", "")
+		if err != nil {
+			return err
+		}
+		for v := it.Next(); v != nil; v = it.Next() {
+			if err := txn.Insert(table, v); err != nil {
+				return err
+			}
+		}
+		if _, err := txn.DeleteAll(TableIndex, "id", table); err != nil {
+			return err
+		}
+		if e := first[IndexEntry](live.txn, nil, TableIndex, "id", table); e != nil {
+			if err := txn.Insert(TableIndex, e); err != nil {
+				return err
+			}
+		}
+	}
+	txn.Commit()
+	return nil
+}
