@@ -131,6 +131,16 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		res = t.setSchedulerConfig(c)
 	case *Reap:
 		t.reap(c)
+	case *BootstrapACL:
+		refused = t.bootstrapACL(c)
+	case *UpsertACLPolicies:
+		refused = t.upsertACLPolicies(c)
+	case *DeleteACLPolicies:
+		t.deleteACLPolicies(c)
+	case *UpsertACLTokens:
+		refused = t.upsertACLTokens(c)
+	case *DeleteACLTokens:
+		refused = t.deleteACLTokens(c)
 	case *RegisterServer:
 		refused = t.registerServer(c)
 	case *RemoveServer:

@@ -356,7 +356,7 @@ func TestRandomCommands(t *testing.T) {
 		key := JobKey{"default", fmt.Sprintf("job-%d", r.IntN(6))}
 		snap := h.Snapshot()
 		allocs := snap.Allocs(nil, "")
-		switch r.IntN(10) {
+		switch r.IntN(11) {
 		case 0, 1:
 			do(&RegisterJob{Job: testJob(key.ID, 1+r.IntN(3)), EvalID: h.id()})
 		case 2:
@@ -426,6 +426,8 @@ func TestRandomCommands(t *testing.T) {
 				}
 			}
 			do(reap)
+		case 10:
+			do(randomACL(h, r))
 		}
 	}
 	want := dump(t, h.State)
@@ -469,6 +471,10 @@ func TestGoldenBytes(t *testing.T) {
 		&UpdateTransitions{Transitions: map[string]DesiredTransition{"x": {}}}, &UpdateDeployment{Update: &DeploymentStatusUpdate{DeploymentID: "d"}},
 		&SetJobStability{JobID: "a"}, &CreateModelVersion{Version: &ModelVersion{Model: "m", Inputs: []TensorSpec{{"x", "FP32", []int64{-1, 4}}}}},
 		&SetAlias{Model: "m", Alias: "production", Version: 1}, &SetSchedulerConfig{Config: &SchedulerConfiguration{}}, &Reap{Evals: []string{"e"}},
+		&BootstrapACL{Token: &ACLToken{AccessorID: "a", SecretHash: "h", Type: ACLTokenManagement}, ResetIndex: 7},
+		&UpsertACLPolicies{Policies: []*ACLPolicy{{Name: "p", Description: "d", Rules: "r"}}}, &DeleteACLPolicies{Names: []string{"p"}},
+		&UpsertACLTokens{Tokens: []*ACLToken{{AccessorID: "a", Name: "n", Policies: []string{"p"}, ExpirationTime: 5, ExpirationTTL: 4}}},
+		&DeleteACLTokens{AccessorIDs: []string{"a"}, OnlyExpired: true},
 		&SetFleetHold{Hold: &FleetHold{Nodes: 4, Of: 10, Reason: "silent"}},
 		&RegisterServer{Server: &Server{ID: "s", Name: "n", RaftAddr: "127.0.0.1:7648"}}, &RemoveServer{ID: "s", Left: true},
 		&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: true, Index: 3}, &SetClusterMeta{ClusterID: "c"},

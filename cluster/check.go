@@ -89,6 +89,7 @@ func (s *Snapshot) Check() error {
 			}
 		}
 	}
+	s.checkACL(high, fault)
 	return errors.Join(faults...)
 }
 

@@ -25,6 +25,13 @@ const (
 	KindReap               Kind = 15
 	KindDeregisterNode     Kind = 16
 	KindSetJobStability    Kind = 17
+
+	KindBootstrapACL      Kind = 21
+	KindUpsertACLPolicies Kind = 22
+	KindDeleteACLPolicies Kind = 23
+	KindUpsertACLTokens   Kind = 24
+	KindDeleteACLTokens   Kind = 25
+
 	KindRegisterServer     Kind = 18
 	KindRemoveServer       Kind = 19
 	KindSetAutopilotConfig Kind = 20
@@ -248,6 +255,16 @@ func newCommand(k Kind) Command {
 		return new(SetSchedulerConfig)
 	case KindReap:
 		return new(Reap)
+	case KindBootstrapACL:
+		return new(BootstrapACL)
+	case KindUpsertACLPolicies:
+		return new(UpsertACLPolicies)
+	case KindDeleteACLPolicies:
+		return new(DeleteACLPolicies)
+	case KindUpsertACLTokens:
+		return new(UpsertACLTokens)
+	case KindDeleteACLTokens:
+		return new(DeleteACLTokens)
 	case KindRegisterServer:
 		return new(RegisterServer)
 	case KindRemoveServer:

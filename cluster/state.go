@@ -170,6 +170,8 @@ var Tables = []*Table{
 		Name: TableClusterMeta, Record: 14, New: func() any { return new(ClusterMeta) },
 		key: func(any) string { return "meta" },
 	},
+	aclPolicyTable,
+	aclTokenTable,
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
 		key: func(v any) string { return v.(*resultEntry).RequestID },
