@@ -25,18 +25,17 @@ const (
 	KindReap               Kind = 15
 	KindDeregisterNode     Kind = 16
 	KindSetJobStability    Kind = 17
+	KindRegisterServer     Kind = 18
+	KindRemoveServer       Kind = 19
+	KindSetAutopilotConfig Kind = 20
 
 	KindBootstrapACL      Kind = 21
 	KindUpsertACLPolicies Kind = 22
 	KindDeleteACLPolicies Kind = 23
 	KindUpsertACLTokens   Kind = 24
 	KindDeleteACLTokens   Kind = 25
-
-	KindRegisterServer     Kind = 18
-	KindRemoveServer       Kind = 19
-	KindSetAutopilotConfig Kind = 20
-	KindSetFleetHold       Kind = 29
-	KindSetClusterMeta     Kind = 31
+	KindSetFleetHold      Kind = 29
+	KindSetClusterMeta    Kind = 31
 )
 
 // Command changes the State. Its stamp comes from the proposer.

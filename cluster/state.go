@@ -158,6 +158,8 @@ var Tables = []*Table{
 		Name: TableFleetHold, Record: 206, New: func() any { return new(FleetHold) },
 		key: func(any) string { return "hold" },
 	},
+	aclPolicyTable,
+	aclTokenTable,
 	{
 		Name: TableServers, Record: 203, New: func() any { return new(Server) },
 		key: func(v any) string { return v.(*Server).ID },
@@ -170,8 +172,6 @@ var Tables = []*Table{
 		Name: TableClusterMeta, Record: 14, New: func() any { return new(ClusterMeta) },
 		key: func(any) string { return "meta" },
 	},
-	aclPolicyTable,
-	aclTokenTable,
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
 		key: func(v any) string { return v.(*resultEntry).RequestID },
