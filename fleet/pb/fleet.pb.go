@@ -27,6 +27,231 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SessionsReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"` // the caller's ID, in the first report
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // these are all; else what changed
+	Held          []*NodeHeard           `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`  // nodes whose streams the caller holds
+	Gone          []*NodeHeard           `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`  // nodes whose streams it held until lately
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionsReport) Reset() {
+	*x = SessionsReport{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionsReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionsReport) ProtoMessage() {}
+
+func (x *SessionsReport) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionsReport.ProtoReflect.Descriptor instead.
+func (*SessionsReport) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SessionsReport) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SessionsReport) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *SessionsReport) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *SessionsReport) GetHeld() []*NodeHeard {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *SessionsReport) GetGone() []*NodeHeard {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+// NodeHeard says how long ago a node was last heard of: ages need no common clock.
+type NodeHeard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	AgeMs         uint32                 `protobuf:"varint,2,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeHeard) Reset() {
+	*x = NodeHeard{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeHeard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeHeard) ProtoMessage() {}
+
+func (x *NodeHeard) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeHeard.ProtoReflect.Descriptor instead.
+func (*NodeHeard) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NodeHeard) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeHeard) GetAgeMs() uint32 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+type SessionsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionsReply) Reset() {
+	*x = SessionsReply{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionsReply) ProtoMessage() {}
+
+func (x *SessionsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionsReply.ProtoReflect.Descriptor instead.
+func (*SessionsReply) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SessionsReply) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type PeerCall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Call          *Call                  `protobuf:"bytes,2,opt,name=call,proto3" json:"call,omitempty"` // its ID is given by the called server
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerCall) Reset() {
+	*x = PeerCall{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerCall) ProtoMessage() {}
+
+func (x *PeerCall) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerCall.ProtoReflect.Descriptor instead.
+func (*PeerCall) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PeerCall) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PeerCall) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
 type NodeMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -42,7 +267,7 @@ type NodeMessage struct {
 
 func (x *NodeMessage) Reset() {
 	*x = NodeMessage{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[0]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -54,7 +279,7 @@ func (x *NodeMessage) String() string {
 func (*NodeMessage) ProtoMessage() {}
 
 func (x *NodeMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[0]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -67,7 +292,7 @@ func (x *NodeMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMessage.ProtoReflect.Descriptor instead.
 func (*NodeMessage) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{0}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeMessage) GetMessage() isNodeMessage_Message {
@@ -147,13 +372,14 @@ type Hello struct {
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // 1
 	Node          []byte                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`          // cluster.Node
 	Session       string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`    // new for each stream: a later session of a node replaces the earlier
+	Any           bool                   `protobuf:"varint,4,opt,name=any,proto3" json:"any,omitempty"`           // every server was tried: one that is cut off from the others will do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[1]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +391,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[1]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +404,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{1}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -202,6 +428,13 @@ func (x *Hello) GetSession() string {
 	return ""
 }
 
+func (x *Hello) GetAny() bool {
+	if x != nil {
+		return x.Any
+	}
+	return false
+}
+
 // NodeChanged replaces the node's record (device health, drivers).
 type NodeChanged struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -212,7 +445,7 @@ type NodeChanged struct {
 
 func (x *NodeChanged) Reset() {
 	*x = NodeChanged{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[2]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +457,7 @@ func (x *NodeChanged) String() string {
 func (*NodeChanged) ProtoMessage() {}
 
 func (x *NodeChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[2]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +470,7 @@ func (x *NodeChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeChanged.ProtoReflect.Descriptor instead.
 func (*NodeChanged) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{2}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeChanged) GetNode() []byte {
@@ -247,7 +480,9 @@ func (x *NodeChanged) GetNode() []byte {
 	return nil
 }
 
-// Heartbeat is sent at a third of the TTL.
+// Heartbeat is sent by the node at a quarter of the TTL and answered at once by a
+// server that said so in its welcome: a node that hears nothing for half a TTL
+// looks for another server.
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -256,7 +491,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[3]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +503,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[3]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +516,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{3}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 // AllocUpdates says how allocations are. It is acknowledged (Ack) once it is
@@ -296,7 +531,7 @@ type AllocUpdates struct {
 
 func (x *AllocUpdates) Reset() {
 	*x = AllocUpdates{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[4]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -308,7 +543,7 @@ func (x *AllocUpdates) String() string {
 func (*AllocUpdates) ProtoMessage() {}
 
 func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[4]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -321,7 +556,7 @@ func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocUpdates.ProtoReflect.Descriptor instead.
 func (*AllocUpdates) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{4}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AllocUpdates) GetSeq() uint64 {
@@ -346,6 +581,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Desired
 	//	*ServerMessage_Ack
 	//	*ServerMessage_Call
+	//	*ServerMessage_Heartbeat
 	Message       isServerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -353,7 +589,7 @@ type ServerMessage struct {
 
 func (x *ServerMessage) Reset() {
 	*x = ServerMessage{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +601,7 @@ func (x *ServerMessage) String() string {
 func (*ServerMessage) ProtoMessage() {}
 
 func (x *ServerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +614,7 @@ func (x *ServerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMessage.ProtoReflect.Descriptor instead.
 func (*ServerMessage) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{5}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ServerMessage) GetMessage() isServerMessage_Message {
@@ -424,6 +660,15 @@ func (x *ServerMessage) GetCall() *Call {
 	return nil
 }
 
+func (x *ServerMessage) GetHeartbeat() *Heartbeat {
+	if x != nil {
+		if x, ok := x.Message.(*ServerMessage_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Message interface {
 	isServerMessage_Message()
 }
@@ -444,6 +689,10 @@ type ServerMessage_Call struct {
 	Call *Call `protobuf:"bytes,4,opt,name=call,proto3,oneof"`
 }
 
+type ServerMessage_Heartbeat struct {
+	Heartbeat *Heartbeat `protobuf:"bytes,5,opt,name=heartbeat,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Message() {}
 
 func (*ServerMessage_Desired) isServerMessage_Message() {}
@@ -452,17 +701,21 @@ func (*ServerMessage_Ack) isServerMessage_Message() {}
 
 func (*ServerMessage_Call) isServerMessage_Message() {}
 
+func (*ServerMessage_Heartbeat) isServerMessage_Message() {}
+
+// Welcome comes first, and again when the TTL changes.
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TtlMs         int64                  `protobuf:"varint,1,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // silent for longer: the node counts as down
 	Server        string                 `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	Answers       bool                   `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"` // heartbeats are answered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +727,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +740,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Welcome) GetTtlMs() int64 {
@@ -504,6 +757,13 @@ func (x *Welcome) GetServer() string {
 	return ""
 }
 
+func (x *Welcome) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -513,7 +773,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +785,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +798,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -565,7 +825,7 @@ type Desired struct {
 
 func (x *Desired) Reset() {
 	*x = Desired{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +837,7 @@ func (x *Desired) String() string {
 func (*Desired) ProtoMessage() {}
 
 func (x *Desired) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +850,7 @@ func (x *Desired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desired.ProtoReflect.Descriptor instead.
 func (*Desired) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Desired) GetIndex() uint64 {
@@ -655,7 +915,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +927,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +940,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Call) GetId() string {
@@ -820,7 +1080,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1092,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1105,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogsRequest) GetAllocId() string {
@@ -907,7 +1167,7 @@ type FileRequest struct {
 
 func (x *FileRequest) Reset() {
 	*x = FileRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1179,7 @@ func (x *FileRequest) String() string {
 func (*FileRequest) ProtoMessage() {}
 
 func (x *FileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1192,7 @@ func (x *FileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRequest.ProtoReflect.Descriptor instead.
 func (*FileRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FileRequest) GetAllocId() string {
@@ -993,7 +1253,7 @@ type NodeStatsRequest struct {
 
 func (x *NodeStatsRequest) Reset() {
 	*x = NodeStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1265,7 @@ func (x *NodeStatsRequest) String() string {
 func (*NodeStatsRequest) ProtoMessage() {}
 
 func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1278,7 @@ func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatsRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 // AllocStatsRequest answers one chunk: JSON in the shape of /v1/client/allocation/:id/stats.
@@ -1032,7 +1292,7 @@ type AllocStatsRequest struct {
 
 func (x *AllocStatsRequest) Reset() {
 	*x = AllocStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1304,7 @@ func (x *AllocStatsRequest) String() string {
 func (*AllocStatsRequest) ProtoMessage() {}
 
 func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1317,7 @@ func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocStatsRequest.ProtoReflect.Descriptor instead.
 func (*AllocStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AllocStatsRequest) GetAllocId() string {
@@ -1085,7 +1345,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1357,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1370,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RestartRequest) GetAllocId() string {
@@ -1145,7 +1405,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1417,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1430,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignalRequest) GetAllocId() string {
@@ -1207,7 +1467,7 @@ type CheckModelRequest struct {
 
 func (x *CheckModelRequest) Reset() {
 	*x = CheckModelRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1479,7 @@ func (x *CheckModelRequest) String() string {
 func (*CheckModelRequest) ProtoMessage() {}
 
 func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1492,7 @@ func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckModelRequest.ProtoReflect.Descriptor instead.
 func (*CheckModelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckModelRequest) GetDigest() string {
@@ -1263,7 +1523,7 @@ type AnswerChunk struct {
 
 func (x *AnswerChunk) Reset() {
 	*x = AnswerChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1535,7 @@ func (x *AnswerChunk) String() string {
 func (*AnswerChunk) ProtoMessage() {}
 
 func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1548,7 @@ func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerChunk.ProtoReflect.Descriptor instead.
 func (*AnswerChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnswerChunk) GetCallId() string {
@@ -1344,7 +1604,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1616,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1629,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Error) GetCode() string {
@@ -1396,7 +1656,7 @@ type AnswerInput struct {
 
 func (x *AnswerInput) Reset() {
 	*x = AnswerInput{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1668,7 @@ func (x *AnswerInput) String() string {
 func (*AnswerInput) ProtoMessage() {}
 
 func (x *AnswerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1681,7 @@ func (x *AnswerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerInput.ProtoReflect.Descriptor instead.
 func (*AnswerInput) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AnswerInput) GetData() []byte {
@@ -1447,7 +1707,7 @@ type RoutesRequest struct {
 
 func (x *RoutesRequest) Reset() {
 	*x = RoutesRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1719,7 @@ func (x *RoutesRequest) String() string {
 func (*RoutesRequest) ProtoMessage() {}
 
 func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1732,7 @@ func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesRequest.ProtoReflect.Descriptor instead.
 func (*RoutesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RoutesRequest) GetGateway() string {
@@ -1482,20 +1742,23 @@ func (x *RoutesRequest) GetGateway() string {
 	return ""
 }
 
-// RoutesUpdate replaces the named models' routes, or all when full.
+// RoutesUpdate replaces the named models' routes, or all when full. A large one
+// comes in parts, all but the last of them with more set; the first says whether it
+// is full. The parts hold together only.
 type RoutesUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`
 	Models        []*ModelRoute          `protobuf:"bytes,3,rep,name=models,proto3" json:"models,omitempty"`
 	Gone          []string               `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"`
+	More          bool                   `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RoutesUpdate) Reset() {
 	*x = RoutesUpdate{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1770,7 @@ func (x *RoutesUpdate) String() string {
 func (*RoutesUpdate) ProtoMessage() {}
 
 func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1783,7 @@ func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesUpdate.ProtoReflect.Descriptor instead.
 func (*RoutesUpdate) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RoutesUpdate) GetIndex() uint64 {
@@ -1551,6 +1814,13 @@ func (x *RoutesUpdate) GetGone() []string {
 	return nil
 }
 
+func (x *RoutesUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type ModelRoute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1562,7 +1832,7 @@ type ModelRoute struct {
 
 func (x *ModelRoute) Reset() {
 	*x = ModelRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1844,7 @@ func (x *ModelRoute) String() string {
 func (*ModelRoute) ProtoMessage() {}
 
 func (x *ModelRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1857,7 @@ func (x *ModelRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRoute.ProtoReflect.Descriptor instead.
 func (*ModelRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ModelRoute) GetName() string {
@@ -1622,7 +1892,7 @@ type VersionRoute struct {
 
 func (x *VersionRoute) Reset() {
 	*x = VersionRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1904,7 @@ func (x *VersionRoute) String() string {
 func (*VersionRoute) ProtoMessage() {}
 
 func (x *VersionRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1917,7 @@ func (x *VersionRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRoute.ProtoReflect.Descriptor instead.
 func (*VersionRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VersionRoute) GetVersion() uint64 {
@@ -1683,7 +1953,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1965,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1978,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Endpoint) GetAllocId() string {
@@ -1749,7 +2019,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +2031,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +2044,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -1802,7 +2072,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2084,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2097,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ArtifactChunk) GetData() []byte {
@@ -1848,32 +2118,49 @@ var File_fleet_pb_fleet_proto protoreflect.FileDescriptor
 
 const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x14fleet/pb/fleet.proto\x12\x11rxvision.fleet.v1\"\xf9\x01\n" +
+	"\x14fleet/pb/fleet.proto\x12\x11rxvision.fleet.v1\"\xb2\x01\n" +
+	"\x0eSessionsReport\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\x120\n" +
+	"\x04held\x18\x04 \x03(\v2\x1c.rxvision.fleet.v1.NodeHeardR\x04held\x120\n" +
+	"\x04gone\x18\x05 \x03(\v2\x1c.rxvision.fleet.v1.NodeHeardR\x04gone\"6\n" +
+	"\tNodeHeard\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x15\n" +
+	"\x06age_ms\x18\x02 \x01(\rR\x05ageMs\"!\n" +
+	"\rSessionsReply\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"K\n" +
+	"\bPeerCall\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
+	"\x04call\x18\x02 \x01(\v2\x17.rxvision.fleet.v1.CallR\x04call\"\xf9\x01\n" +
 	"\vNodeMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.rxvision.fleet.v1.HelloH\x00R\x05hello\x129\n" +
 	"\x06allocs\x18\x02 \x01(\v2\x1f.rxvision.fleet.v1.AllocUpdatesH\x00R\x06allocs\x12<\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1c.rxvision.fleet.v1.HeartbeatH\x00R\theartbeat\x124\n" +
 	"\x04node\x18\x04 \x01(\v2\x1e.rxvision.fleet.v1.NodeChangedH\x00R\x04nodeB\t\n" +
-	"\amessage\"Q\n" +
+	"\amessage\"c\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\fR\x04node\x12\x18\n" +
-	"\asession\x18\x03 \x01(\tR\asession\"!\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x10\n" +
+	"\x03any\x18\x04 \x01(\bR\x03any\"!\n" +
 	"\vNodeChanged\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\fR\x04node\"\v\n" +
 	"\tHeartbeat\"8\n" +
 	"\fAllocUpdates\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
-	"\x06allocs\x18\x02 \x03(\fR\x06allocs\"\xe5\x01\n" +
+	"\x06allocs\x18\x02 \x03(\fR\x06allocs\"\xa3\x02\n" +
 	"\rServerMessage\x126\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1a.rxvision.fleet.v1.WelcomeH\x00R\awelcome\x126\n" +
 	"\adesired\x18\x02 \x01(\v2\x1a.rxvision.fleet.v1.DesiredH\x00R\adesired\x12*\n" +
 	"\x03ack\x18\x03 \x01(\v2\x16.rxvision.fleet.v1.AckH\x00R\x03ack\x12-\n" +
-	"\x04call\x18\x04 \x01(\v2\x17.rxvision.fleet.v1.CallH\x00R\x04callB\t\n" +
-	"\amessage\"8\n" +
+	"\x04call\x18\x04 \x01(\v2\x17.rxvision.fleet.v1.CallH\x00R\x04call\x12<\n" +
+	"\theartbeat\x18\x05 \x01(\v2\x1c.rxvision.fleet.v1.HeartbeatH\x00R\theartbeatB\t\n" +
+	"\amessage\"R\n" +
 	"\aWelcome\x12\x15\n" +
 	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\x12\x16\n" +
-	"\x06server\x18\x02 \x01(\tR\x06server\"\x17\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x18\n" +
+	"\aanswers\x18\x03 \x01(\bR\aanswers\"\x17\n" +
 	"\x03Ack\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x85\x01\n" +
 	"\aDesired\x12\x14\n" +
@@ -1941,12 +2228,13 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
 	"\x05close\x18\x02 \x01(\bR\x05close\")\n" +
 	"\rRoutesRequest\x12\x18\n" +
-	"\agateway\x18\x01 \x01(\tR\agateway\"\x83\x01\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\"\x97\x01\n" +
 	"\fRoutesUpdate\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x125\n" +
 	"\x06models\x18\x03 \x03(\v2\x1d.rxvision.fleet.v1.ModelRouteR\x06models\x12\x12\n" +
-	"\x04gone\x18\x04 \x03(\tR\x04gone\"\xdf\x01\n" +
+	"\x04gone\x18\x04 \x03(\tR\x04gone\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\xdf\x01\n" +
 	"\n" +
 	"ModelRoute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12D\n" +
@@ -1974,6 +2262,10 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06Attach\x12\x1e.rxvision.fleet.v1.NodeMessage\x1a .rxvision.fleet.v1.ServerMessage(\x010\x01\x12L\n" +
 	"\x06Answer\x12\x1e.rxvision.fleet.v1.AnswerChunk\x1a\x1e.rxvision.fleet.v1.AnswerInput(\x010\x01\x12M\n" +
 	"\x06Routes\x12 .rxvision.fleet.v1.RoutesRequest\x1a\x1f.rxvision.fleet.v1.RoutesUpdate0\x01\x12R\n" +
+	"\bArtifact\x12\".rxvision.fleet.v1.ArtifactRequest\x1a .rxvision.fleet.v1.ArtifactChunk0\x012\xf7\x01\n" +
+	"\x05Peers\x12S\n" +
+	"\bSessions\x12!.rxvision.fleet.v1.SessionsReport\x1a .rxvision.fleet.v1.SessionsReply(\x010\x01\x12E\n" +
+	"\x04Call\x12\x1b.rxvision.fleet.v1.PeerCall\x1a\x1e.rxvision.fleet.v1.AnswerChunk0\x01\x12R\n" +
 	"\bArtifact\x12\".rxvision.fleet.v1.ArtifactRequest\x1a .rxvision.fleet.v1.ArtifactChunk0\x01B'Z%github.com/rxvision/rxvision/fleet/pbb\x06proto3"
 
 var (
@@ -1988,71 +2280,85 @@ func file_fleet_pb_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_pb_fleet_proto_rawDescData
 }
 
-var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_fleet_pb_fleet_proto_goTypes = []any{
-	(*NodeMessage)(nil),       // 0: rxvision.fleet.v1.NodeMessage
-	(*Hello)(nil),             // 1: rxvision.fleet.v1.Hello
-	(*NodeChanged)(nil),       // 2: rxvision.fleet.v1.NodeChanged
-	(*Heartbeat)(nil),         // 3: rxvision.fleet.v1.Heartbeat
-	(*AllocUpdates)(nil),      // 4: rxvision.fleet.v1.AllocUpdates
-	(*ServerMessage)(nil),     // 5: rxvision.fleet.v1.ServerMessage
-	(*Welcome)(nil),           // 6: rxvision.fleet.v1.Welcome
-	(*Ack)(nil),               // 7: rxvision.fleet.v1.Ack
-	(*Desired)(nil),           // 8: rxvision.fleet.v1.Desired
-	(*Call)(nil),              // 9: rxvision.fleet.v1.Call
-	(*LogsRequest)(nil),       // 10: rxvision.fleet.v1.LogsRequest
-	(*FileRequest)(nil),       // 11: rxvision.fleet.v1.FileRequest
-	(*NodeStatsRequest)(nil),  // 12: rxvision.fleet.v1.NodeStatsRequest
-	(*AllocStatsRequest)(nil), // 13: rxvision.fleet.v1.AllocStatsRequest
-	(*RestartRequest)(nil),    // 14: rxvision.fleet.v1.RestartRequest
-	(*SignalRequest)(nil),     // 15: rxvision.fleet.v1.SignalRequest
-	(*CheckModelRequest)(nil), // 16: rxvision.fleet.v1.CheckModelRequest
-	(*AnswerChunk)(nil),       // 17: rxvision.fleet.v1.AnswerChunk
-	(*Error)(nil),             // 18: rxvision.fleet.v1.Error
-	(*AnswerInput)(nil),       // 19: rxvision.fleet.v1.AnswerInput
-	(*RoutesRequest)(nil),     // 20: rxvision.fleet.v1.RoutesRequest
-	(*RoutesUpdate)(nil),      // 21: rxvision.fleet.v1.RoutesUpdate
-	(*ModelRoute)(nil),        // 22: rxvision.fleet.v1.ModelRoute
-	(*VersionRoute)(nil),      // 23: rxvision.fleet.v1.VersionRoute
-	(*Endpoint)(nil),          // 24: rxvision.fleet.v1.Endpoint
-	(*ArtifactRequest)(nil),   // 25: rxvision.fleet.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 26: rxvision.fleet.v1.ArtifactChunk
-	nil,                       // 27: rxvision.fleet.v1.ModelRoute.AliasesEntry
+	(*SessionsReport)(nil),    // 0: rxvision.fleet.v1.SessionsReport
+	(*NodeHeard)(nil),         // 1: rxvision.fleet.v1.NodeHeard
+	(*SessionsReply)(nil),     // 2: rxvision.fleet.v1.SessionsReply
+	(*PeerCall)(nil),          // 3: rxvision.fleet.v1.PeerCall
+	(*NodeMessage)(nil),       // 4: rxvision.fleet.v1.NodeMessage
+	(*Hello)(nil),             // 5: rxvision.fleet.v1.Hello
+	(*NodeChanged)(nil),       // 6: rxvision.fleet.v1.NodeChanged
+	(*Heartbeat)(nil),         // 7: rxvision.fleet.v1.Heartbeat
+	(*AllocUpdates)(nil),      // 8: rxvision.fleet.v1.AllocUpdates
+	(*ServerMessage)(nil),     // 9: rxvision.fleet.v1.ServerMessage
+	(*Welcome)(nil),           // 10: rxvision.fleet.v1.Welcome
+	(*Ack)(nil),               // 11: rxvision.fleet.v1.Ack
+	(*Desired)(nil),           // 12: rxvision.fleet.v1.Desired
+	(*Call)(nil),              // 13: rxvision.fleet.v1.Call
+	(*LogsRequest)(nil),       // 14: rxvision.fleet.v1.LogsRequest
+	(*FileRequest)(nil),       // 15: rxvision.fleet.v1.FileRequest
+	(*NodeStatsRequest)(nil),  // 16: rxvision.fleet.v1.NodeStatsRequest
+	(*AllocStatsRequest)(nil), // 17: rxvision.fleet.v1.AllocStatsRequest
+	(*RestartRequest)(nil),    // 18: rxvision.fleet.v1.RestartRequest
+	(*SignalRequest)(nil),     // 19: rxvision.fleet.v1.SignalRequest
+	(*CheckModelRequest)(nil), // 20: rxvision.fleet.v1.CheckModelRequest
+	(*AnswerChunk)(nil),       // 21: rxvision.fleet.v1.AnswerChunk
+	(*Error)(nil),             // 22: rxvision.fleet.v1.Error
+	(*AnswerInput)(nil),       // 23: rxvision.fleet.v1.AnswerInput
+	(*RoutesRequest)(nil),     // 24: rxvision.fleet.v1.RoutesRequest
+	(*RoutesUpdate)(nil),      // 25: rxvision.fleet.v1.RoutesUpdate
+	(*ModelRoute)(nil),        // 26: rxvision.fleet.v1.ModelRoute
+	(*VersionRoute)(nil),      // 27: rxvision.fleet.v1.VersionRoute
+	(*Endpoint)(nil),          // 28: rxvision.fleet.v1.Endpoint
+	(*ArtifactRequest)(nil),   // 29: rxvision.fleet.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),     // 30: rxvision.fleet.v1.ArtifactChunk
+	nil,                       // 31: rxvision.fleet.v1.ModelRoute.AliasesEntry
 }
 var file_fleet_pb_fleet_proto_depIdxs = []int32{
-	1,  // 0: rxvision.fleet.v1.NodeMessage.hello:type_name -> rxvision.fleet.v1.Hello
-	4,  // 1: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
-	3,  // 2: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
-	2,  // 3: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
-	6,  // 4: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
-	8,  // 5: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
-	7,  // 6: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
-	9,  // 7: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
-	10, // 8: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
-	11, // 9: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
-	12, // 10: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
-	13, // 11: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
-	14, // 12: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
-	15, // 13: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
-	16, // 14: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
-	18, // 15: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
-	22, // 16: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
-	27, // 17: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
-	23, // 18: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
-	24, // 19: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
-	0,  // 20: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
-	17, // 21: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
-	20, // 22: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
-	25, // 23: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	5,  // 24: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
-	19, // 25: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
-	21, // 26: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
-	26, // 27: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	24, // [24:28] is the sub-list for method output_type
-	20, // [20:24] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	1,  // 0: rxvision.fleet.v1.SessionsReport.held:type_name -> rxvision.fleet.v1.NodeHeard
+	1,  // 1: rxvision.fleet.v1.SessionsReport.gone:type_name -> rxvision.fleet.v1.NodeHeard
+	13, // 2: rxvision.fleet.v1.PeerCall.call:type_name -> rxvision.fleet.v1.Call
+	5,  // 3: rxvision.fleet.v1.NodeMessage.hello:type_name -> rxvision.fleet.v1.Hello
+	8,  // 4: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
+	7,  // 5: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	6,  // 6: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
+	10, // 7: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
+	12, // 8: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
+	11, // 9: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
+	13, // 10: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
+	7,  // 11: rxvision.fleet.v1.ServerMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	14, // 12: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
+	15, // 13: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
+	16, // 14: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
+	17, // 15: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
+	18, // 16: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
+	19, // 17: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
+	20, // 18: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
+	22, // 19: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
+	26, // 20: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
+	31, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
+	27, // 22: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
+	28, // 23: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
+	4,  // 24: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
+	21, // 25: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
+	24, // 26: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
+	29, // 27: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	0,  // 28: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
+	3,  // 29: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
+	29, // 30: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	9,  // 31: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
+	23, // 32: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
+	25, // 33: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
+	30, // 34: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	2,  // 35: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
+	21, // 36: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
+	30, // 37: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_fleet_pb_fleet_proto_init() }
@@ -2060,19 +2366,20 @@ func file_fleet_pb_fleet_proto_init() {
 	if File_fleet_pb_fleet_proto != nil {
 		return
 	}
-	file_fleet_pb_fleet_proto_msgTypes[0].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[4].OneofWrappers = []any{
 		(*NodeMessage_Hello)(nil),
 		(*NodeMessage_Allocs)(nil),
 		(*NodeMessage_Heartbeat)(nil),
 		(*NodeMessage_Node)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[5].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[9].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
 		(*ServerMessage_Desired)(nil),
 		(*ServerMessage_Ack)(nil),
 		(*ServerMessage_Call)(nil),
+		(*ServerMessage_Heartbeat)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[9].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[13].OneofWrappers = []any{
 		(*Call_Logs)(nil),
 		(*Call_File)(nil),
 		(*Call_NodeStats)(nil),
@@ -2087,9 +2394,9 @@ func file_fleet_pb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_pb_fleet_proto_rawDesc), len(file_fleet_pb_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_fleet_pb_fleet_proto_goTypes,
 		DependencyIndexes: file_fleet_pb_fleet_proto_depIdxs,
