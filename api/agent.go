@@ -1,7 +1,6 @@
 package api
 
 import (
-	"net"
 	"net/http"
 	"runtime"
 	"strconv"
@@ -34,91 +33,7 @@ func (s *Server) statusLeader(r *request) (any, error) {
 	return address, nil
 }
 
-func (s *Server) peers() ([]Peer, error) {
-	if s.cfg.Peers == nil {
-		return nil, notBuilt("this server does not know its peers")
-	}
-	return s.cfg.Peers()
-}
-
-func (s *Server) statusPeers(*request) (any, error) {
-	peers, err := s.peers()
-	if err != nil {
-		return nil, err
-	}
-	out := []string{}
-	for _, p := range peers {
-		out = append(out, p.Address)
-	}
-	return out, nil
-}
-
 func (s *Server) regions(*request) (any, error) { return []string{s.cfg.Region}, nil }
-
-// member is a server as `nomad server members` prints it.
-type member struct {
-	Name        string
-	Addr        string
-	Port        uint16
-	Tags        map[string]string
-	Status      string
-	ProtocolMin uint8
-	ProtocolMax uint8
-	ProtocolCur uint8
-	DelegateMin uint8
-	DelegateMax uint8
-	DelegateCur uint8
-}
-
-// protocol is the version of the members' protocol that Nomad's servers report.
-const protocol = 2
-
-func (s *Server) member(p Peer) member {
-	host, port, err := net.SplitHostPort(p.Address)
-	if err != nil {
-		host = p.Address
-	}
-	number, _ := strconv.ParseUint(port, 10, 16) // 0 where the address has none
-	m := member{
-		Name: s.fullName(p), Addr: host, Port: uint16(number), Status: "alive",
-		ProtocolMin: protocol, ProtocolMax: protocol, ProtocolCur: protocol,
-		DelegateMin: protocol, DelegateMax: protocol, DelegateCur: protocol,
-		Tags: map[string]string{
-			"role": "nomad", "region": s.cfg.Region, "dc": s.cfg.Datacenter, "id": p.ID, "port": port, "rpc_addr": host,
-			"raft_vsn": raftProtocol, "vsn": "1", "build": s.cfg.Version,
-		},
-	}
-	if p.ID != s.cfg.ID && !p.Leader {
-		m.Status = "unknown" // servers hear of each other through the leader only
-	}
-	return m
-}
-
-// fullName is NAME.REGION, with the ID where a peer's name is not known.
-func (s *Server) fullName(p Peer) string {
-	name := p.Name
-	if name == "" {
-		name = p.ID
-	}
-	return name + "." + s.cfg.Region
-}
-
-type membersReply struct {
-	ServerName, ServerRegion, ServerDC string
-	Members                            []member
-}
-
-func (s *Server) agentMembers(*request) (any, error) {
-	peers, err := s.peers()
-	if err != nil {
-		return nil, err
-	}
-	reply := &membersReply{ServerName: s.cfg.Name, ServerRegion: s.cfg.Region, ServerDC: s.cfg.Datacenter, Members: []member{}}
-	for _, p := range peers {
-		reply.Members = append(reply.Members, s.member(p))
-	}
-	return reply, nil
-}
 
 // selfReply is what `nomad agent-info` and others read of a server.
 type selfReply struct {
@@ -128,7 +43,7 @@ type selfReply struct {
 }
 
 func (s *Server) agentSelf(*request) (any, error) {
-	id, leader := s.cfg.Store.Leader()
+	_, leader := s.cfg.Store.Leader()
 	reply := &selfReply{
 		Config: map[string]any{
 			"Region": s.cfg.Region, "Datacenter": s.cfg.Datacenter, "NodeName": s.cfg.Name,
@@ -151,8 +66,8 @@ func (s *Server) agentSelf(*request) (any, error) {
 			},
 		},
 	}
-	self := Peer{ID: s.cfg.ID, Name: s.cfg.Name, Leader: id == s.cfg.ID}
-	if peers, err := s.peers(); err == nil {
+	self := Peer{ID: s.cfg.ID, Name: s.cfg.Name, Region: s.cfg.Region, Datacenter: s.cfg.Datacenter, Version: s.cfg.Version, Status: "alive"}
+	if peers, _, err := s.peers(); err == nil {
 		for _, p := range peers {
 			if p.ID == s.cfg.ID {
 				self = p

@@ -64,7 +64,7 @@ func newWorld(t *testing.T) *world {
 	w.background(sched.Run)
 	w.background(w.agents)
 	srv := httptest.NewServer(api.New(api.Config{
-		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Peers: peers(store),
+		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store},
 		ID: store.ID(), Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
 		Logger: log, Registry: reg,
 	}))
@@ -251,18 +251,22 @@ func (a archives) Restore(ctx context.Context, r io.Reader) error {
 	return err
 }
 
-func peers(store *raftstore.Store) func() ([]api.Peer, error) {
-	return func() ([]api.Peer, error) {
-		servers, _, err := store.Servers()
-		if err != nil {
-			return nil, err
-		}
-		var out []api.Peer
-		for _, s := range servers {
-			out = append(out, api.Peer(s))
-		}
-		return out, nil
+// onDisk is the region of a real store.
+type onDisk struct {
+	oneServer
+	store *raftstore.Store
+}
+
+func (o onDisk) Peers() ([]api.Peer, uint64, error) {
+	servers, index, err := o.store.Servers()
+	var out []api.Peer
+	for _, s := range servers {
+		out = append(out, api.Peer{
+			ID: s.ID, Name: s.Name, Region: region, Datacenter: "dc1", Version: "0.0.1-test", Address: s.Address, Status: "alive",
+			Leader: s.Leader, Voter: s.Voter, Member: true,
+		})
 	}
+	return out, index, err
 }
 
 // fakeNodes answers calls to nodes out of a folder, whatever the allocation.

@@ -90,6 +90,32 @@ func (s *memStore) LastContact() time.Duration {
 
 func (s *memStore) Stats() map[string]string { return map[string]string{"state": "Leader"} }
 
+// oneServer is a region of one server, which cannot be removed.
+type oneServer struct{}
+
+func (oneServer) Peers() ([]api.Peer, uint64, error) {
+	return []api.Peer{{
+		ID: "me", Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Address: "127.0.0.1:7648", Status: "alive",
+		Leader: true, Voter: true, Member: true,
+	}}, 1, nil
+}
+
+func (oneServer) Remove(context.Context, string) error {
+	return cluster.Errorf(cluster.CodeConflict, "it is the only server")
+}
+
+func (oneServer) Transfer(context.Context, string) error {
+	return cluster.Errorf(cluster.CodeConflict, "it is the only server")
+}
+
+func (oneServer) Health(context.Context) (*api.ServersHealth, error) {
+	return &api.ServersHealth{Healthy: true, Leader: "me", Voters: []string{"me"}, Servers: []api.PeerHealth{{
+		ID: "me", Name: "s1", Address: "127.0.0.1:7648", SerfStatus: "alive", Leader: true, Healthy: true, Voter: true,
+	}}}, nil
+}
+
+func (oneServer) Disk() error { return nil }
+
 // wire is an API over a memStore.
 type wire struct {
 	*testing.T
@@ -116,10 +142,8 @@ func newServer(t *testing.T, change ...func(*api.Config)) *wire {
 	nodes := &fakeNodes{root: t.TempDir()}
 	cfg := api.Config{
 		Store: store, Nodes: nodes, Planner: planner{}, Models: newFakeModels(store),
-		Peers: func() ([]api.Peer, error) {
-			return []api.Peer{{ID: "me", Name: "s1", Address: "127.0.0.1:7648", Leader: true, Voter: true}}, nil
-		},
-		ID: "me", Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
+		Servers: oneServer{},
+		ID:      "me", Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Registry: prometheus.NewRegistry(), LeaderWait: 100 * time.Millisecond,
 	}
 	for _, c := range change {

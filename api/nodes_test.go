@@ -212,7 +212,7 @@ func TestCallsToNodes(t *testing.T) {
 }
 
 func TestWithoutNodes(t *testing.T) {
-	w := newWire(t, func(c *api.Config) { c.Nodes, c.Planner, c.Models, c.Peers = nil, nil, nil, nil })
+	w := newWire(t, func(c *api.Config) { c.Nodes, c.Planner, c.Models, c.Servers = nil, nil, nil, nil })
 	for _, path := range []string{
 		"/v1/client/fs/logs/x?task=t&type=stdout", "/v1/client/stats?node_id=x", "/v1/agent/members", "/v1/status/peers",
 		"/v1/operator/raft/configuration", "/v1/artifacts/sha256:00",

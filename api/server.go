@@ -35,12 +35,6 @@ type Store interface {
 	Stats() map[string]string
 }
 
-// Peer is one member of the region's Raft configuration.
-type Peer struct {
-	ID, Name, Address string // Address is host:port of Raft
-	Leader, Voter     bool
-}
-
 // Planner answers what the scheduler would do with a job, changing nothing.
 type Planner interface {
 	// DryRun plans job, a complete specification, as if it were registered on top of
@@ -89,10 +83,9 @@ type Config struct {
 	Planner  Planner
 	Archives Archives
 	Models   Models
-	// Peers lists the members of the Raft configuration.
-	Peers func() ([]Peer, error)
+	Servers  Servers
 
-	ID         string // this server's, as in Peers
+	ID         string // this server's, as in Servers
 	Name       string
 	Region     string
 	Datacenter string

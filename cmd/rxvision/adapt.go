@@ -46,17 +46,36 @@ func (a archives) Restore(ctx context.Context, r io.Reader) error {
 	return err
 }
 
-func peers(store *raftstore.Store) ([]api.Peer, error) {
-	servers, _, err := store.Servers()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.Peer, len(servers))
-	for i, s := range servers {
-		out[i] = api.Peer{ID: s.ID, Name: s.Name, Address: s.Address, Leader: s.Leader, Voter: s.Voter}
-	}
-	return out, nil
+// servers gives api the region's set of servers.
+type servers struct {
+	store *raftstore.Store
+	conf  serverConfig
 }
+
+func (s servers) Peers() ([]api.Peer, uint64, error) {
+	list, index, err := s.store.Servers()
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make([]api.Peer, len(list))
+	for i, m := range list {
+		out[i] = api.Peer{
+			ID: m.ID, Name: m.Name, Region: s.conf.region, Datacenter: s.conf.datacenter, Version: version, Address: m.Address, Status: "alive",
+			Leader: m.Leader, Voter: m.Voter, Member: true,
+		}
+	}
+	return out, index, nil
+}
+
+func (s servers) Remove(context.Context, string) error { return errAlone }
+
+func (s servers) Transfer(context.Context, string) error { return errAlone }
+
+func (s servers) Health(context.Context) (*api.ServersHealth, error) { return nil, errAlone }
+
+func (s servers) Disk() error { return nil }
+
+var errAlone = cluster.Errorf(cluster.CodeUnsupported, "this version of rxvision runs one server")
 
 // callNodes asks nodes over their own streams.
 type callNodes struct{ fleet *fleet.Server }

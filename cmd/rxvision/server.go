@@ -108,8 +108,8 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 	}
 	handler := guard(api.New(api.Config{
 		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Models: models,
-		Peers: func() ([]api.Peer, error) { return peers(store) },
-		ID:    store.ID(), Name: c.name, Region: c.region, Datacenter: c.datacenter, Version: version,
+		Servers: servers{store, c},
+		ID:      store.ID(), Name: c.name, Region: c.region, Datacenter: c.datacenter, Version: version,
 		Drivers: []string{"onnx", "raw_exec", "exec"},
 		Logger:  log.With("part", "api"), Registry: reg,
 	}), c.http, func(w http.ResponseWriter, why string) { http.Error(w, why, http.StatusForbidden) })
