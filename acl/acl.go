@@ -135,7 +135,7 @@ func (r *rules) sort() {
 		}
 	}
 	slices.SortFunc(r.globs, func(a, b glob) int {
-		return cmp.Or(cmp.Compare(b.exact, a.exact), cmp.Compare(a.text, b.text))
+		return cmp.Or(cmp.Compare(b.exact, a.exact), cmp.Compare(b.text, a.text))
 	})
 }
 

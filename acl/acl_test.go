@@ -67,9 +67,9 @@ func TestAllow(t *testing.T) {
 				namespace "*-web" { policy = "write" }`},
 			yes: "read-job@default list-jobs@prod-web submit-job@dev-web", no: "read-job@prod-api read-job@prod-web submit-job@default read-job@prod-a-web",
 		},
-		{ // of equally close ones a denial, else the first by name
+		{ // of equally close ones a denial, else the last by name
 			rules: []string{`namespace "a-*" { policy = "read" } namespace "*-a" { policy = "deny" } namespace "b-*" { policy = "read" } namespace "*-b" { policy = "write" }`},
-			yes:   "read-job@a-b submit-job@b-b", no: "read-job@a-a",
+			yes:   "read-job@a-b read-job@b-b submit-job@c-b", no: "read-job@a-a submit-job@b-b",
 		},
 		{
 			rules: []string{`namespace "default" {
@@ -238,7 +238,7 @@ func naive(policies []*Policy, k *kind, name string, c string) bool {
 			return false
 		}
 	}
-	return slices.Contains(caps[best[0]], c)
+	return slices.Contains(caps[best[len(best)-1]], c)
 }
 
 func naiveMatch(glob, name string) bool {

@@ -23,7 +23,7 @@
 // Names are globs in which * stands for any text. Of the globs that match a name
 // only one counts: the name itself if a rule spells it out, else the one with the
 // most characters besides its stars; of equally long ones one that denies, else the
-// first by name. Rules for the very same glob add up, over all policies of a token,
+// last by name, as b-* before *-b. Rules for the very same glob add up, over all policies of a token,
 // and one of them that denies undoes the others. What no rule allows is denied.
 //
 // The package reads no clock and keeps no state besides Cache. Unlike Nomad it
