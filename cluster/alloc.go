@@ -16,6 +16,9 @@ const (
 	AllocClientUnknown  = "unknown"
 )
 
+// AllocUnknownDescription is the ClientDescription of an unknown allocation.
+const AllocUnknownDescription = "alloc is unknown since its node is disconnected"
+
 // Task states as Nomad's API names them.
 const (
 	TaskStatePending = "pending"
@@ -53,6 +56,7 @@ type Allocation struct {
 	PreemptedAllocations  []string
 	PreemptedByAllocation string
 	Serving               *Serving // what an onnx task serves; address and readiness are the agent's
+	UnknownSince          Time     // when its node had been silent and ClientStatus became unknown; 0 otherwise
 	Epoch                 uint64   // log index at which this start was decided; later epochs win
 	CreateIndex           uint64
 	ModifyIndex           uint64

@@ -21,6 +21,10 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 		res.Stale = true
 		return res
 	}
+	if t.heardAgain(p) {
+		res.Stale = true
+		return res
+	}
 	place := map[string][]*Allocation{}
 	for _, a := range p.Place {
 		place[a.NodeID] = append(place[a.NodeID], a)
@@ -54,7 +58,44 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 	if len(refused) == 0 {
 		t.putEvals(p.Evals)
 	}
+	t.giveUpNodes(p)
 	return res
+}
+
+// heardAgain says whether a plan gives up allocations whose node has come back
+// since it was made: what runs there goes on, and must not run elsewhere too.
+func (t *tx) heardAgain(p *Plan) bool {
+	for _, s := range p.Stop {
+		if s.ClientStatus == "" {
+			continue
+		}
+		if a := t.Alloc(nil, s.AllocID); a != nil && !a.ClientTerminal() {
+			if n := t.Node(nil, a.NodeID); n != nil && !n.Silent() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// giveUpNodes marks the disconnected nodes down of which nothing is awaited any
+// more once the plan's lost allocations are.
+func (t *tx) giveUpNodes(p *Plan) {
+	if t.FleetHold(nil) != nil {
+		return
+	}
+	for _, s := range p.Stop {
+		if s.ClientStatus != AllocClientLost {
+			continue
+		}
+		a := t.Alloc(nil, s.AllocID)
+		if a == nil {
+			continue
+		}
+		if n := t.Node(nil, a.NodeID); n != nil && n.Status == NodeStatusDisconnected && !t.awaited(n) {
+			t.setNodeStatus(n, NodeStatusDown, "Nothing on the node is awaited any more")
+		}
+	}
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
@@ -102,10 +143,22 @@ func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
 	if s.FollowupEvalID != "" {
 		a.FollowupEvalID = s.FollowupEvalID
 	}
-	if s.ClientStatus != "" && !old.ClientTerminal() {
-		a.ClientStatus, a.Serving = s.ClientStatus, nil
+	switch {
+	case old.ClientTerminal():
+	case s.ClientStatus == AllocClientUnknown: // gateways may reach it all the same
+		if old.ClientStatus != AllocClientUnknown {
+			a.UnknownSince = Time(t.stamp.Time)
+		}
+		a.ClientStatus, a.ClientDescription = AllocClientUnknown, AllocUnknownDescription
+	case s.ClientStatus != "":
+		a.ClientStatus, a.Serving, a.UnknownSince = s.ClientStatus, nil, 0
 	}
 	t.putAlloc(&a, old, true)
+	if kept := t.Alloc(nil, s.Keeps); kept != nil && kept.NextAllocation != "" {
+		k := *kept
+		k.NextAllocation = ""
+		t.putAlloc(&k, kept, false)
+	}
 }
 
 // placeAlloc stores a new allocation, or an update in place of one that runs:
@@ -125,7 +178,7 @@ func (t *tx) placeAlloc(planned *Allocation, job *Job) {
 	} else {
 		a.CreateIndex, a.Epoch, a.CreateTime = old.CreateIndex, old.Epoch, old.CreateTime
 		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
-		a.TaskStates, a.Serving = old.TaskStates, old.Serving
+		a.TaskStates, a.Serving, a.UnknownSince = old.TaskStates, old.Serving, old.UnknownSince
 		a.DesiredTransition = old.DesiredTransition // asked for since the plan was made
 	}
 	t.putAlloc(a, old, true)
@@ -152,18 +205,18 @@ func (t *tx) putAlloc(a, old *Allocation, desired bool) {
 	t.dirty[a.JobKey()] = true
 }
 
-// updateAllocs merges what a node says. Health moves the deployment; a failure
-// asks for an evaluation of the job.
+// updateAllocs merges what a node says. Health moves the deployment; a failure,
+// and a word of an allocation that was unknown, ask for an evaluation of the job.
 func (t *tx) updateAllocs(c *UpdateAllocs) {
-	var failed, progressed []JobKey
+	var failed, progressed, reconnected []JobKey
 	for _, u := range c.Allocs {
 		old := t.Alloc(nil, u.ID)
 		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) || (u.NodeID != "" && old.NodeID != u.NodeID) ||
-			(u.Epoch != 0 && u.Epoch < old.Epoch) || old.ClientTerminal() {
+			(u.Epoch != 0 && u.Epoch < old.Epoch) || old.ClientTerminal() || u.ClientStatus == AllocClientUnknown {
 			continue
 		}
 		a := *old
-		a.ClientStatus, a.ClientDescription = u.ClientStatus, u.ClientDescription
+		a.ClientStatus, a.ClientDescription, a.UnknownSince = u.ClientStatus, u.ClientDescription, 0
 		a.TaskStates, a.Serving = trimTaskStates(u.TaskStates), mergeServing(old.Serving, u.Serving)
 		if a.ClientTerminal() {
 			a.Serving = nil
@@ -173,10 +226,13 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		if health != nil && t.countHealth(&a, *health) {
 			progressed = append(progressed, a.JobKey())
 		}
-		if a.ClientStatus == AllocClientFailed && !a.ServerTerminal() {
+		if old.ClientStatus == AllocClientUnknown && !a.ServerTerminal() {
+			reconnected = append(reconnected, a.JobKey())
+		} else if a.ClientStatus == AllocClientFailed && !a.ServerTerminal() {
 			failed = append(failed, a.JobKey())
 		}
 	}
+	t.evalJobs(reconnected, TriggerReconnect, nil)
 	t.evalJobs(failed, TriggerAllocFailure, nil)
 	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
 }

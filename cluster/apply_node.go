@@ -78,16 +78,49 @@ func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
 		if old == nil || old.Status == u.Status || (u.Index != 0 && u.Index != old.ModifyIndex) {
 			continue
 		}
-		n := *old
-		n.Status, n.StatusDescription, n.StatusUpdatedAt = u.Status, u.Message, t.stamp.Time/1e9
-		message := u.Message
-		if message == "" {
-			message = "Node is " + u.Status
+		status := u.Status
+		if status == NodeStatusDown && t.awaited(old) {
+			status = NodeStatusDisconnected
 		}
-		t.nodeEvent(&n, message, nil)
-		t.putNode(&n)
-		t.evalNode(&n, TriggerNodeUpdate)
+		if status != old.Status {
+			t.evalNode(t.setNodeStatus(old, status, u.Message), TriggerNodeUpdate)
+		}
 	}
+}
+
+func (t *tx) setNodeStatus(old *Node, status, message string) *Node {
+	n := *old
+	n.Status, n.StatusDescription, n.StatusUpdatedAt = status, message, t.stamp.Time/1e9
+	if message == "" {
+		message = "Node is " + status
+	}
+	t.nodeEvent(&n, message, nil)
+	t.putNode(&n)
+	return &n
+}
+
+// awaited says whether something on a silent node may still come back: its group
+// has a disconnect block whose lost_after has not passed.
+func (t *tx) awaited(n *Node) bool { return t.Awaited(n, Time(t.stamp.Time)) }
+
+// Awaited says whether a node that is silent counts as disconnected, not down:
+// something that ran there has a disconnect block whose lost_after has not passed.
+func (s *Snapshot) Awaited(n *Node, now Time) bool {
+	for _, a := range s.AllocsHolding(nil, n.ID) {
+		if a.ServerTerminal() || (a.ClientStatus != AllocClientRunning && a.ClientStatus != AllocClientUnknown) {
+			continue
+		}
+		j := s.JobVersion(nil, a.JobKey(), a.JobVersion)
+		if j == nil {
+			continue
+		}
+		if g := j.Group(a.TaskGroup); g == nil || g.Disconnect == nil || g.Disconnect.LostAfter == 0 {
+			continue
+		} else if a.UnknownSince == 0 || a.UnknownSince.Add(g.Disconnect.LostAfter) > now {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *tx) updateEligibility(c *UpdateEligibility) *Error {

@@ -20,6 +20,9 @@ func (s *Snapshot) Check() error {
 		if a.ModifyIndex > high {
 			fault("allocation %s has index %d, beyond the state's %d", a.ID, a.ModifyIndex, high)
 		}
+		if (a.ClientStatus == AllocClientUnknown) != (a.UnknownSince != 0) {
+			fault("allocation %s is %s, and unknown since %d", a.ID, a.ClientStatus, a.UnknownSince)
+		}
 		if a.Occupies() {
 			byNode[a.NodeID] = append(byNode[a.NodeID], a)
 			if s.JobVersion(nil, a.JobKey(), a.JobVersion) == nil {

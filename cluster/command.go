@@ -64,7 +64,9 @@ type RegisterNode struct {
 }
 
 // UpdateNodeStatus sets the status of nodes; going down marks their allocations
-// lost (by an evaluation of each job), coming back wakes blocked evaluations.
+// lost (by an evaluation of each job), coming back wakes blocked evaluations. A node
+// of which something is still awaited (Snapshot.Awaited) becomes disconnected instead
+// of down.
 type UpdateNodeStatus struct {
 	Stamp
 	Updates []NodeStatusUpdate

@@ -22,6 +22,8 @@ const (
 	TriggerMaxPlans          = "max-plan-attempts"
 	TriggerFailedFollowUp    = "failed-follow-up"
 	TriggerRollingUpdate     = "rolling-update"
+	TriggerReconnect         = "reconnect"
+	TriggerMaxDisconnect     = "max-disconnect-timeout"
 )
 
 // Evaluation asks the scheduler to bring a job's allocations to what the job
@@ -102,10 +104,11 @@ type Plan struct {
 // AllocStop is the stop of one allocation within a plan.
 type AllocStop struct {
 	AllocID            string
-	DesiredStatus      string // stop or evict; empty leaves it: only FollowupEvalID changes
+	DesiredStatus      string // stop or evict; empty leaves it: only ClientStatus or FollowupEvalID changes
 	DesiredDescription string
-	ClientStatus       string // set to lost when the node is gone, else empty
+	ClientStatus       string // lost or unknown when the node is gone, else empty
 	FollowupEvalID     string
+	Keeps              string // ID of the allocation of this name that goes on: it counts as replaced no more
 }
 
 // DeploymentStatusUpdate sets a deployment's status.

@@ -100,6 +100,7 @@ type TaskGroup struct {
 	Networks         []*NetworkResource
 	Meta             map[string]string
 	ShutdownDelay    *time.Duration
+	Disconnect       *DisconnectStrategy // nil: what runs on a lost node is lost at once
 }
 
 // Task returns the task of that name, or nil.
@@ -165,6 +166,25 @@ type ReschedulePolicy struct {
 	DelayFunction string // constant, exponential or fibonacci
 	MaxDelay      time.Duration
 	Unlimited     bool
+}
+
+// Values of DisconnectStrategy.Reconcile as Nomad's API names them.
+const (
+	ReconcileBestScore       = "best_score"
+	ReconcileLongestRunning  = "longest_running"
+	ReconcileKeepOriginal    = "keep_original"
+	ReconcileKeepReplacement = "keep_replacement"
+)
+
+// DisconnectStrategy says what becomes of allocations whose node the servers do
+// not hear any more (Nomad: disconnect block,
+// https://developer.hashicorp.com/nomad/docs/job-specification/disconnect). At most
+// one of LostAfter and StopOnClientAfter is set.
+type DisconnectStrategy struct {
+	LostAfter         time.Duration // how long they are unknown before they are lost; 0: not at all, or for ever when Replace is false
+	StopOnClientAfter time.Duration // after this long without servers the node ends them by itself, and only then they are replaced
+	Replace           bool          // whether others run in their place while they are unknown
+	Reconcile         string        // which of the two goes on when the node returns
 }
 
 // EphemeralDisk is the task directories' size in MiB (Nomad: ephemeral_disk block).

@@ -45,6 +45,11 @@ func (n *Node) Ready() bool {
 	return n.Status == NodeStatusReady && n.SchedulingEligibility == NodeEligible && !n.Drain
 }
 
+// Silent says whether the servers have not heard of the node for too long.
+func (n *Node) Silent() bool {
+	return n.Status == NodeStatusDown || n.Status == NodeStatusDisconnected
+}
+
 // NodeResources is what a node has.
 type NodeResources struct {
 	Cpu            NodeCPU

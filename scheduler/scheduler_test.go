@@ -448,7 +448,8 @@ func TestCollection(t *testing.T) {
 		w.agents()
 
 		time.Sleep(90 * time.Minute)
-		w.must(&cluster.UpdateNodeStatus{Updates: []cluster.NodeStatusUpdate{{NodeID: "n1", Status: cluster.NodeStatusDisconnected}}}) // evaluates all jobs
+		w.evaluate("web")
+		w.evaluate("done")
 		snap = w.settle()
 		if snap.Alloc(nil, old.ID) != nil {
 			t.Error("a replaced allocation is kept for ever")

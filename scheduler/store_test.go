@@ -266,6 +266,16 @@ func (w *world) agents() *cluster.Snapshot {
 	}
 }
 
+// evaluate asks for an evaluation of a job.
+func (s *memStore) evaluate(job string) {
+	s.tb.Helper()
+	j := s.State().Snapshot().Job(nil, cluster.JobKey{Namespace: cluster.DefaultNamespace, ID: job})
+	s.must(&cluster.UpdateEvals{Evals: []*cluster.Evaluation{{
+		ID: newID(), Namespace: j.Namespace, JobID: j.ID, Type: j.Type, Priority: j.Priority,
+		TriggeredBy: cluster.TriggerJobRegister, Status: cluster.EvalStatusPending,
+	}}})
+}
+
 // live gives a job's allocations that are neither over nor asked to be.
 func live(snap *cluster.Snapshot, job string) (out []*cluster.Allocation) {
 	for _, a := range snap.AllocsByJob(nil, cluster.JobKey{Namespace: cluster.DefaultNamespace, ID: job}) {

@@ -137,7 +137,7 @@ func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation,
 // each end of an allocation rewrites every blocked evaluation for its counts.
 func unchanged(eval *cluster.Evaluation, r *place.Result) bool {
 	return eval.Status == cluster.EvalStatusBlocked && r.Eval.Status == cluster.EvalStatusBlocked &&
-		r.Empty() && len(r.Plan.Evals) == 1 &&
+		eval.StatusDescription == r.Eval.StatusDescription && r.Empty() && len(r.Plan.Evals) == 1 &&
 		maps.Equal(eval.QueuedAllocations, r.Queued) && maps.EqualFunc(eval.FailedTGAllocs, r.Failed, sameReasons)
 }
 

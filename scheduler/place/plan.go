@@ -1,6 +1,7 @@
 package place
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -14,6 +15,8 @@ const (
 	DescDelayed   = "created for delayed rescheduling"
 	DescStopFirst = "created to place allocations once those they replace have ended"
 	DescNewerEval = "cancelled: a newer evaluation of the job was processed"
+	DescPaused    = "replacements are paused: " // and the hold's reason
+	DescAwaited   = "created to give up allocations that stay unknown"
 )
 
 // followupWindow puts replacements that are due close together into one
@@ -32,6 +35,7 @@ type Reader interface {
 	Eval(ws cluster.WatchSet, id string) *cluster.Evaluation
 	EvalsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Evaluation
 	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
+	FleetHold(ws cluster.WatchSet) *cluster.FleetHold
 }
 
 // View is a snapshot made ready for placement. Plans made from one view know of
@@ -40,6 +44,7 @@ type Reader interface {
 type View struct {
 	reader Reader
 	config *cluster.SchedulerConfiguration
+	freeze *cluster.FleetHold // nil: what is on silent nodes is replaced
 	index  uint64
 	hosts  []*host // by node ID
 	byID   map[string]*host
@@ -50,7 +55,7 @@ type View struct {
 func NewView(r Reader) *View {
 	nodes := r.Nodes(nil, "")
 	v := &View{
-		reader: r, config: r.SchedulerConfig(nil), index: r.Index(nil),
+		reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
 		hosts: make([]*host, len(nodes)), byID: make(map[string]*host, len(nodes)),
 	}
 	for i, n := range nodes {
@@ -106,6 +111,7 @@ type planner struct {
 	allocs     []*cluster.Allocation
 	deployment *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
 	deferred   bool                // something waits for the allocation it replaces to end
+	paused     bool                // something would be replaced but for the hold on replacements
 	onJob      map[string]int      // live allocations of the job by node
 	onGroup    map[string]map[string]int
 	left       int // bytes that the plan may still grow by
@@ -269,6 +275,7 @@ func (p *planner) planGroup(g *group) {
 		p.updateInPlace(g, a)
 	}
 	p.putOff(g)
+	p.await(g)
 	slices.SortStableFunc(g.destroy, func(a, b *cluster.Allocation) int { return nameIndex(a.Name) - nameIndex(b.Name) })
 	limit := min(p.parallel(g), len(g.destroy))
 	g.counts.DestructiveUpdate += uint64(limit)
@@ -347,25 +354,53 @@ func (p *planner) updateInPlace(g *group, old *cluster.Allocation) {
 
 // putOff gives failed allocations that must wait their follow-up evaluations.
 func (p *planner) putOff(g *group) {
-	slices.SortFunc(g.later, func(a, b later) int {
-		if c := compare(int64(a.at), int64(b.at)); c != 0 {
-			return c
+	p.followUp(g.later, cluster.TriggerAllocFailure, DescDelayed, func(l later, id string) {
+		p.result.Plan.Stop = append(p.result.Plan.Stop, &cluster.AllocStop{AllocID: l.alloc.ID, FollowupEvalID: id})
+	})
+}
+
+// await marks what is on silent nodes unknown, with an evaluation for when it is
+// given up.
+func (p *planner) await(g *group) {
+	orders := map[string]*cluster.AllocStop{}
+	for _, l := range g.awaited {
+		if l.alloc.ClientStatus == cluster.AllocClientUnknown {
+			continue
 		}
-		return nameIndex(a.alloc.Name) - nameIndex(b.alloc.Name)
+		o := &cluster.AllocStop{AllocID: l.alloc.ID, ClientStatus: cluster.AllocClientUnknown}
+		orders[l.alloc.ID] = o
+		p.result.Plan.Stop = append(p.result.Plan.Stop, o)
+	}
+	timed := slices.DeleteFunc(slices.Clone(g.awaited), func(l later) bool { return l.at == 0 })
+	p.followUp(timed, cluster.TriggerMaxDisconnect, DescAwaited, func(l later, id string) {
+		o := orders[l.alloc.ID]
+		if o == nil {
+			o = &cluster.AllocStop{AllocID: l.alloc.ID}
+			p.result.Plan.Stop = append(p.result.Plan.Stop, o)
+		}
+		o.FollowupEvalID = id
+	})
+}
+
+// followUp makes evaluations for allocations that wait for a time, those that are
+// due close together in one, and leaves out what has one already.
+func (p *planner) followUp(list []later, trigger, description string, set func(l later, evalID string)) {
+	slices.SortFunc(list, func(a, b later) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(nameIndex(a.alloc.Name), nameIndex(b.alloc.Name)), cmp.Compare(a.alloc.ID, b.alloc.ID))
 	})
 	var current *cluster.Evaluation
 	var until cluster.Time
-	for _, l := range g.later {
-		if e := p.reader.Eval(nil, l.alloc.FollowupEvalID); e != nil && !e.Terminal() {
+	for _, l := range list {
+		if e := p.reader.Eval(nil, l.alloc.FollowupEvalID); e != nil && !e.Terminal() && e.ID != p.in.Eval.ID {
 			continue // its turn will come
 		}
 		if current == nil || l.at > until {
-			current, until = p.newEval(cluster.TriggerAllocFailure, DescDelayed), l.at.Add(followupWindow)
+			current, until = p.newEval(trigger, description), l.at.Add(followupWindow)
 			current.Status = cluster.EvalStatusPending
 			p.followups = append(p.followups, current)
 		}
 		current.WaitUntil = l.at
-		p.result.Plan.Stop = append(p.result.Plan.Stop, &cluster.AllocStop{AllocID: l.alloc.ID, FollowupEvalID: current.ID})
+		set(l, current.ID)
 	}
 }
 
@@ -493,15 +528,19 @@ func (p *planner) finish() {
 	e.Status, e.StatusDescription = cluster.EvalStatusComplete, ""
 	evals := []*cluster.Evaluation{&e}
 	blocked := &e
+	trigger, description := cluster.TriggerQueuedAllocs, DescQueued
 	switch {
-	case len(r.Failed) == 0 && !p.deferred:
+	case p.paused:
+		description = DescPaused + p.freeze.Reason
+		e.StatusDescription = description
+	case p.deferred:
+		trigger, description = cluster.TriggerRollingUpdate, DescStopFirst
+	}
+	switch {
+	case len(r.Failed) == 0 && !p.deferred && !p.paused:
 	case p.in.Eval.Status == cluster.EvalStatusBlocked:
-		e.Status, e.StatusDescription = cluster.EvalStatusBlocked, p.in.Eval.StatusDescription
+		e.Status, e.StatusDescription = cluster.EvalStatusBlocked, description
 	default:
-		trigger, description := cluster.TriggerQueuedAllocs, DescQueued
-		if p.deferred {
-			trigger, description = cluster.TriggerRollingUpdate, DescStopFirst
-		}
 		blocked = p.newEval(trigger, description)
 		blocked.Status, blocked.FailedTGAllocs = cluster.EvalStatusBlocked, e.FailedTGAllocs
 		blocked.QueuedAllocations = e.QueuedAllocations

@@ -13,8 +13,8 @@ import (
 // TestPlansHold drives random clusters through jobs, failures, drains and lost
 // nodes on the real state. Whatever happens: a plan made on a fresh snapshot is
 // never refused, plans of one view never meet, the state's invariants hold (no
-// device or port twice, no node over its capacity), and the same question gets
-// the same answer.
+// device or port twice, no node over its capacity), the same question gets the
+// same answer, and once all nodes are back no name lives twice.
 func TestPlansHold(t *testing.T) {
 	seeds := uint64(25)
 	if testing.Short() {
@@ -68,7 +68,7 @@ func (c *randomCluster) run(steps int) {
 		c.addNode()
 	}
 	for range steps {
-		switch c.rnd.IntN(10) {
+		switch c.rnd.IntN(11) {
 		case 0:
 			c.addNode()
 		case 1, 2:
@@ -94,10 +94,50 @@ func (c *randomCluster) run(steps int) {
 				cmd.Strategy = &cluster.DrainStrategy{Deadline: time.Hour}
 			}
 			c.apply(cmd, &cmd.Stamp)
+		case 7:
+			cmd := &cluster.SetFleetHold{}
+			if c.rnd.IntN(2) == 0 {
+				cmd.Hold = &cluster.FleetHold{Reason: "many nodes are silent"}
+			}
+			c.apply(cmd, &cmd.Stamp)
 		default:
 			c.report()
 		}
 		c.answer()
+	}
+	c.heal()
+}
+
+// heal lets all nodes come back and looks whether what runs is what should.
+func (c *randomCluster) heal() {
+	hold := &cluster.SetFleetHold{}
+	c.apply(hold, &hold.Stamp)
+	back := &cluster.UpdateNodeStatus{}
+	for _, n := range c.nodes {
+		back.Updates = append(back.Updates, cluster.NodeStatusUpdate{NodeID: n, Status: cluster.NodeStatusReady})
+	}
+	c.apply(back, &back.Stamp)
+	c.answer()
+	said := &cluster.UpdateAllocs{}
+	for _, a := range c.state.Snapshot().Allocs(nil, "") {
+		if a.ClientStatus == cluster.AllocClientUnknown {
+			said.Allocs = append(said.Allocs, &cluster.Allocation{ID: a.ID, ClientStatus: cluster.AllocClientRunning})
+		}
+	}
+	c.apply(said, &said.Stamp)
+	c.answer()
+	names := map[string]string{}
+	for _, a := range c.state.Snapshot().Allocs(nil, "") {
+		if a.Terminal() {
+			continue
+		}
+		if a.ClientStatus == cluster.AllocClientUnknown {
+			c.t.Errorf("%s is unknown though its node is back", a.ID)
+		}
+		if other := names[a.Name]; other != "" {
+			c.t.Errorf("%s lives twice: %s and %s", a.Name, other, a.ID)
+		}
+		names[a.Name] = a.ID
 	}
 }
 
@@ -146,7 +186,10 @@ func (c *randomCluster) registerJob() {
 	}
 	text := []string{
 		job,
-		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20)),
+		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds%s", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20), pick(c.rnd, []string{
+			"", "", " disconnect lost_after=10s", " disconnect lost_after=100s reconcile=keep_original",
+			" disconnect lost_after=100s reconcile=keep_replacement", " disconnect no_replace", " disconnect stop_on_client_after=5s",
+		})),
 	}
 	if c.rnd.IntN(4) == 0 {
 		text = append(text, "constraint distinct_hosts")
@@ -180,7 +223,7 @@ func (c *randomCluster) report() {
 	snap := c.state.Snapshot()
 	cmd := &cluster.UpdateAllocs{}
 	for _, a := range snap.Allocs(nil, "") {
-		if a.ClientTerminal() || c.rnd.IntN(2) == 0 {
+		if n := snap.Node(nil, a.NodeID); a.ClientTerminal() || n == nil || n.Silent() || c.rnd.IntN(2) == 0 {
 			continue
 		}
 		u := &cluster.Allocation{ID: a.ID, Epoch: a.Epoch, ClientStatus: cluster.AllocClientRunning}

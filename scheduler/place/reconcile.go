@@ -19,6 +19,7 @@ const (
 	descMigrating   = "alloc is being migrated"
 	descLost        = "alloc is lost since its node is down"
 	descRescheduled = "alloc was rescheduled because it failed"
+	descReconnected = "alloc not needed due to disconnected client reconnect"
 )
 
 // want is one allocation that the job lacks.
@@ -29,6 +30,7 @@ type want struct {
 	// rescheduled is the event to add to the tracker; its time comes with the placement.
 	rescheduled *cluster.RescheduleEvent
 	moves       bool // prev was asked to leave its node
+	away        bool // prev is unknown
 }
 
 // ending is an allocation that stops whatever else the plan finds.
@@ -54,6 +56,7 @@ type group struct {
 	inPlace []*cluster.Allocation
 	destroy []*cluster.Allocation // run an older version that cannot be changed in place
 	later   []later
+	awaited []later               // unknown, or to be: given up at the time, 0: never
 	kept    []*cluster.Allocation // those that count towards the group now
 	touched bool                  // some allocation has run the job's version before
 }
@@ -96,7 +99,7 @@ func (p *planner) stopGroup(g *group, allocs []*cluster.Allocation) {
 	for _, a := range allocs {
 		switch {
 		case a.ClientTerminal():
-		case p.nodeGone(a):
+		case p.silent(a) && !p.spared(a):
 			g.lose(a)
 		case !a.ServerTerminal():
 			g.counts.Stop++
@@ -124,11 +127,17 @@ func (g *group) lose(a *cluster.Allocation) {
 	g.stops = append(g.stops, ending{a, s})
 }
 
-// nodeGone says whether the allocation's node is down or no longer known. A
-// node that is merely disconnected keeps its work.
-func (p *planner) nodeGone(a *cluster.Allocation) bool {
+// silent says whether the allocation's node is not heard of, or no longer known.
+func (p *planner) silent(a *cluster.Allocation) bool {
 	h := p.byID[a.NodeID]
-	return h == nil || h.node.Status == cluster.NodeStatusDown
+	return h == nil || h.node.Silent()
+}
+
+// spared says whether the hold on replacements leaves alone what is on the
+// allocation's silent node.
+func (p *planner) spared(a *cluster.Allocation) bool {
+	h := p.byID[a.NodeID]
+	return p.freeze != nil && h != nil && h.node.Status == cluster.NodeStatusDisconnected
 }
 
 // state says what an allocation is to its group.
@@ -136,12 +145,14 @@ type state int
 
 const (
 	ignored state = iota // over, or replaced: it does not count
-	running              // counts and may be updated
 	done                 // batch work that ended well: holds its name
+	running              // counts and may be updated
+	held                 // counts; its node is silent, but replacements are paused
 	failed               // may be replaced, by the reschedule policy
 	lost                 // its node is gone
 	moving               // asked to leave its node
 	leaving              // asked to stop by an earlier plan, nothing took its place yet
+	unheard              // its node is silent, or has not spoken of it yet; it may come back
 )
 
 func (p *planner) stateOf(a *cluster.Allocation) state {
@@ -160,8 +171,10 @@ func (p *planner) stateOf(a *cluster.Allocation) state {
 			return failed
 		}
 	case a.ClientTerminal():
-	case p.nodeGone(a):
-		return lost
+	case p.silent(a):
+		return p.stateAway(a)
+	case a.ClientStatus == cluster.AllocClientUnknown:
+		return unheard // its node is back and will tell
 	case set(a.DesiredTransition.Migrate):
 		return moving
 	case current && (set(a.DesiredTransition.Reschedule) || set(a.DesiredTransition.ForceReschedule) || p.unhealthy(a)):
@@ -170,6 +183,40 @@ func (p *planner) stateOf(a *cluster.Allocation) state {
 		return running
 	}
 	return ignored
+}
+
+// stateAway says what an allocation on a silent node is to its group.
+func (p *planner) stateAway(a *cluster.Allocation) state {
+	g := p.job.Group(a.TaskGroup)
+	switch {
+	case p.spared(a):
+		return held
+	case p.byID[a.NodeID] == nil, g.Disconnect == nil, set(a.DesiredTransition.Migrate):
+		return lost // with nobody to wait for it, or told to go
+	}
+	d := g.Disconnect
+	due := givenUp(d, a, p.in.Now)
+	neverRan := a.ClientStatus == cluster.AllocClientPending
+	switch {
+	case d.Replace && (neverRan || due == 0), due != 0 && due <= p.in.Now:
+		return lost
+	}
+	return unheard
+}
+
+// givenUp is when an allocation on a silent node counts as lost, 0 for never.
+func givenUp(d *cluster.DisconnectStrategy, a *cluster.Allocation, now cluster.Time) cluster.Time {
+	after := d.LostAfter
+	if after == 0 && d.Replace {
+		after = d.StopOnClientAfter
+	}
+	switch {
+	case after == 0:
+		return 0
+	case a.UnknownSince == 0:
+		return now.Add(after)
+	}
+	return a.UnknownSince.Add(after)
 }
 
 // takesOver says whether a stop with this description leaves a gap that a new
@@ -207,7 +254,7 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 	left := map[string]*cluster.Allocation{} // by name, the newest that left a gap
 	for _, a := range allocs {
 		g.touched = g.touched || p.current(a)
-		if a.ServerTerminal() && !a.ClientTerminal() && p.nodeGone(a) {
+		if a.ServerTerminal() && !a.ClientTerminal() && p.silent(a) && !p.spared(a) {
 			g.lose(a)
 		}
 		switch s := p.stateOf(a); s {
@@ -220,17 +267,27 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 			holders = append(holders, named{a, s, nameIndex(a.Name)})
 		}
 	}
-	used := make([]bool, max(g.spec.Count, 0))
-	for _, h := range sortHolders(holders) {
-		if h.index < 0 || h.index >= len(used) || used[h.index] {
-			p.drop(g, h)
-			continue
+	var unheards []named
+	holding := make([]*cluster.Allocation, max(g.spec.Count, 0)) // by index of the name
+	for _, h := range sortHolders(g.spec.Disconnect, holders) {
+		switch {
+		case h.index < 0 || h.index >= len(holding):
+			p.drop(g, h, nil)
+		case h.state == unheard: // whether its name is free is known only after all others
+			unheards = append(unheards, h)
+		case holding[h.index] != nil:
+			p.drop(g, h, holding[h.index])
+		default:
+			holding[h.index] = h.Allocation
+			p.keep(g, h)
 		}
-		used[h.index] = true
-		p.keep(g, h)
 	}
-	for i := range used {
-		if used[i] {
+	for _, h := range unheards {
+		p.keepUnheard(g, h, holding[h.index] != nil, left[h.Name])
+		holding[h.index] = h.Allocation
+	}
+	for i := range holding {
+		if holding[i] != nil {
 			continue
 		}
 		w := want{name: fmt.Sprintf("%s.%s[%d]", p.job.ID, g.name, i)}
@@ -262,32 +319,49 @@ func nameIndex(name string) int {
 }
 
 // sortHolders orders by index; of several with one name the most worth keeping
-// comes first: what runs, then the newest version, then the newest.
-func sortHolders(hs []named) []named {
+// comes first: what is done, what runs, then the newest version, then, after a node
+// has come back, what the disconnect block prefers.
+func sortHolders(d *cluster.DisconnectStrategy, hs []named) []named {
 	slices.SortFunc(hs, func(a, b named) int {
 		return cmp.Or(
 			cmp.Compare(a.index, b.index),
 			cmp.Compare(a.state, b.state),
 			cmp.Compare(b.JobCreateIndex, a.JobCreateIndex),
 			cmp.Compare(b.JobVersion, a.JobVersion),
-			cmp.Compare(b.CreateIndex, a.CreateIndex),
+			preferred(d, a.Allocation, b.Allocation),
 			cmp.Compare(a.ID, b.ID),
 		)
 	})
 	return hs
 }
 
-// drop ends an allocation that the group has no name for.
-func (p *planner) drop(g *group, h named) {
+// drop ends an allocation that the group has no name for, or whose name has gone
+// to another (nil: to none).
+func (p *planner) drop(g *group, h named, holder *cluster.Allocation) {
 	switch h.state {
 	case done:
+	case held:
+		g.counts.Ignore++
+		p.paused = true
 	case lost:
 		g.lose(h.Allocation)
-	default:
-		if !h.ClientTerminal() {
+	case unheard:
+		if p.silent(h.Allocation) {
+			g.lose(h.Allocation)
+		} else {
 			g.counts.Stop++
 			g.stop(h.Allocation, descNotNeeded)
 		}
+	default:
+		if h.ClientTerminal() {
+			return
+		}
+		g.counts.Stop++
+		order := stopOf(h.Allocation, descNotNeeded)
+		if holder != nil && !holder.ClientTerminal() {
+			order.DesiredDescription, order.Keeps = descReconnected, holder.ID
+		}
+		g.stops = append(g.stops, ending{h.Allocation, order})
 	}
 }
 
@@ -304,6 +378,9 @@ func (p *planner) keep(g *group, h named) {
 		g.counts.Migrate++
 		g.stop(a, descMigrating)
 		g.wants = append(g.wants, want{name: a.Name, prev: a, moves: true})
+	case held:
+		g.counts.Ignore++
+		p.paused = true
 	case failed:
 		g.kept = append(g.kept, a)
 		p.keepFailed(g, a)
@@ -355,7 +432,7 @@ func (p *planner) hold(g *group) {
 	var ready []want
 	for _, w := range g.wants {
 		failedHere := w.rescheduled != nil && w.prev.DeploymentID == p.deployment.ID && p.deployment.Status == cluster.DeploymentFailed
-		if w.prev == nil || failedHere {
+		if w.prev == nil || (failedHere && !w.away) {
 			if w.prev != nil {
 				g.counts.Ignore++
 			}

@@ -65,11 +65,13 @@ type world struct {
 	evals       []*cluster.Evaluation
 	deployments []*cluster.Deployment
 	config      cluster.SchedulerConfiguration
+	hold        *cluster.FleetHold
 }
 
 func (w *world) Index(cluster.WatchSet, ...string) uint64                         { return 100 }
 func (w *world) Nodes(cluster.WatchSet, string) []*cluster.Node                   { return w.nodes }
 func (w *world) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &w.config }
+func (w *world) FleetHold(cluster.WatchSet) *cluster.FleetHold                    { return w.hold }
 
 func (w *world) AllocsHolding(_ cluster.WatchSet, id string) []*cluster.Allocation {
 	return w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id && a.Occupies() })
@@ -147,6 +149,8 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 				w.evals = append(w.evals, l.eval(eval))
 			case "config":
 				w.config.SchedulerAlgorithm = l.words[0]
+			case "hold":
+				w.hold = &cluster.FleetHold{Reason: strings.Join(l.words, " ")}
 			}
 		}
 	}
@@ -338,6 +342,12 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 			DelayFunction: l.str("delay_function", "exponential"), MaxDelay: l.dur("max_delay", time.Hour),
 			Unlimited: !l.has("limited"),
 		}
+		if l.has("disconnect") {
+			g.Disconnect = &cluster.DisconnectStrategy{
+				LostAfter: l.dur("lost_after", 0), StopOnClientAfter: l.dur("stop_on_client_after", 0),
+				Replace: !l.has("no_replace"), Reconcile: l.str("reconcile", cluster.ReconcileBestScore),
+			}
+		}
 		j.TaskGroups = append(j.TaskGroups, g)
 	case "task":
 		t := &cluster.Task{
@@ -403,6 +413,15 @@ func (l *line) alloc(nodes []*cluster.Node) *cluster.Allocation {
 	if l.has("unhealthy") {
 		a.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: &no}
 	}
+	if _, ok := l.keys["unknown"]; ok {
+		a.ClientStatus, a.UnknownSince = cluster.AllocClientUnknown, epoch.Add(-l.dur("unknown", 0))
+	}
+	if _, ok := l.keys["up"]; ok {
+		a.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateRunning, StartedAt: epoch.Add(-l.dur("up", 0))}}
+	}
+	if _, ok := l.keys["score"]; ok {
+		a.Metrics = &cluster.AllocMetric{ScoreMetaData: []*cluster.NodeScore{{NodeID: a.NodeID, Norm: l.num("score", 0)}}}
+	}
 	if l.has("migrate") {
 		a.DesiredTransition.Migrate = &yes
 	}
@@ -462,10 +481,10 @@ func describe(r *Result) string {
 	}
 	for _, s := range p.Stop {
 		if s.DesiredStatus == "" {
-			fmt.Fprintf(&b, "later %s by %s\n", s.AllocID, s.FollowupEvalID)
+			fmt.Fprintf(&b, "%s %s%s\n", cmp.Or(s.ClientStatus, "later"), s.AllocID, prefixed(" by ", s.FollowupEvalID))
 			continue
 		}
-		fmt.Fprintf(&b, "stop %s%s: %s\n", s.AllocID, prefixed(" ", s.ClientStatus), s.DesiredDescription)
+		fmt.Fprintf(&b, "stop %s%s: %s%s\n", s.AllocID, prefixed(" ", s.ClientStatus), s.DesiredDescription, prefixed(", keeps ", s.Keeps))
 	}
 	for _, a := range p.Place {
 		verb := "place"
@@ -510,7 +529,7 @@ func describe(r *Result) string {
 		}
 	}
 	for _, e := range p.Evals {
-		fmt.Fprintf(&b, "eval %s %s%s%s%s%s", e.ID, e.Status, prefixed(" deployment=", e.DeploymentID), prefixed(" blocked=", e.BlockedEval), prefixed(" after ", e.PreviousEval), prefixed(": ", e.StatusDescription))
+		fmt.Fprintf(&b, "eval %s %s%s%s%s%s%s", e.ID, e.Status, trigger(e), prefixed(" deployment=", e.DeploymentID), prefixed(" blocked=", e.BlockedEval), prefixed(" after ", e.PreviousEval), prefixed(": ", e.StatusDescription))
 		if e.WaitUntil != 0 {
 			fmt.Fprintf(&b, " in %s", time.Duration(e.WaitUntil-epoch))
 		}
@@ -533,6 +552,14 @@ func describe(r *Result) string {
 		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// trigger tells those of an evaluation that say more than its description.
+func trigger(e *cluster.Evaluation) string {
+	if e.TriggeredBy == cluster.TriggerMaxDisconnect {
+		return " " + e.TriggeredBy
+	}
+	return ""
 }
 
 func prefixed(prefix, s string) string {
