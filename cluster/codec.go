@@ -3,12 +3,15 @@ package cluster
 import (
 	"fmt"
 	"reflect"
+	"sync"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 )
 
-// msgpackHandle is shared; a handle is read-only once used. Canonical sorts map
-// and field names, so that equal values have equal bytes on every replica.
+//go:generate sh -c "printf 'package cluster\n\nfunc appendRecord(b []byte, _ any) ([]byte, bool) { return b, false }\nfunc decodeRecord(*decoder, any) bool { return false }\nfunc copyRecord(any) any { return nil }\n' > codec_gen.go && go run ./internal/codecgen codec_gen.go"
+
+// msgpackHandle says what stored bytes look like. Canonical sorts map and field names, so that equal values have equal
+// bytes on every replica. The generated code writes the same; what it does not know goes this way.
 var msgpackHandle = func() *codec.MsgpackHandle {
 	h := &codec.MsgpackHandle{WriteExt: true}
 	h.Canonical = true
@@ -17,26 +20,53 @@ var msgpackHandle = func() *codec.MsgpackHandle {
 	return h
 }()
 
+// scratch holds buffers to encode into.
+var scratch = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+
 // Marshal encodes a record or command body as a msgpack map with sorted keys.
 // Field names are append-only: old bytes must decode for ever.
-func Marshal(v any) []byte {
-	var out []byte
+func Marshal(v any) []byte { return marshal(nil, v) }
+
+// marshal gives prefix and, behind it, v's stored form.
+func marshal(prefix []byte, v any) []byte {
+	buf := scratch.Get().(*[]byte)
+	defer scratch.Put(buf)
+	b, ok := appendRecord(append((*buf)[:0], prefix...), v)
+	if !ok {
+		return append(prefix, marshalByReflection(v)...)
+	}
+	*buf = b
+	return append([]byte(nil), b...)
+}
+
+func marshalByReflection(v any) (out []byte) {
 	if err := codec.NewEncoderBytes(&out, msgpackHandle).Encode(v); err != nil {
 		panic(fmt.Sprintf("encode %T: %v", v, err)) // only a type that cannot be encoded: a bug
 	}
 	return out
 }
 
-// Unmarshal decodes what Marshal wrote. Unknown fields are skipped.
-func Unmarshal(b []byte, v any) error {
-	if err := codec.NewDecoderBytes(b, msgpackHandle).Decode(v); err != nil {
-		return fmt.Errorf("decode %T: %w", v, err)
+// Unmarshal decodes what Marshal wrote into an empty value. Unknown fields are skipped.
+func Unmarshal(b []byte, v any) error { return unmarshal(b, v, nil) }
+
+func unmarshal(b []byte, v any, shared *interner) error {
+	d := decoder{left: b, shared: shared}
+	if !decodeRecord(&d, v) {
+		d.err = codec.NewDecoderBytes(b, msgpackHandle).Decode(v)
+	} else if len(d.left) > 0 {
+		d.fail("%d bytes follow the record", len(d.left))
+	}
+	if d.err != nil {
+		return fmt.Errorf("decode %T: %w", v, d.err)
 	}
 	return nil
 }
 
 // Clone returns a deep copy of a record.
 func Clone[T any](v *T) *T {
+	if c, ok := copyRecord(v).(*T); ok {
+		return c
+	}
 	out := new(T)
 	if err := Unmarshal(Marshal(v), out); err != nil {
 		panic(err) // Marshal's own output

@@ -1,0 +1,264 @@
+package cluster
+
+import (
+	"bytes"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+)
+
+// random fills a value: nil, empty and filled containers, numbers around the borders of their stored forms, strings of
+// all length classes.
+func random(r *rand.Rand, v reflect.Value, depth int) {
+	some := r.IntN(4) > 0 && depth > 0
+	switch v.Kind() {
+	case reflect.Bool:
+		v.SetBool(r.IntN(2) == 0)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(int64(number(r)))
+	case reflect.Uint, reflect.Uint64:
+		v.SetUint(number(r))
+	case reflect.Uint16:
+		v.SetUint(number(r) & math.MaxUint16)
+	case reflect.String:
+		v.SetString(text(r))
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Field(i).CanSet() {
+				random(r, v.Field(i), depth)
+			}
+		}
+	case reflect.Pointer:
+		if some {
+			v.Set(reflect.New(v.Type().Elem()))
+			random(r, v.Elem(), depth-1)
+		}
+	case reflect.Uint8:
+		v.SetUint(number(r) & math.MaxUint8)
+	case reflect.Slice:
+		if some {
+			v.Set(reflect.MakeSlice(v.Type(), size(r), 30))
+			for i := range v.Len() {
+				random(r, v.Index(i), depth-1)
+			}
+		}
+	case reflect.Map:
+		if some {
+			v.Set(reflect.MakeMap(v.Type()))
+			for range size(r) {
+				e := reflect.New(v.Type().Elem()).Elem()
+				random(r, e, depth-1)
+				v.SetMapIndex(reflect.ValueOf(text(r)).Convert(v.Type().Key()), e)
+			}
+		}
+	default:
+		panic(v.Type())
+	}
+}
+
+func number(r *rand.Rand) uint64 {
+	n := uint64(1)<<r.IntN(64) + uint64(r.IntN(3)) - 1
+	if r.IntN(3) == 0 {
+		n = -n
+	}
+	return n
+}
+
+func size(r *rand.Rand) int { return []int{0, 1, 1, 2, 3, 15, 16, 17}[r.IntN(8)] }
+
+func text(r *rand.Rand) string {
+	n := []int{0, 1, 5, 31, 32, 36, 255, 256}[r.IntN(8)]
+	if r.IntN(200) == 0 {
+		n = 1 << 16
+	}
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.IntN(256))
+	}
+	return string(b)
+}
+
+// kinds makes an empty value of every record and command.
+func kinds(t testing.TB) (list []func() any) {
+	for _, table := range Tables {
+		list = append(list, table.New)
+	}
+	for kind := range 256 {
+		if c := newCommand(Kind(kind)); c != nil {
+			list = append(list, func() any { return newCommand(Kind(kind)) })
+		}
+	}
+	if len(list) < 30 {
+		t.Fatalf("only %d kinds", len(list))
+	}
+	return list
+}
+
+// TestGeneratedCodec holds the generated code against the reflecting codec, whose bytes older servers have on disk.
+func TestGeneratedCodec(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for _, empty := range kinds(t) {
+		for i := range 40 {
+			v := empty()
+			random(r, reflect.ValueOf(v).Elem(), i%7)
+			want := marshalByReflection(v)
+			if _, ok := appendRecord(nil, v); !ok {
+				t.Fatalf("%T has no generated code: run `go generate ./cluster`", v)
+			}
+			got := Marshal(v)
+			if !bytes.Equal(got, want) {
+				t.Fatalf("%T\n%+v\n is stored as\n%x\nwant\n%x", v, v, got, want)
+			}
+			for _, shared := range []*interner{nil, newInterner(4)} {
+				back := empty()
+				if err := unmarshal(want, back, shared); err != nil {
+					t.Fatalf("%T: %v", v, err)
+				}
+				if again := marshalByReflection(back); !bytes.Equal(again, want) {
+					t.Fatalf("%T %+v\n is read as\n%+v", v, v, back)
+				}
+				ref := empty()
+				if err := codec.NewDecoderBytes(want, msgpackHandle).Decode(ref); err != nil {
+					t.Fatal(err)
+				}
+				// Where go-msgpack mixes up values of a map that hold pointers, it is no witness.
+				if bytes.Equal(marshalByReflection(ref), want) && !reflect.DeepEqual(back, ref) {
+					t.Fatalf("%T is read as\n%+v\nby reflection as\n%+v", v, back, ref)
+				}
+			}
+		}
+	}
+}
+
+// TestCloneIsDeep clones random records and changes all of the copy.
+func TestCloneIsDeep(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for _, empty := range kinds(t) {
+		for range 30 {
+			v := empty()
+			random(r, reflect.ValueOf(v).Elem(), 5)
+			want := Marshal(v)
+			c := copyRecord(v)
+			if reflect.TypeOf(c) != reflect.TypeOf(v) || !reflect.DeepEqual(c, v) {
+				t.Fatalf("%T is copied as %+v", v, c)
+			}
+			spoil(reflect.ValueOf(c).Elem())
+			if !bytes.Equal(Marshal(v), want) {
+				t.Fatalf("%T changes with its copy", v)
+			}
+		}
+	}
+}
+
+// spoil changes all that a value reaches.
+func spoil(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Field(i).CanSet() {
+				spoil(v.Field(i))
+			}
+		}
+	case reflect.Pointer:
+		if !v.IsNil() {
+			spoil(v.Elem())
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			spoil(v.Index(i))
+		}
+	case reflect.Map:
+		for _, k := range v.MapKeys() {
+			if e := v.MapIndex(k); e.Kind() == reflect.Pointer || e.Kind() == reflect.Slice || e.Kind() == reflect.Map {
+				spoil(e)
+			}
+			v.SetMapIndex(k, reflect.Zero(v.Type().Elem()))
+		}
+	case reflect.Uint8, reflect.Uint16, reflect.Uint64, reflect.Uint:
+		v.SetUint(v.Uint() + 1)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(v.Int() + 1)
+	case reflect.String:
+		v.SetString(v.String() + "!")
+	case reflect.Bool:
+		v.SetBool(!v.Bool())
+	}
+}
+
+// TestUnknownFieldsAreSkipped reads records with a field that this version does not know.
+func TestUnknownFieldsAreSkipped(t *testing.T) {
+	deep := any("end")
+	for range maxSkipDepth - 2 {
+		deep = []any{deep}
+	}
+	for _, x := range []any{nil, true, 1, -1, 1 << 40, -1 << 40, 1.5, float32(1.5), "text", text(rand.New(rand.NewPCG(1, 1))), []byte("bin"), []any{1, "a"}, map[string]any{"a": []any{map[string]any{}}}, deep} {
+		var b []byte
+		if err := codec.NewEncoderBytes(&b, msgpackHandle).Encode(map[string]any{"ID": "x", "Nonsense": x, "Status": "ready"}); err != nil {
+			t.Fatal(err)
+		}
+		n := new(Node)
+		if err := Unmarshal(b, n); err != nil || n.ID != "x" || n.Status != "ready" {
+			t.Errorf("beside %v: %+v, %v", x, n, err)
+		}
+	}
+	over := any("end")
+	for range maxSkipDepth + 2 {
+		over = []any{over}
+	}
+	var b []byte
+	if err := codec.NewEncoderBytes(&b, msgpackHandle).Encode(map[string]any{"Nonsense": over}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unmarshal(b, new(Node)); err == nil {
+		t.Error("a record that descends without end was read")
+	}
+}
+
+// FuzzUnmarshal reads arbitrary bytes as every kind: whatever is read must be stored and read again alike.
+func FuzzUnmarshal(f *testing.F) {
+	r := rand.New(rand.NewPCG(1, 1))
+	all := kinds(f)
+	for i, empty := range all {
+		v := empty()
+		random(r, reflect.ValueOf(v).Elem(), 3)
+		f.Add(byte(i), Marshal(v))
+	}
+	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
+		empty := all[int(kind)%len(all)]
+		v := empty()
+		if Unmarshal(b, v) != nil {
+			return
+		}
+		stored := Marshal(v)
+		if !bytes.Equal(stored, marshalByReflection(v)) {
+			t.Fatalf("%T: generated code and reflection store it differently", v)
+		}
+		again := empty()
+		if err := Unmarshal(stored, again); err != nil || !bytes.Equal(Marshal(again), stored) {
+			t.Fatalf("%T %+v is read back as %+v, %v", v, v, again, err)
+		}
+	})
+}
+
+// TestGeneratedFileIsFresh runs the generator and compares.
+func TestGeneratedFileIsFresh(t *testing.T) {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("needs the go tool in PATH to run the generator")
+	}
+	out := filepath.Join(t.TempDir(), "codec_gen.go")
+	if text, err := exec.Command(goTool, "run", "./internal/codecgen", out).CombinedOutput(); err != nil { //nolint:gosec // the go tool
+		t.Fatalf("%v\n%s", err, text)
+	}
+	want, err1 := os.ReadFile(out)
+	got, err2 := os.ReadFile("codec_gen.go")
+	if err1 != nil || err2 != nil || !bytes.Equal(got, want) {
+		t.Errorf("codec_gen.go is not what its generator writes: run `go generate ./cluster` (%v, %v)", err1, err2)
+	}
+}
