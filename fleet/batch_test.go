@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -28,7 +29,7 @@ func TestStatusFitsTheLog(t *testing.T) {
 	var reports []report
 	answered := 0
 	for range reported {
-		r := report{done: func(err error) {
+		r := report{ctx: t.Context(), done: func(err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -39,7 +40,7 @@ func TestStatusFitsTheLog(t *testing.T) {
 		}
 		reports = append(reports, r)
 	}
-	newBatcher(store).commit(t.Context(), reports)
+	newBatcher(store, slog.New(slog.DiscardHandler)).commit(t.Context(), reports)
 	if answered != reported || store.allocs != reported*each {
 		t.Errorf("%d of %d reports were answered, %d of %d allocations stored", answered, reported, store.allocs, reported*each)
 	}

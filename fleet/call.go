@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"sync"
@@ -18,54 +17,156 @@ import (
 
 // Answer is the stream of chunks that a node gives to a call. Close it.
 type Answer struct {
+	recv func() (*pb.AnswerChunk, error)
+	end  func()
+	once sync.Once
+}
+
+// Recv gives the next chunk, io.EOF at the end, or the node's error as a
+// *cluster.Error; an answer that broke off has CodeUnavailable.
+func (a *Answer) Recv() (*pb.AnswerChunk, error) { return a.recv() }
+
+// Close ends the call; the node's stream is cancelled.
+func (a *Answer) Close() { a.once.Do(a.end) }
+
+// errNotHere says that another server may hold the node.
+var errNotHere = errors.New("the node is not connected to this server")
+
+// Call asks a node for something, through whichever server holds its stream. When
+// none does the error has CodeUnavailable and says so.
+func (s *Server) Call(ctx context.Context, nodeID string, call *pb.Call) (*Answer, error) {
+	a, err := s.callHere(ctx, nodeID, call)
+	if !errors.Is(err, errNotHere) {
+		return a, err
+	}
+	for _, id := range s.holders(nodeID) {
+		if a, err = s.callThere(ctx, id, nodeID, call); !errors.Is(err, errNotHere) {
+			return a, err
+		}
+	}
+	return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s is not connected to any server", nodeID)
+}
+
+// callThere has another server ask a node that it holds.
+func (s *Server) callThere(ctx context.Context, serverID, nodeID string, c *pb.Call) (*Answer, error) {
+	client, err := s.client(serverID)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := client.Call(ctx, &pb.PeerCall{Node: nodeID, Call: c})
+	var first *pb.AnswerChunk
+	if err == nil {
+		first, err = stream.Recv()
+	}
+	switch {
+	case status.Code(err) == codes.FailedPrecondition:
+		err = errNotHere
+	case err != nil:
+		err = fromStatus(serverID, err)
+	case first.Error != nil:
+		err = fromWire(first.Error)
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	recv := func() (*pb.AnswerChunk, error) {
+		chunk, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, io.EOF
+		case err != nil && ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			return nil, cluster.Errorf(cluster.CodeUnavailable, "the node's answer broke off: %v", err)
+		case chunk.Error != nil:
+			return nil, fromWire(chunk.Error)
+		}
+		return chunk, nil
+	}
+	return &Answer{recv: recv, end: cancel}, nil
+}
+
+func fromWire(e *pb.Error) error { return &cluster.Error{Code: cluster.Code(e.Code), Text: e.Text} }
+
+// Call implements pb.PeersServer: it asks a node that this server holds.
+func (p *peerService) Call(r *pb.PeerCall, stream pb.Peers_CallServer) error {
+	failed := func(err error) error {
+		return stream.Send(&pb.AnswerChunk{Error: &pb.Error{Code: string(cluster.CodeOf(err)), Text: err.Error()}})
+	}
+	if r.Call == nil {
+		return status.Error(codes.InvalidArgument, "the call is missing")
+	}
+	a, err := p.server.callHere(stream.Context(), r.Node, r.Call)
+	if errors.Is(err, errNotHere) {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	if err != nil {
+		return failed(err)
+	}
+	defer a.Close()
+	if err := stream.Send(&pb.AnswerChunk{}); err != nil {
+		return err
+	}
+	for {
+		chunk, err := a.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return failed(err)
+		}
+		if err := stream.Send(chunk); err != nil {
+			return err
+		}
+	}
+}
+
+// call is a call under way to a node that this server holds.
+type call struct {
 	id     string
 	server *Server
 	opened chan struct{} // closed when the node's stream has come
-	once   sync.Once
 	chunks chan *pb.AnswerChunk
 	broken error // why the node's stream broke off, nil at its end; set before chunks is closed
 	ctx    context.Context
-	cancel context.CancelFunc
-	free   func()
 }
 
-// Call asks a node for something. The node must be attached here, else the error
-// has CodeUnavailable and says so.
-func (s *Server) Call(ctx context.Context, nodeID string, call *pb.Call) (*Answer, error) {
+// callHere asks a node whose stream this server holds, else it gives errNotHere.
+func (s *Server) callHere(ctx context.Context, nodeID string, c *pb.Call) (*Answer, error) {
 	s.mu.Lock()
 	sess := s.sessions[nodeID]
 	s.mu.Unlock()
 	if sess == nil {
-		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s is not connected to this server", nodeID)
+		return nil, errNotHere
 	}
 	select {
 	case sess.calls <- struct{}{}:
 	default:
 		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s has %d calls under way; try again", nodeID, MaxCalls)
 	}
-	var raw [16]byte
-	if _, err := rand.Read(raw[:]); err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	a := &Answer{
-		id: hex.EncodeToString(raw[:]), server: s, opened: make(chan struct{}),
-		chunks: make(chan *pb.AnswerChunk, answerQueue), ctx: ctx, cancel: cancel,
-		free: func() { <-sess.calls },
-	}
+	a := &call{id: rand.Text(), server: s, opened: make(chan struct{}), chunks: make(chan *pb.AnswerChunk, answerQueue), ctx: ctx}
+	answer := &Answer{recv: a.recv, end: func() {
+		cancel()
+		s.mu.Lock()
+		delete(s.answers, a.id)
+		s.mu.Unlock()
+		<-sess.calls
+	}}
 	s.mu.Lock()
 	s.answers[a.id] = a
 	s.mu.Unlock()
-	call.Id = a.id
-	if err := a.ask(sess, call); err != nil {
-		a.Close()
+	if err := a.ask(sess, &pb.Call{Id: a.id, Request: c.Request}); err != nil {
+		answer.Close()
 		return nil, err
 	}
-	return a, nil
+	return answer, nil
 }
 
 // ask sends the call and waits for the node to open its answer.
-func (a *Answer) ask(sess *session, call *pb.Call) error {
+func (a *call) ask(sess *session, c *pb.Call) error {
 	limit := a.server.cfg.AnswerTimeout
 	wait := time.NewTimer(limit)
 	defer wait.Stop()
@@ -77,7 +178,7 @@ func (a *Answer) ask(sess *session, call *pb.Call) error {
 		case <-told:
 			told, out = nil, sess.out
 			continue
-		case out <- &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: call}}:
+		case out <- &pb.ServerMessage{Message: &pb.ServerMessage_Call{Call: c}}:
 			out = nil // sent once
 			continue
 		case <-a.opened:
@@ -92,9 +193,7 @@ func (a *Answer) ask(sess *session, call *pb.Call) error {
 	}
 }
 
-// Recv gives the next chunk, io.EOF at the end, or the node's error as a
-// *cluster.Error; an answer that broke off has CodeUnavailable.
-func (a *Answer) Recv() (*pb.AnswerChunk, error) {
+func (a *call) recv() (*pb.AnswerChunk, error) {
 	select {
 	case c, ok := <-a.chunks:
 		if !ok && a.ctx.Err() != nil {
@@ -107,23 +206,12 @@ func (a *Answer) Recv() (*pb.AnswerChunk, error) {
 			return nil, io.EOF
 		}
 		if c.Error != nil {
-			return nil, &cluster.Error{Code: cluster.Code(c.Error.Code), Text: c.Error.Text}
+			return nil, fromWire(c.Error)
 		}
 		return c, nil
 	case <-a.ctx.Done():
 		return nil, a.ctx.Err()
 	}
-}
-
-// Close ends the call; the node's stream is cancelled.
-func (a *Answer) Close() {
-	a.once.Do(func() {
-		a.cancel()
-		a.server.mu.Lock()
-		delete(a.server.answers, a.id)
-		a.server.mu.Unlock()
-		a.free()
-	})
 }
 
 // One reads an answer of exactly one chunk of at most MaxMessage bytes.

@@ -215,7 +215,7 @@ func (f *fleet) dial(id string, protocol uint32) *node {
 func (f *fleet) attach(id string) (*node, *pb.Desired) {
 	f.Helper()
 	n := f.dial(id, 1)
-	if w := n.next().GetWelcome(); w == nil || w.Server != "s1" || w.TtlMs != f.cfg.TTL.Milliseconds() {
+	if w := n.next().GetWelcome(); w == nil || w.Server != "s1" || w.TtlMs != f.TTL().Milliseconds() || !w.Answers {
 		f.Fatalf("first message is no right welcome: %v", w)
 	}
 	d := n.desired()
@@ -234,6 +234,17 @@ func (n *node) say(m *pb.NodeMessage) {
 
 func (n *node) beat() error {
 	return n.stream.Send(&pb.NodeMessage{Message: &pb.NodeMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}})
+}
+
+// heartbeat is answered.
+func (n *node) heartbeat() {
+	n.Helper()
+	if err := n.beat(); err != nil {
+		n.Fatal(err)
+	}
+	if m := n.next(); m.GetHeartbeat() == nil {
+		n.Fatalf("got %v, want the answer to a heartbeat", m)
+	}
 }
 
 func (n *node) next() *pb.ServerMessage {

@@ -1,13 +1,24 @@
 package fleet
 
 import (
-	"bytes"
+	"maps"
 	"slices"
+	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/fleet/pb"
+)
+
+const (
+	// routesPart is about how large a message of routes is, in bytes; a model whose
+	// own routes are larger goes alone.
+	routesPart = 4 << 20
+	// routesPause is the least time between updates to one gateway: what changes
+	// meanwhile goes together.
+	routesPause = 20 * time.Millisecond
 )
 
 // Routes implements pb.FleetServer: everything first, then each change as it is
@@ -17,57 +28,85 @@ func (s *Server) Routes(_ *pb.RoutesRequest, stream pb.Fleet_RoutesServer) error
 	s.gateways++
 	s.mu.Unlock()
 	defer func() { s.mu.Lock(); s.gateways--; s.mu.Unlock() }()
-
-	sent := map[string][]byte{}
-	full := true
+	ctx := stream.Context()
+	var sent *routes
 	for {
-		snap := s.cfg.Store.State().Snapshot()
-		ws := cluster.WatchSet{}
-		ws.Add(snap.Abandoned())
-		update := &pb.RoutesUpdate{Full: full, Index: snap.Index(nil, cluster.TableAllocs, cluster.TableModels, cluster.TableModelVersions)}
-		routes := routesOf(snap, ws)
-		for _, r := range routes {
-			b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
-			if err != nil {
-				return err
-			}
-			if !bytes.Equal(sent[r.Name], b) {
-				sent[r.Name] = b
-				update.Models = append(update.Models, r)
-			}
-		}
-		for name := range sent {
-			if !slices.ContainsFunc(routes, func(r *pb.ModelRoute) bool { return r.Name == name }) {
-				update.Gone = append(update.Gone, name)
-				delete(sent, name)
-			}
-		}
-		if full || len(update.Models) > 0 || len(update.Gone) > 0 {
-			if err := stream.Send(update); err != nil {
+		now := s.routes.now()
+		for _, part := range now.since(sent) {
+			if err := stream.Send(part); err != nil {
 				return err
 			}
 		}
-		full = false
-		if err := ws.WatchCtx(stream.Context()); err != nil {
+		sent = now
+		if now.watch.WatchCtx(ctx) != nil {
 			return nil
 		}
 		select {
-		case <-snap.Abandoned():
-			sent, full = map[string][]byte{}, true
-		default:
+		case <-time.After(routesPause):
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }
 
-// routesOf derives the routes from the state: a version's endpoints are the
-// live allocations that serve it.
-func routesOf(snap *cluster.Snapshot, ws cluster.WatchSet) []*pb.ModelRoute {
+// routes is all routes at one index. It does not change.
+type routes struct {
+	index     uint64
+	abandoned <-chan struct{} // of the state behind it
+	models    map[string]*modelRoute
+	watch     cluster.WatchSet
+}
+
+// modelRoute is one model's message with what it was made of. The same one is in
+// later routes for as long as nothing of it changes.
+type modelRoute struct {
+	message  *pb.ModelRoute
+	size     int
+	versions []*cluster.ModelVersion
+}
+
+// routeTable keeps the newest routes for all gateways of this server: each change
+// of the state is worked out once, and a model version is marshalled once.
+type routeTable struct {
+	store Store
+	mu    sync.Mutex
+	last  *routes
+}
+
+// now gives routes that are as new as the state.
+func (t *routeTable) now() *routes {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last == nil || changed(t.last.watch) {
+		t.last = derive(t.store.State().Snapshot(), t.last)
+	}
+	return t.last
+}
+
+func changed(ws cluster.WatchSet) bool {
+	for ch := range ws {
+		select {
+		case <-ch:
+			return true
+		default:
+		}
+	}
+	return false
+}
+
+// derive works the routes out: a version's endpoints are the live allocations that
+// serve it. What did not change since before is taken from there.
+func derive(snap *cluster.Snapshot, before *routes) *routes {
+	now := &routes{abandoned: snap.Abandoned(), models: map[string]*modelRoute{}, watch: cluster.WatchSet{}}
+	now.watch.Add(snap.Abandoned())
+	snap.Index(now.watch, cluster.TableModels, cluster.TableModelVersions) // two watches instead of one for each model
+	now.index = snap.Index(nil, cluster.TableAllocs, cluster.TableModels, cluster.TableModelVersions)
 	type served struct {
 		model   string
 		version uint64
 	}
 	endpoints := map[served][]*pb.Endpoint{}
-	for _, a := range snap.AllocsServing(ws, "") {
+	for _, a := range snap.AllocsServing(now.watch, "") {
 		if a.Terminal() {
 			continue
 		}
@@ -76,15 +115,78 @@ func routesOf(snap *cluster.Snapshot, ws cluster.WatchSet) []*pb.ModelRoute {
 			AllocId: a.ID, NodeId: a.NodeID, Address: a.Serving.Address, Ready: a.Serving.Ready,
 		})
 	}
-	var routes []*pb.ModelRoute
-	for _, m := range snap.Models(ws) {
-		r := &pb.ModelRoute{Name: m.Name, Aliases: m.Aliases}
-		for _, v := range snap.ModelVersions(ws, m.Name) {
-			r.Versions = append(r.Versions, &pb.VersionRoute{
-				Version: v.Version, Record: cluster.Marshal(v), Endpoints: endpoints[served{m.Name, v.Version}],
-			})
+	for _, m := range snap.Models(nil) {
+		r := &modelRoute{versions: snap.ModelVersions(nil, m.Name)}
+		r.message = &pb.ModelRoute{Name: m.Name, Aliases: m.Aliases}
+		var old *modelRoute
+		if before != nil {
+			old = before.models[m.Name]
 		}
-		routes = append(routes, r)
+		for _, v := range r.versions {
+			ends := endpoints[served{m.Name, v.Version}]
+			route := old.version(v)
+			switch {
+			case route == nil:
+				route = &pb.VersionRoute{Version: v.Version, Record: cluster.Marshal(v), Endpoints: ends}
+			case !slices.EqualFunc(route.Endpoints, ends, sameEndpoint):
+				route = &pb.VersionRoute{Version: v.Version, Record: route.Record, Endpoints: ends}
+			}
+			r.message.Versions = append(r.message.Versions, route)
+		}
+		if old != nil && maps.Equal(old.message.Aliases, m.Aliases) && slices.Equal(old.message.Versions, r.message.Versions) {
+			r = old
+		} else {
+			r.size = proto.Size(r.message)
+		}
+		now.models[m.Name] = r
 	}
-	return routes
+	return now
+}
+
+// version finds what was made of a version's record, nil when it is another now.
+func (r *modelRoute) version(v *cluster.ModelVersion) *pb.VersionRoute {
+	if r == nil {
+		return nil
+	}
+	i := slices.Index(r.versions, v)
+	if i < 0 {
+		return nil
+	}
+	return r.message.Versions[i]
+}
+
+func sameEndpoint(a, b *pb.Endpoint) bool {
+	return a.AllocId == b.AllocId && a.NodeId == b.NodeId && a.Address == b.Address && a.Ready == b.Ready
+}
+
+// since is what a gateway lacks that has sent, nil: nothing; in parts that hold
+// together. It is empty when nothing changed.
+func (r *routes) since(sent *routes) []*pb.RoutesUpdate {
+	full := sent == nil || sent.abandoned != r.abandoned
+	u := &pb.RoutesUpdate{Index: r.index, Full: full}
+	parts, size := []*pb.RoutesUpdate{u}, 0
+	for _, name := range slices.Sorted(maps.Keys(r.models)) {
+		m := r.models[name]
+		if !full && sent.models[name] == m {
+			continue
+		}
+		if len(u.Models) > 0 && size+m.size > routesPart {
+			u.More = true
+			u, size = &pb.RoutesUpdate{Index: r.index}, 0
+			parts = append(parts, u)
+		}
+		u.Models = append(u.Models, m.message)
+		size += m.size
+	}
+	if !full {
+		for name := range sent.models {
+			if r.models[name] == nil {
+				u.Gone = append(u.Gone, name)
+			}
+		}
+		if len(parts) == 1 && len(u.Models) == 0 && len(u.Gone) == 0 {
+			return nil
+		}
+	}
+	return parts
 }

@@ -1,13 +1,15 @@
 package fleet
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,28 +22,42 @@ import (
 
 // Bounds of the wire.
 const (
-	// DefaultTTL is how long a node may be silent before it counts as down.
-	DefaultTTL = 5 * time.Second
 	// MaxMessage bounds one message either way, in bytes.
 	MaxMessage = 8 << 20
-	// MaxRoutes bounds a routes update, in bytes: all models at once when a gateway
-	// connects.
+	// MaxRoutes bounds the routes of one model, in bytes; updates of many come in parts.
 	MaxRoutes = 64 << 20
 	// MaxCalls bounds the reverse calls under way on one node.
 	MaxCalls = 256
 
+	// DefaultTTL is how long a node of a small region may be silent before it
+	// counts as down. With DefaultRate it holds up to 1,750 nodes; it leaves time
+	// to notice within 5 s what died together with the server that held it.
+	DefaultTTL = 3500 * time.Millisecond
+	// DefaultRate is how many nodes a region may have for each second of its TTL.
+	DefaultRate = 500
 	// DefaultHelloTimeout is how long a new stream may take to name its node.
 	DefaultHelloTimeout = 10 * time.Second
 	// DefaultAnswerTimeout is how long a node may take to begin its answer to a call.
 	DefaultAnswerTimeout = 10 * time.Second
 	// DefaultCheckWait is how long a model check waits for a node that can do it.
 	DefaultCheckWait = 10 * time.Second
+	// DefaultHoldShare is how many of 100 ready nodes may fall silent within one TTL
+	// before replacements pause.
+	DefaultHoldShare = 30
+	// DefaultHoldNodes is the fewest silent nodes that can pause replacements.
+	DefaultHoldNodes = 3
+	// DefaultHoldLimit is how long replacements pause at most.
+	DefaultHoldLimit = 10 * time.Minute
 
-	maxReports    = 16 // status reports of one node on their way into the log
-	sendQueue     = 64
-	answerQueue   = 16
-	sweepBatch    = 2000 // nodes marked down in one log entry
-	artifactChunk = 256 << 10
+	maxReports     = 16       // status reports of one node on their way into the log …
+	maxReportBytes = 16 << 20 // … and their bytes
+	sendQueue      = 64
+	answerQueue    = 16
+	sweepBatch     = 2000 // nodes whose status changes in one log entry
+	artifactChunk  = 256 << 10
+	desiredPart    = 256 << 10 // bytes of one message of desired state: slow links still carry heartbeats
+	catchUpLimit   = 10 * time.Second
+	admitPause     = 250 * time.Millisecond // between attempts to register while nobody leads
 )
 
 // Store is what fleet needs of the replicated store.
@@ -56,142 +72,173 @@ type Blobs interface {
 	Open(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error)
 }
 
-// Config is what a Server is made of. A duration of 0 means its default.
+// Config is what a Server is made of. A number or duration of 0 means its default.
 type Config struct {
-	Name       string
-	Store      Store
+	Name  string
+	Store Store
+	Peers PeerNet // the other servers; nil: there are none
+	// ReadIndex returns when the Store's State holds all that was committed when it
+	// was called, as the leader knows it; verify has the leader ask the quorum. Nil:
+	// this server is alone and its state always the newest.
+	ReadIndex  func(ctx context.Context, verify bool) error
 	Blobs      Blobs
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 
-	TTL           time.Duration
+	TTL           time.Duration // the least; it grows with the region
+	Rate          int           // nodes for each second of the TTL
 	HelloTimeout  time.Duration
 	AnswerTimeout time.Duration
 	CheckWait     time.Duration
+	HoldShare     int           // of 100; 100: replacements never pause
+	HoldNodes     int           // fewest silent nodes that pause replacements
+	HoldLimit     time.Duration // longest pause
+}
+
+func (c *Config) defaults() {
+	c.TTL = cmp.Or(c.TTL, DefaultTTL)
+	c.Rate = cmp.Or(c.Rate, DefaultRate)
+	c.HelloTimeout = cmp.Or(c.HelloTimeout, DefaultHelloTimeout)
+	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, DefaultAnswerTimeout)
+	c.CheckWait = cmp.Or(c.CheckWait, DefaultCheckWait)
+	c.HoldShare = cmp.Or(c.HoldShare, DefaultHoldShare)
+	c.HoldNodes = cmp.Or(c.HoldNodes, DefaultHoldNodes)
+	c.HoldLimit = cmp.Or(c.HoldLimit, DefaultHoldLimit)
 }
 
 // Server answers the Fleet service. Register it with a gRPC server and keep Run
-// running.
+// running, which serves the other servers.
 type Server struct {
 	pb.UnimplementedFleetServer
 	cfg     Config
 	log     *slog.Logger
+	born    time.Time // what silence is measured by: this clock does not jump
 	updates *batcher
+	routes  *routeTable
+	caught  barrier
+	ttl     atomic.Int64 // as nodes are told, nanoseconds
+	judge   judge        // of Run's goroutine
+	metrics *metrics
 
 	mu       sync.Mutex
 	sessions map[string]*session  // by node ID
 	gone     map[string]time.Time // when a node without a session was last heard of
-	answers  map[string]*Answer   // by call ID
+	awake    time.Time            // since then this server runs without a gap: nobody was silent before
+	cutOff   bool                 // from the leader
+	views    map[string]*view     // what other servers said, by server ID
+	peers    map[string]*peer     // whom this server tells, by server ID
+	answers  map[string]*call     // by call ID
 	gateways int
-	attached chan struct{} // closed, and made anew, when a node attaches
+	attached chan struct{} // closed, and made anew, when a node attaches to any server
+}
+
+type metrics struct {
+	silenced *prometheus.CounterVec
+	refused  prometheus.Counter
 }
 
 // NewServer makes a server; nothing runs until Run.
 func NewServer(cfg Config) *Server {
-	cfg.TTL = cmp.Or(cfg.TTL, DefaultTTL)
-	cfg.HelloTimeout = cmp.Or(cfg.HelloTimeout, DefaultHelloTimeout)
-	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, DefaultAnswerTimeout)
-	cfg.CheckWait = cmp.Or(cfg.CheckWait, DefaultCheckWait)
+	cfg.defaults()
+	now := time.Now()
 	s := &Server{
-		cfg: cfg, log: cfg.Logger,
-		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*Answer{},
+		cfg: cfg, log: cfg.Logger, born: now, awake: now,
+		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*call{},
+		views: map[string]*view{}, peers: map[string]*peer{},
 		attached: make(chan struct{}),
 	}
-	s.updates = newBatcher(cfg.Store)
+	s.ttl.Store(int64(cfg.TTL))
+	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}
+	s.updates = newBatcher(cfg.Store, s.log)
+	s.routes = &routeTable{store: cfg.Store}
+	s.caught.read = func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), catchUpLimit)
+		defer cancel()
+		if cfg.ReadIndex == nil {
+			return nil
+		}
+		err := cfg.ReadIndex(ctx, false)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return cluster.Errorf(cluster.CodeUnavailable, "this server could not catch up with the leader within %s", catchUpLimit)
+		}
+		return err
+	}
+	s.metrics = &metrics{
+		silenced: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rxvision_fleet_nodes_silent_total", Help: "Nodes that this leader counted as down or disconnected because they were silent.",
+		}, []string{"status"}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "rxvision_fleet_sessions_refused_total", Help: "Streams of nodes that this server refused because it is cut off from the leader.",
+		}),
+	}
+	gauge := func(name, help string, value func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return value()
+		})
+	}
 	cfg.Registerer.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "rxvision_fleet_nodes_connected", Help: "Nodes whose stream this server holds.",
-		}, func() float64 { s.mu.Lock(); defer s.mu.Unlock(); return float64(len(s.sessions)) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "rxvision_fleet_gateways_connected", Help: "Gateways that watch routes on this server.",
-		}, func() float64 { s.mu.Lock(); defer s.mu.Unlock(); return float64(s.gateways) }),
-		s.updates.batches,
+		gauge("rxvision_fleet_nodes_connected", "Nodes whose stream this server holds.", func() float64 { return float64(len(s.sessions)) }),
+		gauge("rxvision_fleet_gateways_connected", "Gateways that watch routes on this server.", func() float64 { return float64(s.gateways) }),
+		gauge("rxvision_fleet_ttl_seconds", "How long a node may be silent before it counts as down.", func() float64 { return s.TTL().Seconds() }),
+		gauge("rxvision_fleet_hold", "1 while replacements pause because many nodes fell silent at once.", func() float64 {
+			if cfg.Store.State().Snapshot().FleetHold(nil) != nil {
+				return 1
+			}
+			return 0
+		}),
+		s.metrics.silenced, s.metrics.refused, s.updates.batches,
 	)
 	return s
 }
 
-// Run keeps node status true and commits what nodes report, until ctx ends.
+// TTL is how long a node may be silent now before it counts as down.
+func (s *Server) TTL() time.Duration { return time.Duration(s.ttl.Load()) }
+
+// beat is how often servers look after silent nodes and tell each other of theirs.
+func (s *Server) beat() time.Duration {
+	return min(max(s.TTL()/10, 20*time.Millisecond), time.Second)
+}
+
+// Run keeps node status true, commits what nodes report and serves the other
+// servers, until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() { defer wg.Done(); s.updates.run(ctx) }()
 	defer wg.Wait()
-	tick := time.NewTicker(s.cfg.TTL / 4)
-	defer tick.Stop()
-	var leaderSince time.Time
+	defer cancel(nil)
+	wg.Go(func() { s.updates.run(ctx) })
+	if s.cfg.Peers != nil {
+		wg.Go(func() {
+			if err := s.servePeers(ctx); err != nil {
+				cancel(fmt.Errorf("serve the other servers: %w", err))
+			}
+		})
+	}
+	var last time.Time
 	for {
+		now := time.Now()
+		if !last.IsZero() && now.Sub(last) > s.TTL()/2 {
+			s.log.Warn("this server stood still: nodes get a new TTL from now", "for", now.Sub(last))
+			s.mu.Lock()
+			s.awake = now
+			s.mu.Unlock()
+		}
+		last = now
+		s.judge.look(ctx, now)
+		s.tellPeers(ctx, &wg)
+		s.checkCut(now)
 		select {
 		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+				return err
+			}
 			return nil
-		case now := <-tick.C:
-			if !s.cfg.Store.IsLeader() {
-				leaderSince = time.Time{}
-				continue
-			}
-			if leaderSince.IsZero() {
-				leaderSince = now
-			}
-			s.sweep(ctx, now, leaderSince)
+		case <-time.After(s.beat()):
 		}
 	}
-}
-
-// sweep marks nodes down that were silent for a TTL. A fresh leader gives every
-// node one TTL to find it.
-func (s *Server) sweep(ctx context.Context, now, leaderSince time.Time) {
-	s.mu.Lock()
-	for id, heard := range s.gone { // older than this it says no more than its absence
-		if now.Sub(heard) > s.cfg.TTL {
-			delete(s.gone, id)
-		}
-	}
-	s.mu.Unlock()
-	var silent []cluster.NodeStatusUpdate
-	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
-		if n.Status != cluster.NodeStatusReady && n.Status != cluster.NodeStatusInit {
-			continue
-		}
-		last := leaderSince
-		if heard := s.lastHeard(n.ID); heard.After(last) {
-			last = heard
-		}
-		if now.Sub(last) > s.cfg.TTL {
-			silent = append(silent, cluster.NodeStatusUpdate{
-				NodeID: n.ID, Status: cluster.NodeStatusDown, Message: "Node heartbeat missed",
-			})
-		}
-	}
-	for batch := range slices.Chunk(silent, sweepBatch) {
-		if _, err := s.cfg.Store.Apply(ctx, &cluster.UpdateNodeStatus{Updates: batch}); err != nil {
-			s.log.Warn("silent nodes could not be marked down", "count", len(batch), "error", err)
-			return
-		}
-		for _, u := range batch {
-			s.log.Warn("node is down: no heartbeat", "node", u.NodeID, "ttl", s.cfg.TTL)
-			s.mu.Lock()
-			sess := s.sessions[u.NodeID]
-			s.mu.Unlock()
-			if sess != nil {
-				sess.cancel(status.Error(codes.DeadlineExceeded, "no heartbeat within the TTL")) // it registers anew
-			}
-		}
-	}
-}
-
-func (s *Server) lastHeard(nodeID string) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sess := s.sessions[nodeID]; sess != nil {
-		return sess.heard()
-	}
-	return s.gone[nodeID]
-}
-
-// Connected says whether this server holds the node's stream.
-func (s *Server) Connected(nodeID string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sessions[nodeID] != nil
 }
 
 // adopt makes sess the node's session; an older one ends.
@@ -200,12 +247,18 @@ func (s *Server) adopt(sess *session) {
 	old := s.sessions[sess.nodeID]
 	s.sessions[sess.nodeID] = sess
 	delete(s.gone, sess.nodeID)
-	close(s.attached)
-	s.attached = make(chan struct{})
+	s.noteAttached()
 	s.mu.Unlock()
 	if old != nil {
 		old.cancel(status.Error(codes.Aborted, "a newer session of this node took over"))
 	}
+}
+
+// noteAttached wakes who waits for a node and tells the other servers soon. Hold mu.
+func (s *Server) noteAttached() {
+	close(s.attached)
+	s.attached = make(chan struct{})
+	s.kickPeers()
 }
 
 func (s *Server) drop(sess *session) {
@@ -214,34 +267,36 @@ func (s *Server) drop(sess *session) {
 	if s.sessions[sess.nodeID] == sess {
 		delete(s.sessions, sess.nodeID)
 		s.gone[sess.nodeID] = sess.heard()
+		s.kickPeers()
 	}
 }
 
 // Attach implements pb.FleetServer: one node's stream.
 func (s *Server) Attach(stream pb.Fleet_AttachServer) error {
-	node, err := s.hello(stream)
+	hello, node, err := s.hello(stream)
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	refuse := s.cutOff && !hello.Any
+	s.mu.Unlock()
+	if refuse {
+		s.metrics.refused.Inc()
+		return errCutOff
+	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	sess := newSession(ctx, cancel, s, node.ID)
-	s.mu.Lock()
-	s.gone[node.ID] = sess.heard() // not silent while it registers
-	s.mu.Unlock()
-	if err := s.register(ctx, node); err != nil {
-		return err
-	}
+	sess := newSession(ctx, cancel, s, node, hello.Any)
 	s.adopt(sess)
 	defer s.drop(sess)
-	s.log.Info("node attached", "node", node.ID, "name", node.Name)
+	s.log.Debug("node attached", "node", node.ID, "name", node.Name)
 	err = sess.run(stream)
-	s.log.Info("node detached", "node", node.ID, "reason", err)
+	s.log.Debug("node detached", "node", node.ID, "reason", err)
 	return err
 }
 
 // hello awaits the first message, which must name a node, for a bounded time.
-func (s *Server) hello(stream pb.Fleet_AttachServer) (*cluster.Node, error) {
+func (s *Server) hello(stream pb.Fleet_AttachServer) (*pb.Hello, *cluster.Node, error) {
 	type first struct {
 		msg *pb.NodeMessage
 		err error
@@ -255,19 +310,23 @@ func (s *Server) hello(stream pb.Fleet_AttachServer) (*cluster.Node, error) {
 	select {
 	case f = <-ch:
 	case <-time.After(s.cfg.HelloTimeout):
-		return nil, status.Errorf(codes.DeadlineExceeded, "no hello within %s", s.cfg.HelloTimeout)
+		return nil, nil, status.Errorf(codes.DeadlineExceeded, "no hello within %s", s.cfg.HelloTimeout)
 	}
 	if f.err != nil {
-		return nil, f.err
+		return nil, nil, f.err
 	}
 	h := f.msg.GetHello()
 	if h == nil {
-		return nil, status.Error(codes.InvalidArgument, "the first message must be hello")
+		return nil, nil, status.Error(codes.InvalidArgument, "the first message must be hello")
 	}
 	if h.Protocol != 1 {
-		return nil, status.Errorf(codes.FailedPrecondition, "protocol %d is not spoken here; this server speaks 1", h.Protocol)
+		return nil, nil, status.Errorf(codes.FailedPrecondition, "protocol %d is not spoken here; this server speaks 1", h.Protocol)
 	}
-	return decodeNode(h.Node)
+	n, err := decodeNode(h.Node)
+	if err == nil && n.ID == "" {
+		err = status.Error(codes.InvalidArgument, "the node record has no ID")
+	}
+	return h, n, err
 }
 
 func decodeNode(b []byte) (*cluster.Node, error) {
@@ -278,12 +337,92 @@ func decodeNode(b []byte) (*cluster.Node, error) {
 	return n, nil
 }
 
-func (s *Server) register(ctx context.Context, n *cluster.Node) error {
+// admit makes the state count the node as ready and returns when this server's
+// state is no older than what any server may have told the node before. It waits
+// while nobody leads, so that a change of leaders costs nodes nothing. A record
+// that the state holds already makes no log entry.
+func (s *Server) admit(ctx context.Context, n *cluster.Node) error {
 	n.Status = cluster.NodeStatusReady
-	if _, err := s.cfg.Store.Apply(ctx, &cluster.RegisterNode{Node: n}); err != nil {
-		return toStatus(err)
+	cmd := &cluster.RegisterNode{Node: n} // one command, so that a repeated attempt counts once
+	for registered := false; ; {
+		err := s.caught.wait(ctx)
+		if err == nil && (registered || s.registered(n)) {
+			return nil
+		}
+		if err == nil {
+			_, err = s.cfg.Store.Apply(ctx, cmd)
+			registered = err == nil
+		}
+		switch cluster.CodeOf(err) {
+		case "":
+			continue
+		case cluster.CodeNoLeader, cluster.CodeUnavailable:
+		default:
+			return toStatus(err)
+		}
+		select {
+		case <-time.After(admitPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return nil
+}
+
+// registered says whether the state counts the node as ready, with this record.
+func (s *Server) registered(n *cluster.Node) bool {
+	old := s.cfg.Store.State().Snapshot().Node(nil, n.ID)
+	if old == nil || old.Status != cluster.NodeStatusReady {
+		return false
+	}
+	is, said := *old, *n
+	for _, r := range []*cluster.Node{&is, &said} { // what is the servers' own
+		r.StatusDescription, r.StatusUpdatedAt, r.SchedulingEligibility = "", 0, ""
+		r.Drain, r.DrainStrategy, r.LastDrain, r.Events = false, nil, nil, nil
+		r.CreateIndex, r.ModifyIndex = 0, 0
+		if r.ReservedResources == nil {
+			r.ReservedResources = &cluster.NodeReservedResources{}
+		}
+	}
+	return bytes.Equal(cluster.Marshal(&is), cluster.Marshal(&said))
+}
+
+// barrier shares one reading of the leader's index among all who ask before it
+// begins: a thousand nodes that attach at once cost a few.
+type barrier struct {
+	read func() error
+	turn sync.Mutex
+	mu   sync.Mutex
+	next *round
+}
+
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+func (b *barrier) wait(ctx context.Context) error {
+	b.mu.Lock()
+	r, first := b.next, b.next == nil
+	if first {
+		r = &round{done: make(chan struct{})}
+		b.next = r
+	}
+	b.mu.Unlock()
+	if first {
+		b.turn.Lock()
+		b.mu.Lock()
+		b.next = nil // who comes from here on may have heard of something newer
+		b.mu.Unlock()
+		r.err = b.read()
+		b.turn.Unlock()
+		close(r.done)
+	}
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // toStatus carries a cluster.Error over gRPC: its text stays, its code maps to
@@ -304,32 +443,4 @@ func toStatus(err error) error {
 		code = codes.Canceled
 	}
 	return status.Error(code, err.Error())
-}
-
-// Artifact implements pb.FleetServer.
-func (s *Server) Artifact(req *pb.ArtifactRequest, stream pb.Fleet_ArtifactServer) error {
-	r, size, err := s.cfg.Blobs.Open(stream.Context(), req.Digest, req.Offset)
-	if err != nil {
-		return toStatus(err)
-	}
-	defer r.Close()
-	buf, first := make([]byte, artifactChunk), true
-	for {
-		n, err := io.ReadFull(r, buf)
-		if n > 0 || first {
-			chunk := &pb.ArtifactChunk{Data: buf[:n]}
-			if first {
-				chunk.Size, first = size, false
-			}
-			if err := stream.Send(chunk); err != nil {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil
-		}
-		if err != nil {
-			return toStatus(err)
-		}
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,36 +18,49 @@ import (
 	"github.com/rxvision/rxvision/fleet/pb"
 )
 
-// session is one node's stream. Its messages leave through out, one sender.
+// session is one node's stream. Its messages leave through one sender.
 type session struct {
-	server  *Server
-	nodeID  string
-	ctx     context.Context // ends with the session
-	cancel  context.CancelCauseFunc
-	out     chan *pb.ServerMessage
-	acks    chan uint64   // what is committed; has room for all reports under way
-	reports chan struct{} // a slot per report between its arrival and its acknowledgement
-	calls   chan struct{} // a slot per reverse call under way
-	told    chan struct{} // closed when the first desired state is queued: calls come after it
-	last    atomic.Int64  // unix nanoseconds of the last message
+	server *Server
+	node   *cluster.Node // as it said hello
+	nodeID string
+	any    bool // the node has found no better server
+	began  time.Time
+	ctx    context.Context // ends with the session
+	cancel context.CancelCauseFunc
+	out    chan *pb.ServerMessage
+	acks   chan ack           // what is committed; has room for all reports under way
+	beats  chan struct{}      // capacity 1: a heartbeat is to be answered
+	tells  chan struct{}      // capacity 1: the TTL is to be told
+	change chan *cluster.Node // capacity 1: the node's newest record, to be registered
+	calls  chan struct{}      // a slot per reverse call under way
+	told   chan struct{}      // closed when the first desired state is queued: calls come after it
+	last   atomic.Int64       // of the last message, nanoseconds since the server's birth
+
+	mu       sync.Mutex // reports between their arrival and their acknowledgement
+	reports  int
+	reported int // bytes of them
 }
 
-func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, nodeID string) *session {
+// ack ends a report.
+type ack struct {
+	seq   uint64
+	bytes int
+}
+
+func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, node *cluster.Node, anyServer bool) *session {
 	c := &session{
-		server: s, nodeID: nodeID, ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
-		acks: make(chan uint64, maxReports), reports: make(chan struct{}, maxReports), calls: make(chan struct{}, MaxCalls),
-		told: make(chan struct{}),
+		server: s, node: node, nodeID: node.ID, any: anyServer, began: time.Now(),
+		ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
+		acks: make(chan ack, maxReports), change: make(chan *cluster.Node, 1), beats: make(chan struct{}, 1), tells: make(chan struct{}, 1),
+		calls: make(chan struct{}, MaxCalls), told: make(chan struct{}),
 	}
 	c.touch()
-	// Before anybody else can send: it is the first message of the stream.
-	c.out <- &pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
-		TtlMs: s.cfg.TTL.Milliseconds(), Server: s.cfg.Name,
-	}}}
 	return c
 }
 
-func (c *session) touch()           { c.last.Store(time.Now().UnixNano()) }
-func (c *session) heard() time.Time { return time.Unix(0, c.last.Load()) }
+func (c *session) touch()           { c.last.Store(int64(time.Since(c.server.born))) }
+func (c *session) heard() time.Time { return c.server.born.Add(time.Duration(c.last.Load())) }
+func (c *session) retell()          { ring(c.tells) }
 
 // run serves the stream until it breaks or the session is cancelled.
 func (c *session) run(stream pb.Fleet_AttachServer) error {
@@ -55,11 +69,49 @@ func (c *session) run(stream pb.Fleet_AttachServer) error {
 	// ends the stream with it.
 	go func() { c.cancel(c.send(stream)) }()
 	go func() { c.cancel(c.receive(stream)) }()
-	c.cancel(c.desire())
+	// Without a leader there is no desired state that is surely the newest, but
+	// calls are answered as ever.
+	early := time.AfterFunc(c.server.cfg.AnswerTimeout/2, func() { c.tell() })
+	defer early.Stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	err := c.server.admit(c.ctx, c.node)
+	if err == nil {
+		c.node = nil
+		wg.Go(c.register)
+		err = c.desire(func() { early.Stop(); c.tell() })
+	}
+	c.cancel(err)
 	if err := context.Cause(c.ctx); !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// register writes the node's changes of its record.
+func (c *session) register() {
+	for {
+		select {
+		case n := <-c.change:
+			if err := c.server.admit(c.ctx, n); err != nil {
+				c.cancel(err)
+				return
+			}
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// tell lets calls go to the node.
+func (c *session) tell() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.told:
+	default:
+		close(c.told)
+	}
 }
 
 // push queues a message; false when the session is over.
@@ -72,20 +124,32 @@ func (c *session) push(m *pb.ServerMessage) bool {
 	}
 }
 
+// send is the stream's one sender. The welcome comes first.
 func (c *session) send(stream pb.Fleet_AttachServer) error {
+	c.retell()
+	var out chan *pb.ServerMessage
 	for {
+		m := &pb.ServerMessage{}
 		select {
-		case m := <-c.out:
-			if err := stream.Send(m); err != nil {
-				return err
-			}
-		case seq := <-c.acks:
-			<-c.reports
-			if err := stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_Ack{Ack: &pb.Ack{Seq: seq}}}); err != nil {
-				return err
-			}
+		case <-c.tells:
+			m.Message = &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
+				TtlMs: c.server.TTL().Milliseconds(), Server: c.server.cfg.Name, Answers: true,
+			}}
+			out = c.out
+		case m = <-out:
+		case <-c.beats:
+			m.Message = &pb.ServerMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}
+		case a := <-c.acks:
+			c.mu.Lock()
+			c.reports--
+			c.reported -= a.bytes
+			c.mu.Unlock()
+			m.Message = &pb.ServerMessage_Ack{Ack: &pb.Ack{Seq: a.seq}}
 		case <-c.ctx.Done():
 			return c.ctx.Err()
+		}
+		if err := stream.Send(m); err != nil {
+			return err
 		}
 	}
 }
@@ -97,25 +161,22 @@ var errForgotten = status.Error(codes.Aborted, "the servers do not count this no
 // counted says whether the state holds the node as one that is there.
 func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
 	n := snap.Node(ws, c.nodeID)
-	return n != nil && n.Status != cluster.NodeStatusDown
+	return n != nil && n.Status == cluster.NodeStatusReady
 }
 
-// desire follows what the state wants of the node and sends the differences.
-func (c *session) desire() error {
+// desire follows what the state wants of the node and sends the differences. It
+// says told once the first, full desired state is queued.
+func (c *session) desire(told func()) error {
 	var (
-		known bool              // the state has counted this node
-		of    <-chan struct{}   // tells one state from another
-		sent  map[string]uint64 // allocation → AllocModifyIndex
-		jobs  map[jobVersion]bool
+		of   <-chan struct{}   // tells one state from another
+		sent map[string]uint64 // allocation → AllocModifyIndex
+		jobs map[jobVersion]bool
 	)
 	for {
 		snap := c.server.cfg.Store.State().Snapshot()
 		ws := cluster.WatchSet{}
 		ws.Add(snap.Abandoned())
-		switch counted := c.counted(snap, ws); {
-		case counted:
-			known = true
-		case known: // else the state here may not have caught up with the registration
+		if !c.counted(snap, ws) {
 			return errForgotten
 		}
 		first, full := of == nil, snap.Abandoned() != of
@@ -124,14 +185,14 @@ func (c *session) desire() error {
 		}
 		d := c.difference(snap, ws, sent, jobs, full)
 		if full || len(d.Allocs) > 0 || len(d.Gone) > 0 {
-			for _, part := range split(d, MaxMessage/2, maps.Keys(sent)) {
+			for _, part := range split(d, desiredPart, maps.Keys(sent)) {
 				if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
 					return c.ctx.Err()
 				}
 			}
 		}
 		if first {
-			close(c.told)
+			told()
 		}
 		if err := ws.WatchCtx(c.ctx); err != nil {
 			return err
@@ -206,7 +267,7 @@ func split(d *pb.Desired, most int, all iter.Seq[string]) []*pb.Desired {
 }
 
 // receive takes what the node says. Status updates are acknowledged when they
-// are in the log.
+// are in the log; nothing here waits for it, or heartbeats would go unheard.
 func (c *session) receive(stream pb.Fleet_AttachServer) error {
 	for {
 		msg, err := stream.Recv()
@@ -216,9 +277,7 @@ func (c *session) receive(stream pb.Fleet_AttachServer) error {
 		c.touch()
 		switch m := msg.Message.(type) {
 		case *pb.NodeMessage_Heartbeat:
-			if !c.counted(c.server.cfg.Store.State().Snapshot(), nil) {
-				return errForgotten
-			}
+			ring(c.beats)
 		case *pb.NodeMessage_Allocs:
 			if err := c.report(m.Allocs); err != nil {
 				return err
@@ -231,9 +290,11 @@ func (c *session) receive(stream pb.Fleet_AttachServer) error {
 			if n.ID != c.nodeID {
 				return status.Errorf(codes.PermissionDenied, "a session of node %s may not speak for node %s", c.nodeID, n.ID)
 			}
-			if err := c.server.register(c.ctx, n); err != nil {
-				return err
+			select { // this is the newest: an older one that waits is not needed
+			case <-c.change:
+			default:
 			}
+			c.change <- n
 		default:
 			return status.Error(codes.InvalidArgument, "unknown message from the node")
 		}
@@ -241,33 +302,43 @@ func (c *session) receive(stream pb.Fleet_AttachServer) error {
 }
 
 // report queues a batch of status for the log; the acknowledgement follows when
-// it is committed. A node speaks for its own allocations only.
+// it is committed. A node speaks for its own allocations only: what this server
+// knows to be another's is dropped here, and the rules judge the rest, since this
+// server may lag behind what the node heard elsewhere.
 func (c *session) report(u *pb.AllocUpdates) error {
 	snap := c.server.cfg.Store.State().Snapshot()
 	var own []*cluster.Allocation
+	bytes := 0
 	for _, b := range u.Allocs {
 		a := new(cluster.Allocation)
 		if err := cluster.Unmarshal(b, a); err != nil {
 			return status.Errorf(codes.InvalidArgument, "allocation record: %v", err)
 		}
-		if known := snap.Alloc(nil, a.ID); known != nil && known.NodeID == c.nodeID {
+		if known := snap.Alloc(nil, a.ID); known == nil || known.NodeID == c.nodeID {
+			a.NodeID = c.nodeID
 			own = append(own, a)
+			bytes += len(b)
 		}
 	}
-	select {
-	case c.reports <- struct{}{}: // a node that does not read what it is told is not read either
-	case <-c.ctx.Done():
-		return c.ctx.Err()
+	c.mu.Lock()
+	c.reports++
+	c.reported += bytes
+	over := c.reports > maxReports || c.reports > 1 && c.reported > maxReportBytes
+	c.mu.Unlock()
+	if over {
+		return status.Errorf(codes.ResourceExhausted, "more than %d reports, or %d bytes of them, are not acknowledged yet", maxReports, maxReportBytes)
 	}
-	if len(own) == 0 {
-		c.acks <- u.Seq
-		return nil
-	}
-	return c.server.updates.add(c.ctx, own, func(err error) {
+	done := func(err error) {
 		if err != nil {
 			c.cancel(toStatus(err)) // the node sends it again on its next stream
 			return
 		}
-		c.acks <- u.Seq // never waits: it would hold up every node
-	})
+		c.acks <- ack{u.Seq, bytes} // never waits: it would hold up every node
+	}
+	if len(own) == 0 {
+		done(nil)
+		return nil
+	}
+	c.server.updates.add(report{ctx: c.ctx, allocs: own, done: done})
+	return nil
 }

@@ -271,15 +271,16 @@ func TestStatusIsAcknowledgedWhenCommitted(t *testing.T) {
 	<-f.store.entered // the first entry is on its way: what comes now shares the next
 	a.report(6, cluster.AllocClientRunning, second, theirs)
 	a.report(7, cluster.AllocClientFailed, theirs, "nobody's")
-	if ack := a.next().GetAck(); ack.GetSeq() != 7 { // nothing of it is to be stored
-		t.Errorf("got %v before the commit, want only the acknowledgement of 7", ack)
+	a.report(8, cluster.AllocClientFailed, theirs)
+	if ack := a.next().GetAck(); ack.GetSeq() != 8 { // nothing of it is to be stored
+		t.Errorf("got %v before the commit, want only the acknowledgement of 8", ack)
 	}
 	if got := f.store.State().Snapshot().Alloc(nil, mine).ClientStatus; got != cluster.AllocClientPending {
 		t.Errorf("allocation is %s before the commit", got)
 	}
 	b.report(1, cluster.AllocClientRunning, theirs)
 	close(gate)
-	for _, want := range []uint64{5, 6} {
+	for _, want := range []uint64{5, 6, 7} {
 		if ack := a.next().GetAck(); ack.GetSeq() != want {
 			t.Errorf("ack %v, want %d", ack, want)
 		}
@@ -293,13 +294,25 @@ func TestStatusIsAcknowledgedWhenCommitted(t *testing.T) {
 			t.Errorf("allocation %s is %s", id, got)
 		}
 	}
-	// A commit that fails ends the session without an acknowledgement.
+	// While nobody leads a report waits, and the session stays.
 	f.store.mu.Lock()
 	f.store.gate, f.store.fail = nil, cluster.ErrNoLeader
 	f.store.mu.Unlock()
-	a.report(8, cluster.AllocClientComplete, mine)
-	if m, err := a.stream.Recv(); status.Code(err) != codes.Unavailable {
-		t.Errorf("without a leader: %v, %v", m, err)
+	a.report(9, cluster.AllocClientRunning, mine)
+	a.heartbeat()
+	f.store.mu.Lock()
+	f.store.fail = nil
+	f.store.mu.Unlock()
+	if ack := a.next().GetAck(); ack.GetSeq() != 9 {
+		t.Errorf("after the return of the leader: %v", ack)
+	}
+	// A commit that is refused ends the session without an acknowledgement.
+	f.store.mu.Lock()
+	f.store.fail = cluster.Errorf(cluster.CodeTooLarge, "too large")
+	f.store.mu.Unlock()
+	a.report(10, cluster.AllocClientComplete, mine)
+	if m, err := a.stream.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a refused commit: %v, %v", m, err)
 	}
 }
 
@@ -321,7 +334,7 @@ func TestStatusIsBatched(t *testing.T) {
 	for i := range reports {
 		n.report(uint64(i+1), cluster.AllocClientRunning, ids[i])
 	}
-	n.report(99, cluster.AllocClientRunning, "unknown") // acknowledged at once: the others are in the queue
+	n.report(99, cluster.AllocClientRunning) // acknowledged at once: the others are in the queue
 	if ack := n.next().GetAck(); ack.GetSeq() != 99 {
 		t.Fatalf("ack %v", ack)
 	}
