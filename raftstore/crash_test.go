@@ -117,15 +117,15 @@ func mustHold(t *testing.T, what, dir string, acked map[string]uint64) {
 // whole while the next is under way.
 func TestTornLastWrite(t *testing.T) {
 	dir := t.TempDir()
-	s := mustOpen(t, dir)
+	s := mustOpen(t, dir, inBbolt)
 	acked := map[string]uint64{}
 	for i := range 10 {
 		id := fmt.Sprintf("acked-%d", i)
 		acked[id] = mustApply(t, s, register(id)).Index
 	}
-	before := mustRead(t, filepath.Join(dir, logFile)) // as it lies on disk now
+	before, marks := mustRead(t, filepath.Join(dir, boltLogFile)), mustRead(t, filepath.Join(dir, stableFile)) // as they lie on disk now
 	late := mustApply(t, s, register("unacknowledged"))
-	after := mustRead(t, filepath.Join(dir, logFile))
+	after := mustRead(t, filepath.Join(dir, boltLogFile))
 	mustClose(t, s)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -152,8 +152,8 @@ func TestTornLastWrite(t *testing.T) {
 			want["unacknowledged"] = late.Index
 		}
 		folder := t.TempDir()
-		mustWrite(t, filepath.Join(folder, idFile), string(mustRead(t, filepath.Join(dir, idFile))))
-		mustWrite(t, filepath.Join(folder, logFile), string(torn))
+		mustWrite(t, filepath.Join(folder, stableFile), string(marks))
+		mustWrite(t, filepath.Join(folder, boltLogFile), string(torn))
 		mustHold(t, fmt.Sprintf("trial %d", trial), folder, want)
 	}
 }

@@ -33,9 +33,9 @@ func mustMountSmall(t *testing.T, size string) string {
 // A full disk: a clear error, nothing acknowledged is lost, and once there is
 // space the store goes on by itself.
 func TestFullDisk(t *testing.T) {
-	disk := mustMountSmall(t, "6m")
+	disk := mustMountSmall(t, "24m")
 	ballast := filepath.Join(disk, "ballast")
-	mustWrite(t, ballast, strings.Repeat("x", 3<<20))
+	mustWrite(t, ballast, strings.Repeat("x", 4<<20))
 	dir := filepath.Join(disk, "server")
 	s := mustOpen(t, dir, func(c *Config) {
 		c.LeaderWait = time.Second
@@ -79,7 +79,7 @@ func TestFullDisk(t *testing.T) {
 
 // Closing and starting again while not a byte is free.
 func TestFullDiskAtRestart(t *testing.T) {
-	disk := mustMountSmall(t, "6m")
+	disk := mustMountSmall(t, "24m")
 	dir := filepath.Join(disk, "server")
 	reserve := filepath.Join(disk, "reserve")
 	mustWrite(t, reserve, strings.Repeat("x", 2<<20))
@@ -120,7 +120,7 @@ func TestRestoreOnFullDisk(t *testing.T) {
 		mustApply(t, from, c)
 	}
 	b, _ := mustSave(t, from)
-	dir := filepath.Join(mustMountSmall(t, "8m"), "server")
+	dir := filepath.Join(mustMountSmall(t, "26m"), "server")
 	s := mustOpen(t, dir)
 	mustApply(t, s, register("kept"))
 	want := dump(t, s)
@@ -139,7 +139,7 @@ func TestBrokenDiskEndsTheStore(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, dir)
 	acked := map[string]uint64{"a": mustApply(t, s, register("a")).Index}
-	s.lock.Close() // every access fails from now on
+	s.disk.entries.Close() // every access fails from now on
 	if _, err := s.Apply(t.Context(), register("b")); cluster.CodeOf(err) != cluster.CodeUnavailable && cluster.CodeOf(err) != cluster.CodeNoLeader {
 		t.Errorf("write on a broken disk: %v", err)
 	}

@@ -149,7 +149,7 @@ func (s *Store) isClosing() bool {
 // NoLeader says why there is no leader, as far as this server knows: ErrNoLeader,
 // or that the disk is full.
 func (s *Store) NoLeader() error {
-	if s.disk.noSpace.Load() {
+	if s.disk.isFull() {
 		return s.disk.errFull()
 	}
 	return cluster.ErrNoLeader

@@ -39,6 +39,13 @@ func newMetrics(s *Store) *metrics {
 				}
 				return 0
 			}),
+			gauge("rxvision_raftstore_disk_writable", "1 while the data folder can be written, 0 when the disk is full, stalled or broken.", func() float64 {
+				if s.DiskState().OK {
+					return 1
+				}
+				return 0
+			}),
+			s.disk.appends,
 		},
 	}
 }
@@ -74,4 +81,12 @@ func (m *metrics) applied(start time.Time, err error) {
 		code = string(cluster.CodeOf(err))
 	}
 	m.applies.WithLabelValues(code).Observe(time.Since(start).Seconds())
+}
+
+// appendSeconds is made with the disk, before the other metrics.
+func appendSeconds() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "rxvision_raftstore_append_seconds", Help: "Time to write a batch of log entries to the disk, synced.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+	})
 }

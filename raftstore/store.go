@@ -24,10 +24,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.etcd.io/bbolt"
-	bbolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -59,7 +56,10 @@ type Config struct {
 	Version   string // of the program, recorded in snapshots
 	// Bootstrap makes an empty data folder the only voter of a new region. It
 	// changes nothing in a folder that is in use already.
-	Bootstrap  bool
+	Bootstrap bool
+	// LogStore is the store of the log of a new data folder: LogWAL or LogBbolt; "":
+	// DefaultLogStore. A folder in use keeps its own.
+	LogStore   string
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 	Tuning
@@ -105,7 +105,7 @@ type Store struct {
 	cfg     Config
 	log     *slog.Logger
 	id      raft.ServerID
-	lock    *raftboltdb.BoltStore
+	lock    *os.File // the data folder's
 	disk    *disk
 	trans   *raft.NetworkTransport
 	raft    *raft.Raft
@@ -117,6 +117,7 @@ type Store struct {
 	fatal     chan error    // gets the reason once
 	failed    chan struct{} // closed after that
 	failure   error
+	failedAt  time.Time
 	failOnce  sync.Once
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -141,7 +142,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	s.leading.init()
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open store in %s: %w", cfg.Dir, errors.Join(err, s.release()))
+			err = fmt.Errorf("open store in %s: %w", cfg.Dir, errors.Join(unwritable(cfg.Dir, wayOut(cfg.Dir, err)), s.release()))
 		}
 	}()
 	if err := s.openFolder(); err != nil {
@@ -162,6 +163,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.cfg.defaults(cfg.Bootstrap)
+	s.disk.patience = max(stallFactor*s.cfg.LeaderLease, minStall)
 	conf, notify := s.raftConfig()
 	if !used {
 		self := raft.Server{Suffrage: raft.Voter, ID: s.id, Address: s.trans.LocalAddr()}
@@ -171,13 +173,15 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s.metrics = newMetrics(s)
 	s.fsm = newFSM(filepath.Join(cfg.Dir, tmpFolder), cfg.createdBy(), s.metrics, s.fail, s.closing)
-	if s.raft, err = newRaft(conf, s.fsm, s.disk, snaps, s.trans); err != nil {
+	if s.raft, err = newRaft(conf, s.fsm, s.disk, snaps, &gate{s.trans, s.disk}); err != nil {
 		return nil, err
 	}
 	s.fsm.running.Store(true)
 	s.disk.running.Store(true)
 	s.ops.Go(func() { s.lead(notify) })
 	s.ops.Go(s.snapshotWhenDue)
+	s.disk.voters.Store(s.voterCount())
+	s.ops.Go(func() { s.disk.watch(s.progress) })
 	if err := s.metrics.register(cfg.Registerer); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -189,87 +193,6 @@ func (c *Config) createdBy() string {
 	return strings.TrimSpace(strings.Join([]string{"rxvision", c.Version, c.Name}, " "))
 }
 
-// Names within the data folder.
-const (
-	logFile    = "raft.db"
-	idFile     = "node-id"
-	tmpFolder  = "tmp"
-	snapFolder = "snapshots"
-	snapFile   = "state.bin"
-	tmpSuffix  = ".tmp"
-)
-
-// openFolder makes the folder, takes its lock, removes what a killed server left
-// half-written, and reads or makes the server's ID.
-func (s *Store) openFolder() error {
-	dir := s.cfg.Dir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	opts := *bbolt.DefaultOptions
-	opts.Timeout = lockTimeout
-	opts.NoFreelistSync = true // found again by a scan at open, cheaper than writing it with each commit
-	opts.FreelistType = bbolt.FreelistMapType
-	db, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, logFile), BoltOptions: &opts, MsgpackUseNewTimeFormat: true})
-	if errors.Is(err, bbolterrors.ErrTimeout) {
-		return fmt.Errorf("data folder %s is in use by another rxvision server", dir)
-	}
-	if err != nil {
-		return fmt.Errorf("log file %s: %w", logFile, err)
-	}
-	s.lock = db
-	s.disk = &disk{BoltStore: db, log: s.log, dir: dir, fail: s.fail, closing: s.closing}
-
-	tmp := filepath.Join(dir, tmpFolder)
-	if err := os.RemoveAll(tmp); err != nil {
-		return err
-	}
-	if err := os.Mkdir(tmp, 0o700); err != nil {
-		return err
-	}
-	unfinished, err := filepath.Glob(filepath.Join(dir, snapFolder, "*"+tmpSuffix))
-	if err != nil {
-		return err
-	}
-	for _, path := range unfinished {
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
-	}
-	id, err := serverID(dir)
-	if err != nil {
-		return err
-	}
-	s.id = raft.ServerID(id)
-	return syncFolder(dir)
-}
-
-// serverID reads the server's ID from the data folder, or makes one for good.
-func serverID(dir string) (string, error) {
-	path := filepath.Join(dir, idFile)
-	b, err := os.ReadFile(path)
-	if err == nil {
-		id := strings.TrimSpace(string(b))
-		if len(id) != len(newUUID()) {
-			return "", fmt.Errorf("%s holds %q, not a server ID; put the right one back", path, id)
-		}
-		return id, nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	id := newUUID()
-	f, err := os.OpenFile(path+tmpSuffix, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return "", err
-	}
-	_, err = f.WriteString(id + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", err
-	}
-	return id, os.Rename(path+tmpSuffix, path)
-}
-
 // newUUID makes a random (version 4) UUID.
 func newUUID() string {
 	var b [16]byte
@@ -277,14 +200,6 @@ func newUUID() string {
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func (s *Store) listen() error {
@@ -326,7 +241,7 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 func newRaft(conf *raft.Config, f *fsm, d *disk, snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the log in %s cannot be read: %v", logFile, p)
+			err = &Damage{File: d.entries.Where(0), What: "the log", Cause: fmt.Errorf("%v", p)}
 		}
 	}()
 	if r, err = raft.NewRaft(conf, f, d, d, snaps, trans); err != nil && f.restoreErr != nil {
@@ -348,6 +263,9 @@ func (s *Store) Close() error {
 		s.metrics.unregister(s.cfg.Registerer)
 		s.leading.close()
 		s.fsm.stop()
+		if s.Err() == nil {
+			err = errors.Join(err, s.disk.saveMark(s.progress()))
+		}
 		s.closeErr = errors.Join(s.Err(), err, s.release())
 	})
 	return s.closeErr
@@ -358,6 +276,9 @@ func (s *Store) release() error {
 	var errs []error
 	if s.trans != nil {
 		errs = append(errs, s.trans.Close())
+	}
+	if s.disk != nil {
+		errs = append(errs, s.disk.close())
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
@@ -386,7 +307,7 @@ var errClosing = &cluster.Error{Code: cluster.CodeUnavailable, Text: "the server
 // fail ends the store for good: its disk or log cannot be trusted any more.
 func (s *Store) fail(err error) {
 	s.failOnce.Do(func() {
-		s.failure = &failure{err}
+		s.failure, s.failedAt = &failure{wayOut(s.cfg.Dir, err)}, time.Now()
 		close(s.failed)
 		s.log.Error("store has failed; the server must stop", "error", err)
 		s.fatal <- s.failure

@@ -1,0 +1,482 @@
+package raftstore
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+	"go.etcd.io/bbolt"
+)
+
+// The stores of the log. A data folder keeps the one that it was made with.
+const (
+	LogBbolt = "bbolt" // one bbolt file; two fsyncs for each batch of entries
+	LogWAL   = "wal"   // segments of hashicorp/raft-wal; one fsync
+	// DefaultLogStore was the faster by BenchmarkLogStore.
+	DefaultLogStore = LogWAL
+
+	boltLogFile = "log.db"
+	walFolder   = "log"
+	// walSegment is the size of one segment in bytes, allocated as a whole. Small
+	// enough for small disks, large enough that new ones are rare.
+	walSegment = 16 << 20
+)
+
+// logStore is one store of the log. Errors of reads may be a *Damage.
+type logStore interface {
+	raft.LogStore
+	// Ready tries to be able to write again after a write had failed for lack of space.
+	Ready() error
+	// Where names the file that an entry lies in, as far as is known.
+	Where(index uint64) string
+	Close() error
+}
+
+// openLog opens the log of the given kind, or makes it.
+func openLog(kind, dir string, st *stable, l *slog.Logger, readOnly bool) (logStore, error) {
+	if kind == LogBbolt {
+		b, err := openBoltLog(dir, readOnly)
+		if err != nil {
+			return nil, err // not a nil of a type
+		}
+		return b, nil
+	}
+	w, err := openWAL(dir, st, l, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// An entry lies in either store as: CRC-32C of the rest (4 bytes), index, term,
+// time of its first append (8 bytes each), type (1 byte), length of the data (4
+// bytes), data, extensions.
+const entryHead = crc32.Size + 3*8 + 1 + 4
+
+func packEntry(l *raft.Log) []byte {
+	b := make([]byte, crc32.Size, entryHead+len(l.Data)+len(l.Extensions))
+	b = binary.BigEndian.AppendUint64(b, l.Index)
+	b = binary.BigEndian.AppendUint64(b, l.Term)
+	var appended int64 // 0 for none
+	if !l.AppendedAt.IsZero() {
+		appended = l.AppendedAt.UnixNano()
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(appended))
+	b = append(b, byte(l.Type))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(l.Data)))
+	b = append(append(b, l.Data...), l.Extensions...)
+	binary.BigEndian.PutUint32(b, crc32.Checksum(b[crc32.Size:], castagnoli))
+	return b
+}
+
+// unpackEntry checks and reads what packEntry wrote. It keeps nothing of b.
+func unpackEntry(b []byte, l *raft.Log) error {
+	if len(b) < entryHead {
+		return fmt.Errorf("has only %d bytes", len(b))
+	}
+	if got, want := crc32.Checksum(b[crc32.Size:], castagnoli), binary.BigEndian.Uint32(b); got != want {
+		return fmt.Errorf("does not match its checksum (%08x, recorded %08x)", got, want)
+	}
+	number := func(at int) uint64 { return binary.BigEndian.Uint64(b[crc32.Size+8*at:]) }
+	*l = raft.Log{Index: number(0), Term: number(1), Type: raft.LogType(b[entryHead-5])}
+	if appended := int64(number(2)); appended != 0 {
+		l.AppendedAt = time.Unix(0, appended)
+	}
+	n := int(binary.BigEndian.Uint32(b[entryHead-4:]))
+	if n > len(b)-entryHead {
+		return fmt.Errorf("is cut short")
+	}
+	body := slices.Clone(b[entryHead:])
+	if n > 0 {
+		l.Data = body[:n:n]
+	}
+	if n < len(body) {
+		l.Extensions = body[n:]
+	}
+	return nil
+}
+
+// guard calls f and makes an error of the panic or the memory fault that a
+// damaged file can lead bbolt and raft-wal to.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("its structure is damaged (%v)", p)
+		}
+	}()
+	return f()
+}
+
+// boltLog is the log in one bbolt file: index → entry, in one bucket.
+type boltLog struct {
+	db *bbolt.DB
+}
+
+var logBucket = []byte("log")
+
+func openBoltLog(dir string, readOnly bool) (*boltLog, error) {
+	path := filepath.Join(dir, boltLogFile)
+	opts := *bbolt.DefaultOptions
+	opts.Timeout = lockTimeout
+	opts.NoFreelistSync = true // found again by a scan at open, cheaper than writing it with each commit
+	opts.FreelistType = bbolt.FreelistMapType
+	opts.ReadOnly = readOnly
+	b := &boltLog{}
+	err := guard(func() (err error) {
+		if b.db, err = bbolt.Open(path, 0o600, &opts); err != nil || readOnly {
+			return err
+		}
+		return b.db.Update(func(tx *bbolt.Tx) error {
+			_, err := tx.CreateBucketIfNotExists(logBucket)
+			return err
+		})
+	})
+	if err == nil {
+		return b, nil
+	}
+	var sys *os.PathError
+	if !errors.As(err, &sys) {
+		err = &Damage{File: path, What: "the bbolt file", Cause: err}
+	}
+	if b.db != nil {
+		err = errors.Join(err, b.db.Close())
+	}
+	return nil, err
+}
+
+// view calls f with the bucket, for reading.
+func (b *boltLog) view(f func(*bbolt.Bucket) error) error {
+	return guard(func() error {
+		return b.db.View(func(tx *bbolt.Tx) error {
+			bucket := tx.Bucket(logBucket)
+			if bucket == nil {
+				return errors.New("the bucket with the entries is gone")
+			}
+			return f(bucket)
+		})
+	})
+}
+
+func (b *boltLog) end(seek func(*bbolt.Cursor) (k, v []byte)) (index uint64, err error) {
+	err = b.view(func(bucket *bbolt.Bucket) error {
+		k, _ := seek(bucket.Cursor())
+		if k == nil {
+			return nil
+		}
+		if len(k) != 8 {
+			return fmt.Errorf("has the key %x", k)
+		}
+		index = binary.BigEndian.Uint64(k)
+		return nil
+	})
+	return index, err
+}
+
+// FirstIndex implements raft.LogStore.
+func (b *boltLog) FirstIndex() (uint64, error) { return b.end((*bbolt.Cursor).First) }
+
+// LastIndex implements raft.LogStore.
+func (b *boltLog) LastIndex() (uint64, error) { return b.end((*bbolt.Cursor).Last) }
+
+func logKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
+
+// GetLog implements raft.LogStore.
+func (b *boltLog) GetLog(index uint64, l *raft.Log) error {
+	return b.view(func(bucket *bbolt.Bucket) error {
+		v := bucket.Get(logKey(index))
+		if v == nil {
+			return raft.ErrLogNotFound
+		}
+		return unpackEntry(v, l)
+	})
+}
+
+// StoreLog implements raft.LogStore.
+func (b *boltLog) StoreLog(l *raft.Log) error { return b.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore: all of them or none.
+func (b *boltLog) StoreLogs(logs []*raft.Log) error {
+	return guard(func() error {
+		return b.db.Update(func(tx *bbolt.Tx) error {
+			bucket := tx.Bucket(logBucket)
+			bucket.FillPercent = 0.95 // indexes only grow
+			for _, l := range logs {
+				if err := bucket.Put(logKey(l.Index), packEntry(l)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// DeleteRange implements raft.LogStore.
+func (b *boltLog) DeleteRange(first, last uint64) error {
+	return guard(func() error {
+		return b.db.Update(func(tx *bbolt.Tx) error {
+			c := tx.Bucket(logBucket).Cursor()
+			for k, _ := c.Seek(logKey(first)); k != nil && binary.BigEndian.Uint64(k) <= last; k, _ = c.Seek(logKey(first)) {
+				if err := c.Delete(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func (b *boltLog) Ready() error        { return nil } // a failed transaction changed nothing
+func (b *boltLog) Where(uint64) string { return b.db.Path() }
+func (b *boltLog) Close() error        { return b.db.Close() }
+
+// walLog is the log in segments of raft-wal. What raft-wal keeps in a bbolt file
+// of its own, the list of segments, lies in the stable file here, where it has a
+// checksum.
+type walLog struct {
+	dir    string
+	stable *stable
+	log    *slog.Logger
+	files  *walFiles
+
+	mu  sync.RWMutex // held for writing while wal is replaced
+	wal *wal.WAL
+
+	writing sync.Mutex
+	failed  bool // a write failed: raft-wal takes no more until it is opened anew
+}
+
+func openWAL(dir string, st *stable, l *slog.Logger, readOnly bool) (*walLog, error) {
+	w := &walLog{dir: filepath.Join(dir, walFolder), stable: st, log: l, files: &walFiles{readOnly: readOnly}}
+	if !readOnly {
+		if err := os.MkdirAll(w.dir, 0o700); err != nil {
+			return nil, err
+		}
+		if err := syncFolder(dir); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.open(); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// open reads the segments. What it finds in memory of an earlier one is replaced.
+func (w *walLog) open() error {
+	var opened *wal.WAL
+	err := guard(func() (err error) {
+		opened, err = wal.Open(w.dir,
+			wal.WithMetaStore(&walMeta{w.stable, w.files.readOnly}), wal.WithSegmentSize(walSegment),
+			wal.WithSegmentFiler(segment.NewFiler(w.dir, w.files)), wal.WithLogger(raftLogger(w.log)))
+		return err
+	})
+	var sys *os.PathError
+	switch {
+	case errors.As(err, &sys):
+		return err
+	case err != nil:
+		return &Damage{File: w.dir, What: "the segments of the log", Cause: err}
+	}
+	w.mu.Lock()
+	old := w.wal
+	w.wal = opened
+	w.mu.Unlock()
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func (w *walLog) read(f func(*wal.WAL) error) error {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return guard(func() error { return f(w.wal) })
+}
+
+// FirstIndex implements raft.LogStore.
+func (w *walLog) FirstIndex() (index uint64, err error) {
+	err = w.read(func(l *wal.WAL) (err error) { index, err = l.FirstIndex(); return err })
+	return index, err
+}
+
+// LastIndex implements raft.LogStore.
+func (w *walLog) LastIndex() (index uint64, err error) {
+	err = w.read(func(l *wal.WAL) (err error) { index, err = l.LastIndex(); return err })
+	return index, err
+}
+
+// GetLog implements raft.LogStore.
+func (w *walLog) GetLog(index uint64, out *raft.Log) error {
+	return w.read(func(l *wal.WAL) error {
+		var outer raft.Log
+		if err := l.GetLog(index, &outer); err != nil {
+			return err
+		}
+		return unpackEntry(outer.Data, out)
+	})
+}
+
+// StoreLog implements raft.LogStore.
+func (w *walLog) StoreLog(l *raft.Log) error { return w.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore. Raft-wal checks no entry that it reads, and
+// takes no codec but its own, so an entry with its checksum goes into it as data.
+func (w *walLog) StoreLogs(logs []*raft.Log) error {
+	outer := make([]*raft.Log, len(logs))
+	for i, l := range logs {
+		outer[i] = &raft.Log{Index: l.Index, Data: packEntry(l)}
+	}
+	return w.write(func(l *wal.WAL) error { return l.StoreLogs(outer) })
+}
+
+// DeleteRange implements raft.LogStore.
+func (w *walLog) DeleteRange(first, last uint64) error {
+	return w.write(func(l *wal.WAL) error { return l.DeleteRange(first, last) })
+}
+
+func (w *walLog) write(f func(*wal.WAL) error) error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	err := w.ready()
+	if err == nil {
+		err = w.read(f)
+	}
+	if errors.Is(err, wal.ErrSealed) { // the next segment could not be made, which raft-wal tells nobody
+		if err = w.open(); err == nil {
+			err = w.read(f)
+		}
+	}
+	w.failed = err != nil
+	return err
+}
+
+// Ready implements logStore.
+func (w *walLog) Ready() error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	return w.ready()
+}
+
+func (w *walLog) ready() error {
+	if !w.failed {
+		return nil
+	}
+	err := w.open()
+	w.failed = err != nil
+	return err
+}
+
+// Where implements logStore.
+func (w *walLog) Where(index uint64) string {
+	state, err := (&walMeta{stable: w.stable}).Load("")
+	if err != nil {
+		return w.dir
+	}
+	name := w.dir
+	for _, s := range state.Segments { // in order
+		if s.BaseIndex <= index {
+			name = filepath.Join(w.dir, segment.FileName(s))
+		}
+	}
+	return name
+}
+
+// Close implements logStore.
+func (w *walLog) Close() error { return w.wal.Close() }
+
+// walMeta keeps raft-wal's list of segments in the stable file.
+type walMeta struct {
+	stable   *stable
+	readOnly bool
+}
+
+const walKey = "wal"
+
+// Load implements types.MetaStore.
+func (m *walMeta) Load(string) (state types.PersistentState, err error) {
+	if b := m.stable.get(walKey); b != nil {
+		err = json.Unmarshal(b, &state)
+	}
+	return state, err
+}
+
+// CommitState implements types.MetaStore.
+func (m *walMeta) CommitState(state types.PersistentState) error {
+	if m.readOnly {
+		return errReadOnly
+	}
+	b, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	return m.stable.put(map[string][]byte{walKey: b})
+}
+
+// GetStable implements types.MetaStore; raft asks the stable file itself.
+func (m *walMeta) GetStable([]byte) ([]byte, error) { return nil, errKeyNotFound }
+
+// SetStable implements types.MetaStore.
+func (m *walMeta) SetStable([]byte, []byte) error { return errors.ErrUnsupported }
+
+// Close implements types.MetaStore; the stable file has its own owner.
+func (m *walMeta) Close() error { return nil }
+
+var errReadOnly = errors.New("the data folder is open for reading only")
+
+// walFiles is the file system that raft-wal sees.
+type walFiles struct {
+	fs.FS
+	readOnly bool
+}
+
+// OpenWriter implements types.VFS.
+func (f *walFiles) OpenWriter(dir, name string) (types.WritableFile, error) {
+	if !f.readOnly {
+		return f.FS.OpenWriter(dir, name)
+	}
+	return os.Open(filepath.Join(dir, name))
+}
+
+// Create implements types.VFS. A file of that name can only be one that an
+// earlier try could not finish.
+func (f *walFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	if f.readOnly {
+		return nil, errReadOnly
+	}
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	file, err := f.FS.Create(dir, name, size)
+	if err != nil {
+		path := filepath.Join(dir, name)
+		return nil, errors.Join(&os.PathError{Op: "allocate", Path: path, Err: err}, os.Remove(path))
+	}
+	return file, nil
+}
+
+// Delete implements types.VFS.
+func (f *walFiles) Delete(dir, name string) error {
+	if f.readOnly {
+		return nil
+	}
+	return f.FS.Delete(dir, name)
+}
+
+// isLog says whether a name in the data folder belongs to a log.
+func isLog(name string) bool { return name == boltLogFile || strings.HasPrefix(name, walFolder) }
