@@ -249,20 +249,39 @@ func (r *router) save() error {
 	return os.Rename(tmp, r.file)
 }
 
-// watch follows a server's routes until the stream breaks.
+// maxParts bounds the bytes of routes that are gathered until they are whole.
+const maxParts = 256 << 20
+
+// watch follows a server's routes until the stream breaks. Updates in parts are
+// taken over when they are whole: a half of all routes would look like the end of
+// the other half.
 func (r *router) watch(ctx context.Context, conn grpc.ClientConnInterface, name string, saved func(error)) error {
 	stream, err := pb.NewFleetClient(conn).Routes(ctx, &pb.RoutesRequest{Gateway: name}, grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
+	var whole *pb.RoutesUpdate
+	size := 0
 	for {
 		u, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		if err := r.apply(u); err != nil {
+		if size += proto.Size(u); size > maxParts {
+			return fmt.Errorf("the server sends an update of routes of more than %d bytes", maxParts)
+		}
+		if whole == nil {
+			whole = u
+		} else {
+			whole.Models, whole.Gone = append(whole.Models, u.Models...), append(whole.Gone, u.Gone...)
+		}
+		if u.More {
+			continue
+		}
+		if err := r.apply(whole); err != nil {
 			return err
 		}
+		whole, size = nil, 0
 		saved(r.save())
 	}
 }
