@@ -141,6 +141,12 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		refused = t.upsertACLTokens(c)
 	case *DeleteACLTokens:
 		refused = t.deleteACLTokens(c)
+	case *CreateIntroToken:
+		refused = t.createIntroToken(c)
+	case *UseIntroToken:
+		refused = t.useIntroToken(c)
+	case *DeleteIntroTokens:
+		refused = t.deleteIntroTokens(c)
 	case *RegisterServer:
 		refused = t.registerServer(c)
 	case *RemoveServer:

@@ -198,6 +198,7 @@ func (t *tx) deregisterNode(c *DeregisterNode) *Error {
 		return Errorf(CodeNotFound, "node not found")
 	}
 	t.delete(TableNodes, n)
+	t.expel(n.ID)
 	t.evalNode(n, TriggerNodeUpdate)
 	return nil
 }

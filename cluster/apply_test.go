@@ -356,7 +356,7 @@ func TestRandomCommands(t *testing.T) {
 		key := JobKey{"default", fmt.Sprintf("job-%d", r.IntN(6))}
 		snap := h.Snapshot()
 		allocs := snap.Allocs(nil, "")
-		switch r.IntN(11) {
+		switch r.IntN(12) {
 		case 0, 1:
 			do(&RegisterJob{Job: testJob(key.ID, 1+r.IntN(3)), EvalID: h.id()})
 		case 2:
@@ -428,6 +428,8 @@ func TestRandomCommands(t *testing.T) {
 			do(reap)
 		case 10:
 			do(randomACL(h, r))
+		case 11:
+			do(randomIntro(h, r))
 		}
 	}
 	want := dump(t, h.State)
@@ -475,6 +477,9 @@ func TestGoldenBytes(t *testing.T) {
 		&UpsertACLPolicies{Policies: []*ACLPolicy{{Name: "p", Description: "d", Rules: "r"}}}, &DeleteACLPolicies{Names: []string{"p"}},
 		&UpsertACLTokens{Tokens: []*ACLToken{{AccessorID: "a", Name: "n", Policies: []string{"p"}, ExpirationTime: 5, ExpirationTTL: 4}}},
 		&DeleteACLTokens{AccessorIDs: []string{"a"}, OnlyExpired: true},
+		&CreateIntroToken{Token: &IntroToken{ID: "i", SecretHash: "h", Role: RoleNode, NodeName: "a", Uses: 1, ExpiresTime: 5}},
+		&UseIntroToken{SecretHash: "h", Role: RoleNode, Name: "n", NodeName: "a", KeyHash: "k"},
+		&DeleteIntroTokens{IDs: []string{"i"}, Enrollments: []EnrollmentKey{{RoleNode, "n"}}},
 		&SetFleetHold{Hold: &FleetHold{Nodes: 4, Of: 10, Reason: "silent"}},
 		&RegisterServer{Server: &Server{ID: "s", Name: "n", RaftAddr: "127.0.0.1:7648"}}, &RemoveServer{ID: "s", Left: true},
 		&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: true, Index: 3}, &SetClusterMeta{ClusterID: "c"},

@@ -93,6 +93,7 @@ func (s *Snapshot) Check() error {
 		}
 	}
 	s.checkACL(high, fault)
+	s.checkIntro(high, fault)
 	return errors.Join(faults...)
 }
 

@@ -34,6 +34,9 @@ const (
 	KindDeleteACLPolicies Kind = 23
 	KindUpsertACLTokens   Kind = 24
 	KindDeleteACLTokens   Kind = 25
+	KindCreateIntroToken  Kind = 26
+	KindUseIntroToken     Kind = 27
+	KindDeleteIntroTokens Kind = 28
 	KindSetFleetHold      Kind = 29
 	KindSetClusterMeta    Kind = 31
 )
@@ -266,6 +269,12 @@ func newCommand(k Kind) Command {
 		return new(UpsertACLTokens)
 	case KindDeleteACLTokens:
 		return new(DeleteACLTokens)
+	case KindCreateIntroToken:
+		return new(CreateIntroToken)
+	case KindUseIntroToken:
+		return new(UseIntroToken)
+	case KindDeleteIntroTokens:
+		return new(DeleteIntroTokens)
 	case KindRegisterServer:
 		return new(RegisterServer)
 	case KindRemoveServer:

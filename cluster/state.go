@@ -160,6 +160,8 @@ var Tables = []*Table{
 	},
 	aclPolicyTable,
 	aclTokenTable,
+	introTokenTable,
+	enrollmentTable,
 	{
 		Name: TableServers, Record: 203, New: func() any { return new(Server) },
 		key: func(v any) string { return v.(*Server).ID },
