@@ -178,13 +178,11 @@ const (
 
 // DisconnectStrategy says what becomes of allocations whose node the servers do
 // not hear any more (Nomad: disconnect block,
-// https://developer.hashicorp.com/nomad/docs/job-specification/disconnect). At most
-// one of LostAfter and StopOnClientAfter is set.
+// https://developer.hashicorp.com/nomad/docs/job-specification/disconnect).
 type DisconnectStrategy struct {
-	LostAfter         time.Duration // how long they are unknown before they are lost; 0: not at all, or for ever when Replace is false
-	StopOnClientAfter time.Duration // after this long without servers the node ends them by itself, and only then they are replaced
-	Replace           bool          // whether others run in their place while they are unknown
-	Reconcile         string        // which of the two goes on when the node returns
+	LostAfter time.Duration // how long they are unknown before they are lost; 0: for ever, since Replace is false then
+	Replace   bool          // whether others run in their place while they are unknown
+	Reconcile string        // which of the two goes on when the node returns
 }
 
 // EphemeralDisk is the task directories' size in MiB (Nomad: ephemeral_disk block).

@@ -143,6 +143,7 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 		c.notNegative(*in.ShutdownDelay, join(path, "shutdown_delay"))
 	}
 	g.Update = c.update(out.Type, job.Update, in.Update, g.Count, join(path, "update"))
+	g.Disconnect = c.disconnect(in, path)
 	g.Migrate = c.migrate(out.Type, job.Migrate, in.Migrate, join(path, "migrate"))
 
 	tasks := present(in.Tasks)
@@ -341,6 +342,48 @@ func (c *checker) migrate(jobType string, job, group *api.MigrateStrategy, path 
 		c.fault(join(path, "healthy_deadline"), "is %v; it must be longer than min_healthy_time, which is %v", m.HealthyDeadline, m.MinHealthyTime)
 	}
 	return m
+}
+
+// disconnect folds Nomad's older names of the same settings into the block: group
+// max_client_disconnect is its lost_after, prevent_reschedule_on_lost its replace =
+// false. A block that changes nothing gives nil.
+func (c *checker) disconnect(in *api.TaskGroup, path string) *cluster.DisconnectStrategy {
+	d := &cluster.DisconnectStrategy{Replace: true, Reconcile: cluster.ReconcileBestScore}
+	at := join(path, "disconnect")
+	for _, old := range []struct {
+		name, now string
+		set       bool
+	}{
+		{"max_client_disconnect", "lost_after", in.MaxClientDisconnect != nil},
+		{"prevent_reschedule_on_lost", "replace", or(in.PreventRescheduleOnLost, false)},
+	} {
+		if old.set && in.Disconnect != nil {
+			c.fault(join(path, old.name), "cannot stand beside a disconnect block; use its %s", old.now)
+		} else if old.set {
+			c.warn(join(path, old.name), "is an old name; use disconnect { %s }", old.now)
+		}
+	}
+	if in.MaxClientDisconnect != nil {
+		d.LostAfter = *in.MaxClientDisconnect
+		c.notNegative(d.LostAfter, join(path, "max_client_disconnect"))
+	}
+	if or(in.PreventRescheduleOnLost, false) {
+		d.Replace = false
+	}
+	if b := in.Disconnect; b != nil {
+		d.LostAfter, d.Replace = or(b.LostAfter, 0), or(b.Replace, true)
+		d.Reconcile = or(b.Reconcile, cluster.ReconcileBestScore)
+		c.notNegative(d.LostAfter, join(at, "lost_after"))
+		c.oneOf(d.Reconcile, join(at, "reconcile"), cluster.ReconcileBestScore, cluster.ReconcileKeepOriginal,
+			cluster.ReconcileKeepReplacement, cluster.ReconcileLongestRunning)
+	}
+	if d.LostAfter == 0 && d.Replace {
+		if in.Disconnect != nil {
+			c.warn(at, "changes nothing without lost_after or replace = false")
+		}
+		return nil
+	}
+	return d
 }
 
 func (c *checker) disk(in *api.EphemeralDisk, path string) *cluster.EphemeralDisk {

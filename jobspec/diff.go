@@ -134,6 +134,7 @@ var (
 		skip: []string{"Name"},
 		children: []child{
 			constraints,
+			{field: "Disconnect", name: "Disconnect"},
 			{field: "RestartPolicy", name: "RestartPolicy"},
 			{field: "Migrate", name: "Migrate"},
 			{field: "ReschedulePolicy", name: "ReschedulePolicy"},

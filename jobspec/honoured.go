@@ -20,22 +20,23 @@ var honoured = map[reflect.Type]string{
 	reflect.TypeFor[api.Job](): `Region Namespace ID Name Type Priority AllAtOnce Datacenters NodePool Constraints
 		TaskGroups Update Reschedule Migrate Meta`,
 	reflect.TypeFor[api.TaskGroup](): `Name Count Constraints Tasks RestartPolicy ReschedulePolicy EphemeralDisk
-		Update Migrate Networks Meta ShutdownDelay`,
+		Update Migrate Networks Meta ShutdownDelay Disconnect MaxClientDisconnect PreventRescheduleOnLost`,
 	reflect.TypeFor[api.Task](): `Name Driver User Config Constraints Env Resources RestartPolicy Meta KillTimeout
 		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal`,
 	reflect.TypeFor[api.Constraint](): `LTarget RTarget Operand`,
 	reflect.TypeFor[api.UpdateStrategy](): `Stagger MaxParallel HealthCheck MinHealthyTime HealthyDeadline
 		ProgressDeadline`,
-	reflect.TypeFor[api.ReschedulePolicy](): `Attempts Interval Delay DelayFunction MaxDelay Unlimited`,
-	reflect.TypeFor[api.MigrateStrategy]():  `MaxParallel HealthCheck MinHealthyTime HealthyDeadline`,
-	reflect.TypeFor[api.RestartPolicy]():    `Interval Attempts Delay Mode`,
-	reflect.TypeFor[api.EphemeralDisk]():    `SizeMB`,
-	reflect.TypeFor[api.NetworkResource]():  `Mode ReservedPorts DynamicPorts`,
-	reflect.TypeFor[api.Port]():             `Label Value HostNetwork`,
-	reflect.TypeFor[api.Resources]():        `CPU MemoryMB Devices`,
-	reflect.TypeFor[api.RequestedDevice]():  `Name Count Constraints`,
-	reflect.TypeFor[api.LogConfig]():        `MaxFiles MaxFileSizeMB Disabled`,
-	reflect.TypeFor[api.TaskArtifact]():     `GetterSource GetterOptions GetterHeaders GetterMode RelativeDest`,
+	reflect.TypeFor[api.ReschedulePolicy]():   `Attempts Interval Delay DelayFunction MaxDelay Unlimited`,
+	reflect.TypeFor[api.DisconnectStrategy](): `LostAfter Replace Reconcile`,
+	reflect.TypeFor[api.MigrateStrategy]():    `MaxParallel HealthCheck MinHealthyTime HealthyDeadline`,
+	reflect.TypeFor[api.RestartPolicy]():      `Interval Attempts Delay Mode`,
+	reflect.TypeFor[api.EphemeralDisk]():      `SizeMB`,
+	reflect.TypeFor[api.NetworkResource]():    `Mode ReservedPorts DynamicPorts`,
+	reflect.TypeFor[api.Port]():               `Label Value HostNetwork`,
+	reflect.TypeFor[api.Resources]():          `CPU MemoryMB Devices`,
+	reflect.TypeFor[api.RequestedDevice]():    `Name Count Constraints`,
+	reflect.TypeFor[api.LogConfig]():          `MaxFiles MaxFileSizeMB Disabled`,
+	reflect.TypeFor[api.TaskArtifact]():       `GetterSource GetterOptions GetterHeaders GetterMode RelativeDest`,
 	// Templates may refer only to what is fixed when the task starts, so that
 	// nothing ever changes under one: modes, signals and splay are accepted and idle.
 	reflect.TypeFor[api.Template](): `SourcePath DestPath EmbeddedTmpl ChangeMode ChangeSignal Once Splay Perms

@@ -213,6 +213,10 @@ job "full" {
     meta { tier = "1" }
     update { min_healthy_time = "1s" }
     reschedule { delay = "20s" }
+    disconnect {
+      lost_after = "1h"
+      reconcile  = "longest_running"
+    }
     restart { attempts = 5 }
     ephemeral_disk { size = 500 }
     network {
@@ -277,6 +281,35 @@ job "full" {
     }
   }
 }`
+
+// TestDisconnect reads the block and the older names of its settings.
+func TestDisconnect(t *testing.T) {
+	for _, c := range []struct {
+		hcl  string
+		want *cluster.DisconnectStrategy
+		warn string
+	}{
+		{"", nil, ""},
+		{"disconnect {\n lost_after = \"1h\"\n }", &cluster.DisconnectStrategy{LostAfter: time.Hour, Replace: true, Reconcile: "best_score"}, ""},
+		{"disconnect {\n replace = false\n reconcile = \"keep_original\"\n }", &cluster.DisconnectStrategy{Reconcile: "keep_original"}, ""},
+		{"max_client_disconnect = \"2h\"", &cluster.DisconnectStrategy{LostAfter: 2 * time.Hour, Replace: true, Reconcile: "best_score"}, "use disconnect { lost_after }"},
+		{"prevent_reschedule_on_lost = true", &cluster.DisconnectStrategy{Reconcile: "best_score"}, "use disconnect { replace }"},
+		{"disconnect {\n reconcile = \"keep_original\"\n }", nil, "changes nothing"},
+	} {
+		src := strings.Replace(small(""), "group \"g\" {", "group \"g\" {\n"+c.hcl, 1)
+		job, warnings, err := FromAPI(overTheWire(t, mustParse(t, src)), options)
+		if err != nil {
+			t.Errorf("%s: %v", c.hcl, err)
+			continue
+		}
+		if got := job.TaskGroups[0].Disconnect; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: %+v, want %+v", c.hcl, got, c.want)
+		}
+		if said := strings.Join(warnings, "\n"); (c.warn == "") != (said == "") || !strings.Contains(said, c.warn) {
+			t.Errorf("%s: warnings %q, want %q", c.hcl, said, c.warn)
+		}
+	}
+}
 
 // TestAnswersAreJobs checks that a job as our API answers it is a job in the api
 // package's eyes, with no key that the package does not know but Task.Model, and

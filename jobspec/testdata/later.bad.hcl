@@ -40,7 +40,7 @@ job "later" {
     }
 
     disconnect {
-      lost_after = "1h"
+      stop_on_client_after = "1h"
     }
 
     scaling {

@@ -188,7 +188,7 @@ func (c *randomCluster) registerJob() {
 		job,
 		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds%s", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20), pick(c.rnd, []string{
 			"", "", " disconnect lost_after=10s", " disconnect lost_after=100s reconcile=keep_original",
-			" disconnect lost_after=100s reconcile=keep_replacement", " disconnect no_replace", " disconnect stop_on_client_after=5s",
+			" disconnect lost_after=100s reconcile=keep_replacement", " disconnect no_replace", " disconnect lost_after=20s no_replace",
 		})),
 	}
 	if c.rnd.IntN(4) == 0 {

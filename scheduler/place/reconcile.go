@@ -193,12 +193,10 @@ func (p *planner) stateAway(a *cluster.Allocation) state {
 		return held
 	case p.byID[a.NodeID] == nil, g.Disconnect == nil, set(a.DesiredTransition.Migrate):
 		return lost // with nobody to wait for it, or told to go
+	case g.Disconnect.Replace && a.ClientStatus == cluster.AllocClientPending:
+		return lost // it never ran
 	}
-	d := g.Disconnect
-	due := givenUp(d, a, p.in.Now)
-	neverRan := a.ClientStatus == cluster.AllocClientPending
-	switch {
-	case d.Replace && (neverRan || due == 0), due != 0 && due <= p.in.Now:
+	if due := givenUp(g.Disconnect, a, p.in.Now); due != 0 && due <= p.in.Now {
 		return lost
 	}
 	return unheard
@@ -206,17 +204,13 @@ func (p *planner) stateAway(a *cluster.Allocation) state {
 
 // givenUp is when an allocation on a silent node counts as lost, 0 for never.
 func givenUp(d *cluster.DisconnectStrategy, a *cluster.Allocation, now cluster.Time) cluster.Time {
-	after := d.LostAfter
-	if after == 0 && d.Replace {
-		after = d.StopOnClientAfter
-	}
 	switch {
-	case after == 0:
+	case d.LostAfter == 0:
 		return 0
 	case a.UnknownSince == 0:
-		return now.Add(after)
+		return now.Add(d.LostAfter)
 	}
-	return a.UnknownSince.Add(after)
+	return a.UnknownSince.Add(d.LostAfter)
 }
 
 // takesOver says whether a stop with this description leaves a gap that a new

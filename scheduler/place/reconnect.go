@@ -18,7 +18,7 @@ func (p *planner) keepUnheard(g *group, h named, replaced bool, newer *cluster.A
 	}
 	g.awaited = append(g.awaited, later{a, givenUp(d, a, p.in.Now)})
 	_, allowed := nextReschedule(g.spec.ReschedulePolicy, a)
-	if replaced || !allowed || !d.Replace || d.LostAfter == 0 {
+	if replaced || !allowed || !d.Replace {
 		g.counts.Ignore++
 		return
 	}

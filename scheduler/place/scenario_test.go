@@ -344,8 +344,7 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 		}
 		if l.has("disconnect") {
 			g.Disconnect = &cluster.DisconnectStrategy{
-				LostAfter: l.dur("lost_after", 0), StopOnClientAfter: l.dur("stop_on_client_after", 0),
-				Replace: !l.has("no_replace"), Reconcile: l.str("reconcile", cluster.ReconcileBestScore),
+				LostAfter: l.dur("lost_after", 0), Replace: !l.has("no_replace"), Reconcile: l.str("reconcile", cluster.ReconcileBestScore),
 			}
 		}
 		j.TaskGroups = append(j.TaskGroups, g)
