@@ -2114,6 +2114,233 @@ func (x *ArtifactChunk) GetSize() int64 {
 	return 0
 }
 
+type EnrollRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`                           // PKCS #10, DER: proves that the caller holds the key
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`                         // node or gateway
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                         // node ID, or the gateway's name
+	NodeName      string                 `protobuf:"bytes,5,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"` // of a node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollRequest) Reset() {
+	*x = EnrollRequest{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollRequest) ProtoMessage() {}
+
+func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
+func (*EnrollRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EnrollRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Csr   []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	// The certificate that has expired, leaf first, DER; else the connection's own
+	// counts. It can be renewed for some time yet.
+	Expired       [][]byte `protobuf:"bytes,2,rep,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RenewRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetExpired() [][]byte {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+type SignWorkerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	AllocId       string                 `protobuf:"bytes,2,opt,name=alloc_id,json=allocId,proto3" json:"alloc_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignWorkerRequest) Reset() {
+	*x = SignWorkerRequest{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignWorkerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignWorkerRequest) ProtoMessage() {}
+
+func (x *SignWorkerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignWorkerRequest.ProtoReflect.Descriptor instead.
+func (*SignWorkerRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SignWorkerRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *SignWorkerRequest) GetAllocId() string {
+	if x != nil {
+		return x.AllocId
+	}
+	return ""
+}
+
+// Certificate is a chain in DER, leaf first, without the region's CA.
+type Certificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Certificate) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
 var File_fleet_pb_fleet_proto protoreflect.FileDescriptor
 
 const file_fleet_pb_fleet_proto_rawDesc = "" +
@@ -2257,12 +2484,30 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"7\n" +
 	"\rArtifactChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size2\xc8\x02\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"|\n" +
+	"\rEnrollRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1b\n" +
+	"\tnode_name\x18\x05 \x01(\tR\bnodeName\":\n" +
+	"\fRenewRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x18\n" +
+	"\aexpired\x18\x02 \x03(\fR\aexpired\"@\n" +
+	"\x11SignWorkerRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
+	"\balloc_id\x18\x02 \x01(\tR\aallocId\"#\n" +
+	"\vCertificate\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain2\xb2\x04\n" +
 	"\x05Fleet\x12N\n" +
 	"\x06Attach\x12\x1e.rxvision.fleet.v1.NodeMessage\x1a .rxvision.fleet.v1.ServerMessage(\x010\x01\x12L\n" +
 	"\x06Answer\x12\x1e.rxvision.fleet.v1.AnswerChunk\x1a\x1e.rxvision.fleet.v1.AnswerInput(\x010\x01\x12M\n" +
 	"\x06Routes\x12 .rxvision.fleet.v1.RoutesRequest\x1a\x1f.rxvision.fleet.v1.RoutesUpdate0\x01\x12R\n" +
-	"\bArtifact\x12\".rxvision.fleet.v1.ArtifactRequest\x1a .rxvision.fleet.v1.ArtifactChunk0\x012\xf7\x01\n" +
+	"\bArtifact\x12\".rxvision.fleet.v1.ArtifactRequest\x1a .rxvision.fleet.v1.ArtifactChunk0\x01\x12J\n" +
+	"\x06Enroll\x12 .rxvision.fleet.v1.EnrollRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12H\n" +
+	"\x05Renew\x12\x1f.rxvision.fleet.v1.RenewRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12R\n" +
+	"\n" +
+	"SignWorker\x12$.rxvision.fleet.v1.SignWorkerRequest\x1a\x1e.rxvision.fleet.v1.Certificate2\xf7\x01\n" +
 	"\x05Peers\x12S\n" +
 	"\bSessions\x12!.rxvision.fleet.v1.SessionsReport\x1a .rxvision.fleet.v1.SessionsReply(\x010\x01\x12E\n" +
 	"\x04Call\x12\x1b.rxvision.fleet.v1.PeerCall\x1a\x1e.rxvision.fleet.v1.AnswerChunk0\x01\x12R\n" +
@@ -2280,7 +2525,7 @@ func file_fleet_pb_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_pb_fleet_proto_rawDescData
 }
 
-var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_fleet_pb_fleet_proto_goTypes = []any{
 	(*SessionsReport)(nil),    // 0: rxvision.fleet.v1.SessionsReport
 	(*NodeHeard)(nil),         // 1: rxvision.fleet.v1.NodeHeard
@@ -2313,7 +2558,11 @@ var file_fleet_pb_fleet_proto_goTypes = []any{
 	(*Endpoint)(nil),          // 28: rxvision.fleet.v1.Endpoint
 	(*ArtifactRequest)(nil),   // 29: rxvision.fleet.v1.ArtifactRequest
 	(*ArtifactChunk)(nil),     // 30: rxvision.fleet.v1.ArtifactChunk
-	nil,                       // 31: rxvision.fleet.v1.ModelRoute.AliasesEntry
+	(*EnrollRequest)(nil),     // 31: rxvision.fleet.v1.EnrollRequest
+	(*RenewRequest)(nil),      // 32: rxvision.fleet.v1.RenewRequest
+	(*SignWorkerRequest)(nil), // 33: rxvision.fleet.v1.SignWorkerRequest
+	(*Certificate)(nil),       // 34: rxvision.fleet.v1.Certificate
+	nil,                       // 35: rxvision.fleet.v1.ModelRoute.AliasesEntry
 }
 var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	1,  // 0: rxvision.fleet.v1.SessionsReport.held:type_name -> rxvision.fleet.v1.NodeHeard
@@ -2337,25 +2586,31 @@ var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	20, // 18: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
 	22, // 19: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
 	26, // 20: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
-	31, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
+	35, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
 	27, // 22: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
 	28, // 23: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
 	4,  // 24: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
 	21, // 25: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
 	24, // 26: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
 	29, // 27: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	0,  // 28: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
-	3,  // 29: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
-	29, // 30: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	9,  // 31: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
-	23, // 32: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
-	25, // 33: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
-	30, // 34: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	2,  // 35: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
-	21, // 36: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
-	30, // 37: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
+	31, // 28: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
+	32, // 29: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
+	33, // 30: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
+	0,  // 31: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
+	3,  // 32: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
+	29, // 33: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	9,  // 34: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
+	23, // 35: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
+	25, // 36: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
+	30, // 37: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	34, // 38: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
+	34, // 39: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
+	34, // 40: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
+	2,  // 41: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
+	21, // 42: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
+	30, // 43: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	34, // [34:44] is the sub-list for method output_type
+	24, // [24:34] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
 	24, // [24:24] is the sub-list for extension extendee
 	0,  // [0:24] is the sub-list for field type_name
@@ -2394,7 +2649,7 @@ func file_fleet_pb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_pb_fleet_proto_rawDesc), len(file_fleet_pb_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

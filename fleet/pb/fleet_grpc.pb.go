@@ -25,10 +25,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Fleet_Attach_FullMethodName   = "/rxvision.fleet.v1.Fleet/Attach"
-	Fleet_Answer_FullMethodName   = "/rxvision.fleet.v1.Fleet/Answer"
-	Fleet_Routes_FullMethodName   = "/rxvision.fleet.v1.Fleet/Routes"
-	Fleet_Artifact_FullMethodName = "/rxvision.fleet.v1.Fleet/Artifact"
+	Fleet_Attach_FullMethodName     = "/rxvision.fleet.v1.Fleet/Attach"
+	Fleet_Answer_FullMethodName     = "/rxvision.fleet.v1.Fleet/Answer"
+	Fleet_Routes_FullMethodName     = "/rxvision.fleet.v1.Fleet/Routes"
+	Fleet_Artifact_FullMethodName   = "/rxvision.fleet.v1.Fleet/Artifact"
+	Fleet_Enroll_FullMethodName     = "/rxvision.fleet.v1.Fleet/Enroll"
+	Fleet_Renew_FullMethodName      = "/rxvision.fleet.v1.Fleet/Renew"
+	Fleet_SignWorker_FullMethodName = "/rxvision.fleet.v1.Fleet/SignWorker"
 )
 
 // FleetClient is the client API for Fleet service.
@@ -47,6 +50,14 @@ type FleetClient interface {
 	Routes(ctx context.Context, in *RoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RoutesUpdate], error)
 	// Artifact streams the bytes of a digest from an offset.
 	Artifact(ctx context.Context, in *ArtifactRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ArtifactChunk], error)
+	// Enroll gives a node or gateway its first certificate for an introduction
+	// token. It is the one call that needs no certificate. The same again, with the
+	// same token and key, costs no use of the token.
+	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*Certificate, error)
+	// Renew gives an enrolled node or gateway its next certificate, for the same key.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
+	// SignWorker gives a node a certificate for the worker of one of its allocations.
+	SignWorker(ctx context.Context, in *SignWorkerRequest, opts ...grpc.CallOption) (*Certificate, error)
 }
 
 type fleetClient struct {
@@ -121,6 +132,36 @@ func (c *fleetClient) Artifact(ctx context.Context, in *ArtifactRequest, opts ..
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_ArtifactClient = grpc.ServerStreamingClient[ArtifactChunk]
 
+func (c *fleetClient) Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*Certificate, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Certificate)
+	err := c.cc.Invoke(ctx, Fleet_Enroll_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Certificate)
+	err := c.cc.Invoke(ctx, Fleet_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetClient) SignWorker(ctx context.Context, in *SignWorkerRequest, opts ...grpc.CallOption) (*Certificate, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Certificate)
+	err := c.cc.Invoke(ctx, Fleet_SignWorker_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServer is the server API for Fleet service.
 // All implementations must embed UnimplementedFleetServer
 // for forward compatibility.
@@ -137,6 +178,14 @@ type FleetServer interface {
 	Routes(*RoutesRequest, grpc.ServerStreamingServer[RoutesUpdate]) error
 	// Artifact streams the bytes of a digest from an offset.
 	Artifact(*ArtifactRequest, grpc.ServerStreamingServer[ArtifactChunk]) error
+	// Enroll gives a node or gateway its first certificate for an introduction
+	// token. It is the one call that needs no certificate. The same again, with the
+	// same token and key, costs no use of the token.
+	Enroll(context.Context, *EnrollRequest) (*Certificate, error)
+	// Renew gives an enrolled node or gateway its next certificate, for the same key.
+	Renew(context.Context, *RenewRequest) (*Certificate, error)
+	// SignWorker gives a node a certificate for the worker of one of its allocations.
+	SignWorker(context.Context, *SignWorkerRequest) (*Certificate, error)
 	mustEmbedUnimplementedFleetServer()
 }
 
@@ -158,6 +207,15 @@ func (UnimplementedFleetServer) Routes(*RoutesRequest, grpc.ServerStreamingServe
 }
 func (UnimplementedFleetServer) Artifact(*ArtifactRequest, grpc.ServerStreamingServer[ArtifactChunk]) error {
 	return status.Error(codes.Unimplemented, "method Artifact not implemented")
+}
+func (UnimplementedFleetServer) Enroll(context.Context, *EnrollRequest) (*Certificate, error) {
+	return nil, status.Error(codes.Unimplemented, "method Enroll not implemented")
+}
+func (UnimplementedFleetServer) Renew(context.Context, *RenewRequest) (*Certificate, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedFleetServer) SignWorker(context.Context, *SignWorkerRequest) (*Certificate, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignWorker not implemented")
 }
 func (UnimplementedFleetServer) mustEmbedUnimplementedFleetServer() {}
 func (UnimplementedFleetServer) testEmbeddedByValue()               {}
@@ -216,13 +274,80 @@ func _Fleet_Artifact_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_ArtifactServer = grpc.ServerStreamingServer[ArtifactChunk]
 
+func _Fleet_Enroll_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnrollRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServer).Enroll(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fleet_Enroll_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServer).Enroll(ctx, req.(*EnrollRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Fleet_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fleet_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Fleet_SignWorker_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignWorkerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServer).SignWorker(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fleet_SignWorker_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServer).SignWorker(ctx, req.(*SignWorkerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Fleet_ServiceDesc is the grpc.ServiceDesc for Fleet service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Fleet_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "rxvision.fleet.v1.Fleet",
 	HandlerType: (*FleetServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Enroll",
+			Handler:    _Fleet_Enroll_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _Fleet_Renew_Handler,
+		},
+		{
+			MethodName: "SignWorker",
+			Handler:    _Fleet_SignWorker_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Attach",
