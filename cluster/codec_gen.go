@@ -163,6 +163,10 @@ var (
 		RTarget string
 		Operand string
 	}{})
+	_ = CreateIntroToken(struct {
+		Stamp
+		Token *IntroToken
+	}{})
 	_ = CreateModelVersion(struct {
 		Stamp
 		Version     *ModelVersion
@@ -176,6 +180,11 @@ var (
 		Stamp
 		AccessorIDs []string
 		OnlyExpired bool
+	}{})
+	_ = DeleteIntroTokens(struct {
+		Stamp
+		IDs         []string
+		Enrollments []EnrollmentKey
 	}{})
 	_ = Deployment(struct {
 		ID                 string
@@ -266,6 +275,20 @@ var (
 		HealthDescription string
 		UpdateTime        Time
 	}{})
+	_ = Enrollment(struct {
+		Role        string
+		Name        string
+		NodeName    string
+		KeyHash     string
+		TokenID     string
+		CreateTime  int64
+		CreateIndex uint64
+		ModifyIndex uint64
+	}{})
+	_ = EnrollmentKey(struct {
+		Role string
+		Name string
+	}{})
 	_ = EphemeralDisk(struct {
 		Sticky  bool
 		Migrate bool
@@ -313,6 +336,19 @@ var (
 	_ = IndexEntry(struct {
 		Table string
 		Index uint64
+	}{})
+	_ = IntroToken(struct {
+		ID          string
+		SecretHash  string
+		Role        string
+		NodeName    string
+		Replace     bool
+		Uses        int
+		Used        int
+		ExpiresTime int64
+		CreateTime  int64
+		CreateIndex uint64
+		ModifyIndex uint64
 	}{})
 	_ = Job(struct {
 		Region            string
@@ -806,6 +842,14 @@ var (
 		Stamp
 		Tokens []*ACLToken
 	}{})
+	_ = UseIntroToken(struct {
+		Stamp
+		SecretHash string
+		Role       string
+		Name       string
+		NodeName   string
+		KeyHash    string
+	}{})
 )
 
 // appendRecord appends v's stored form; false when v is of a type without generated code.
@@ -849,12 +893,16 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendClusterMeta(b, v), true
 	case *Constraint:
 		return appendConstraint(b, v), true
+	case *CreateIntroToken:
+		return appendCreateIntroToken(b, v), true
 	case *CreateModelVersion:
 		return appendCreateModelVersion(b, v), true
 	case *DeleteACLPolicies:
 		return appendDeleteACLPolicies(b, v), true
 	case *DeleteACLTokens:
 		return appendDeleteACLTokens(b, v), true
+	case *DeleteIntroTokens:
+		return appendDeleteIntroTokens(b, v), true
 	case *Deployment:
 		return appendDeployment(b, v), true
 	case *DeploymentState:
@@ -877,6 +925,10 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendDrainStrategy(b, v), true
 	case *DriverInfo:
 		return appendDriverInfo(b, v), true
+	case *Enrollment:
+		return appendEnrollment(b, v), true
+	case *EnrollmentKey:
+		return appendEnrollmentKey(b, v), true
 	case *EphemeralDisk:
 		return appendEphemeralDisk(b, v), true
 	case *Error:
@@ -887,6 +939,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendFleetHold(b, v), true
 	case *IndexEntry:
 		return appendIndexEntry(b, v), true
+	case *IntroToken:
+		return appendIntroToken(b, v), true
 	case *Job:
 		return appendJob(b, v), true
 	case *JobKey:
@@ -1021,6 +1075,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendUpsertACLPolicies(b, v), true
 	case *UpsertACLTokens:
 		return appendUpsertACLTokens(b, v), true
+	case *UseIntroToken:
+		return appendUseIntroToken(b, v), true
 	}
 	return b, false
 }
@@ -1066,12 +1122,16 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeClusterMeta(d, v)
 	case *Constraint:
 		decodeConstraint(d, v)
+	case *CreateIntroToken:
+		decodeCreateIntroToken(d, v)
 	case *CreateModelVersion:
 		decodeCreateModelVersion(d, v)
 	case *DeleteACLPolicies:
 		decodeDeleteACLPolicies(d, v)
 	case *DeleteACLTokens:
 		decodeDeleteACLTokens(d, v)
+	case *DeleteIntroTokens:
+		decodeDeleteIntroTokens(d, v)
 	case *Deployment:
 		decodeDeployment(d, v)
 	case *DeploymentState:
@@ -1094,6 +1154,10 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeDrainStrategy(d, v)
 	case *DriverInfo:
 		decodeDriverInfo(d, v)
+	case *Enrollment:
+		decodeEnrollment(d, v)
+	case *EnrollmentKey:
+		decodeEnrollmentKey(d, v)
 	case *EphemeralDisk:
 		decodeEphemeralDisk(d, v)
 	case *Error:
@@ -1104,6 +1168,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeFleetHold(d, v)
 	case *IndexEntry:
 		decodeIndexEntry(d, v)
+	case *IntroToken:
+		decodeIntroToken(d, v)
 	case *Job:
 		decodeJob(d, v)
 	case *JobKey:
@@ -1238,6 +1304,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeUpsertACLPolicies(d, v)
 	case *UpsertACLTokens:
 		decodeUpsertACLTokens(d, v)
+	case *UseIntroToken:
+		decodeUseIntroToken(d, v)
 	default:
 		return false
 	}
@@ -1285,12 +1353,16 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyClusterMeta)
 	case *Constraint:
 		return copyPtr(v, copyConstraint)
+	case *CreateIntroToken:
+		return copyPtr(v, copyCreateIntroToken)
 	case *CreateModelVersion:
 		return copyPtr(v, copyCreateModelVersion)
 	case *DeleteACLPolicies:
 		return copyPtr(v, copyDeleteACLPolicies)
 	case *DeleteACLTokens:
 		return copyPtr(v, copyDeleteACLTokens)
+	case *DeleteIntroTokens:
+		return copyPtr(v, copyDeleteIntroTokens)
 	case *Deployment:
 		return copyPtr(v, copyDeployment)
 	case *DeploymentState:
@@ -1313,6 +1385,10 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyDrainStrategy)
 	case *DriverInfo:
 		return copyPtr(v, copyDriverInfo)
+	case *Enrollment:
+		return copyPtr(v, copyEnrollment)
+	case *EnrollmentKey:
+		return copyPtr(v, copyEnrollmentKey)
 	case *EphemeralDisk:
 		return copyPtr(v, copyEphemeralDisk)
 	case *Error:
@@ -1323,6 +1399,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyFleetHold)
 	case *IndexEntry:
 		return copyPtr(v, copyIndexEntry)
+	case *IntroToken:
+		return copyPtr(v, copyIntroToken)
 	case *Job:
 		return copyPtr(v, copyJob)
 	case *JobKey:
@@ -1457,6 +1535,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyUpsertACLPolicies)
 	case *UpsertACLTokens:
 		return copyPtr(v, copyUpsertACLTokens)
+	case *UseIntroToken:
+		return copyPtr(v, copyUseIntroToken)
 	}
 	return nil
 }
@@ -2247,6 +2327,36 @@ func decodeConstraint(d *decoder, v *Constraint) {
 func copyConstraint(v *Constraint) {
 }
 
+func appendCreateIntroToken(b []byte, v *CreateIntroToken) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	b = appendIntroToken(append(b, "\xa5"+"Token"...), v.Token)
+	return b
+}
+
+func decodeCreateIntroToken(d *decoder, v *CreateIntroToken) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "RequestID":
+			v.RequestID = d.text()
+		case "Time":
+			v.Time = d.int()
+		case "Token":
+			v.Token = decodePtr(d, decodeIntroToken)
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyCreateIntroToken(v *CreateIntroToken) {
+	v.Token = copyPtr(v.Token, nil)
+}
+
 func appendCreateModelVersion(b []byte, v *CreateModelVersion) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -2341,6 +2451,40 @@ func decodeDeleteACLTokens(d *decoder, v *DeleteACLTokens) {
 
 func copyDeleteACLTokens(v *DeleteACLTokens) {
 	v.AccessorIDs = copyList(v.AccessorIDs, nil)
+}
+
+func appendDeleteIntroTokens(b []byte, v *DeleteIntroTokens) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendList(append(b, "\xab"+"Enrollments"...), v.Enrollments, func(b []byte, v EnrollmentKey) []byte { return appendEnrollmentKey(b, &v) })
+	b = appendList(append(b, "\xa3"+"IDs"...), v.IDs, appendStr)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+func decodeDeleteIntroTokens(d *decoder, v *DeleteIntroTokens) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "Enrollments":
+			v.Enrollments = decodeList(d, decodeEnrollmentKey)
+		case "IDs":
+			v.IDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case "RequestID":
+			v.RequestID = d.text()
+		case "Time":
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDeleteIntroTokens(v *DeleteIntroTokens) {
+	v.Enrollments = copyList(v.Enrollments, nil)
+	v.IDs = copyList(v.IDs, nil)
 }
 
 func appendDeployment(b []byte, v *Deployment) []byte {
@@ -2778,6 +2922,76 @@ func copyDriverInfo(v *DriverInfo) {
 	v.Attributes = copyMap(v.Attributes, nil)
 }
 
+func appendEnrollment(b []byte, v *Enrollment) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 8)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
+	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa8"+"NodeName"...), v.NodeName)
+	b = appendStr(append(b, "\xa4"+"Role"...), v.Role)
+	b = appendStr(append(b, "\xa7"+"TokenID"...), v.TokenID)
+	return b
+}
+
+func decodeEnrollment(d *decoder, v *Enrollment) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "CreateIndex":
+			v.CreateIndex = d.uint()
+		case "CreateTime":
+			v.CreateTime = d.int()
+		case "KeyHash":
+			v.KeyHash = d.str()
+		case "ModifyIndex":
+			v.ModifyIndex = d.uint()
+		case "Name":
+			v.Name = d.str()
+		case "NodeName":
+			v.NodeName = d.str()
+		case "Role":
+			v.Role = d.str()
+		case "TokenID":
+			v.TokenID = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyEnrollment(v *Enrollment) {
+}
+
+func appendEnrollmentKey(b []byte, v *EnrollmentKey) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa4"+"Role"...), v.Role)
+	return b
+}
+
+func decodeEnrollmentKey(d *decoder, v *EnrollmentKey) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "Name":
+			v.Name = d.str()
+		case "Role":
+			v.Role = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyEnrollmentKey(v *EnrollmentKey) {
+}
+
 func appendEphemeralDisk(b []byte, v *EphemeralDisk) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -2993,6 +3207,59 @@ func decodeIndexEntry(d *decoder, v *IndexEntry) {
 }
 
 func copyIndexEntry(v *IndexEntry) {
+}
+
+func appendIntroToken(b []byte, v *IntroToken) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 11)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
+	b = appendInt(append(b, "\xab"+"ExpiresTime"...), v.ExpiresTime)
+	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa8"+"NodeName"...), v.NodeName)
+	b = appendBool(append(b, "\xa7"+"Replace"...), v.Replace)
+	b = appendStr(append(b, "\xa4"+"Role"...), v.Role)
+	b = appendStr(append(b, "\xaa"+"SecretHash"...), v.SecretHash)
+	b = appendInt(append(b, "\xa4"+"Used"...), int64(v.Used))
+	b = appendInt(append(b, "\xa4"+"Uses"...), int64(v.Uses))
+	return b
+}
+
+func decodeIntroToken(d *decoder, v *IntroToken) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "CreateIndex":
+			v.CreateIndex = d.uint()
+		case "CreateTime":
+			v.CreateTime = d.int()
+		case "ExpiresTime":
+			v.ExpiresTime = d.int()
+		case "ID":
+			v.ID = d.str()
+		case "ModifyIndex":
+			v.ModifyIndex = d.uint()
+		case "NodeName":
+			v.NodeName = d.str()
+		case "Replace":
+			v.Replace = d.bool()
+		case "Role":
+			v.Role = d.str()
+		case "SecretHash":
+			v.SecretHash = d.str()
+		case "Used":
+			v.Used = int(d.int())
+		case "Uses":
+			v.Uses = int(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyIntroToken(v *IntroToken) {
 }
 
 func appendJob(b []byte, v *Job) []byte {
@@ -5733,4 +6000,45 @@ func decodeUpsertACLTokens(d *decoder, v *UpsertACLTokens) {
 
 func copyUpsertACLTokens(v *UpsertACLTokens) {
 	v.Tokens = copyList(v.Tokens, func(v **ACLToken) { *v = copyPtr(*v, copyACLToken) })
+}
+
+func appendUseIntroToken(b []byte, v *UseIntroToken) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 7)
+	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa8"+"NodeName"...), v.NodeName)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendStr(append(b, "\xa4"+"Role"...), v.Role)
+	b = appendStr(append(b, "\xaa"+"SecretHash"...), v.SecretHash)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+func decodeUseIntroToken(d *decoder, v *UseIntroToken) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "KeyHash":
+			v.KeyHash = d.str()
+		case "Name":
+			v.Name = d.str()
+		case "NodeName":
+			v.NodeName = d.str()
+		case "RequestID":
+			v.RequestID = d.text()
+		case "Role":
+			v.Role = d.str()
+		case "SecretHash":
+			v.SecretHash = d.str()
+		case "Time":
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyUseIntroToken(v *UseIntroToken) {
 }
