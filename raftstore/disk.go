@@ -49,7 +49,7 @@ type disk struct {
 	voters atomic.Int32  // servers with a vote, 0 when not known
 	last   atomic.Uint64 // index of the newest entry, 0 for none
 
-	marking sync.Mutex // held while the mark changes, which takes a write
+	marking sync.Mutex // held while log or mark change
 	mark    mark
 
 	mu     sync.Mutex
@@ -136,6 +136,8 @@ func (d *disk) StoreLogs(logs []*raft.Log) error {
 }
 
 func (d *disk) store(logs []*raft.Log) error {
+	d.marking.Lock()
+	defer d.marking.Unlock()
 	if last := d.last.Load(); last > 0 && logs[0].Index > last+1 {
 		// Raft leaves a hole behind a snapshot that it was given, and may be killed
 		// before it deletes what lies in front of it.
@@ -153,6 +155,8 @@ func (d *disk) store(logs []*raft.Log) error {
 
 // DeleteRange implements raft.LogStore.
 func (d *disk) DeleteRange(first, last uint64) error {
+	d.marking.Lock()
+	defer d.marking.Unlock()
 	err := d.timed("delete", func() error { return d.delete(first, last) })
 	if err == nil || full(err) {
 		return err // the entries stay, and are deleted after the next snapshot
@@ -160,10 +164,8 @@ func (d *disk) DeleteRange(first, last uint64) error {
 	return d.broken(fmt.Errorf("shorten the log in %s: %w", d.dir, err))
 }
 
-// delete lowers the mark before the end of the log goes.
+// delete lowers the mark before the end of the log goes. Marking is locked.
 func (d *disk) delete(first, last uint64) error {
-	d.marking.Lock()
-	defer d.marking.Unlock()
 	newest := d.last.Load()
 	if last >= newest {
 		begin, err := d.entries.FirstIndex()

@@ -33,9 +33,9 @@ func mustMountSmall(t *testing.T, size string) string {
 // A full disk: a clear error, nothing acknowledged is lost, and once there is
 // space the store goes on by itself.
 func TestFullDisk(t *testing.T) {
-	disk := mustMountSmall(t, "24m")
+	disk := mustMountSmall(t, "44m")
 	ballast := filepath.Join(disk, "ballast")
-	mustWrite(t, ballast, strings.Repeat("x", 4<<20))
+	mustWrite(t, ballast, strings.Repeat("x", 20<<20)) // a segment fits in, two do not
 	dir := filepath.Join(disk, "server")
 	s := mustOpen(t, dir, func(c *Config) {
 		c.LeaderWait = time.Second
@@ -79,10 +79,10 @@ func TestFullDisk(t *testing.T) {
 
 // Closing and starting again while not a byte is free.
 func TestFullDiskAtRestart(t *testing.T) {
-	disk := mustMountSmall(t, "24m")
+	disk := mustMountSmall(t, "40m")
 	dir := filepath.Join(disk, "server")
 	reserve := filepath.Join(disk, "reserve")
-	mustWrite(t, reserve, strings.Repeat("x", 2<<20))
+	mustWrite(t, reserve, strings.Repeat("x", 18<<20))
 	s := mustOpen(t, dir, func(c *Config) { c.LeaderWait = time.Second })
 	acked := map[string]uint64{}
 	if err := fillDisk(t, s, acked); cluster.CodeOf(err) != cluster.CodeUnavailable {
