@@ -8,6 +8,11 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 	if n == nil || n.ID == "" || n.Name == "" || n.NodeResources == nil {
 		return Errorf(CodeInvalid, "node registration lacks an ID, a name or resources")
 	}
+	if c.KeyHash != "" {
+		if err := t.EnrolledAs(n.ID, n.Name, c.KeyHash); err != nil {
+			return err
+		}
+	}
 	n = Clone(n)
 	if n.ReservedResources == nil {
 		n.ReservedResources = &NodeReservedResources{}

@@ -583,7 +583,8 @@ var (
 	}{})
 	_ = RegisterNode(struct {
 		Stamp
-		Node *Node
+		Node    *Node
+		KeyHash string
 	}{})
 	_ = RegisterServer(struct {
 		Stamp
@@ -4600,7 +4601,8 @@ func appendRegisterNode(b []byte, v *RegisterNode) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
+	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
 	b = appendNode(append(b, "\xa4"+"Node"...), v.Node)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
@@ -4610,6 +4612,8 @@ func appendRegisterNode(b []byte, v *RegisterNode) []byte {
 func decodeRegisterNode(d *decoder, v *RegisterNode) {
 	for n := d.mapLen(); n > 0; n-- {
 		switch string(d.key()) {
+		case "KeyHash":
+			v.KeyHash = d.str()
 		case "Node":
 			v.Node = decodePtr(d, decodeNode)
 		case "RequestID":

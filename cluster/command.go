@@ -63,7 +63,8 @@ func StampOf(c Command) *Stamp { return c.stamp() }
 // node stay, but a node that was down becomes ready.
 type RegisterNode struct {
 	Stamp
-	Node *Node
+	Node    *Node
+	KeyHash string // of the key that the node showed; it must be enrolled with it. "": not asked for
 }
 
 // UpdateNodeStatus sets the status of nodes; going down marks their allocations

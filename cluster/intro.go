@@ -121,6 +121,20 @@ func (s *Snapshot) Enrollment(ws WatchSet, k EnrollmentKey) *Enrollment {
 	return first[Enrollment](s.txn, ws, TableEnrollments, "id", k.Role, k.Name)
 }
 
+// EnrolledAs says why a node of this ID and name may not act with this key, nil
+// when it may.
+func (s *Snapshot) EnrolledAs(nodeID, name, keyHash string) *Error {
+	switch e := s.Enrollment(nil, EnrollmentKey{RoleNode, nodeID}); {
+	case e == nil:
+		return Errorf(CodeForbidden, "node %s is not enrolled: it was purged, or the state is older than its enrolment; enrol it with a new introduction token", nodeID)
+	case e.KeyHash != keyHash:
+		return Errorf(CodeForbidden, "node %s is enrolled with another key", nodeID)
+	case e.NodeName != "" && e.NodeName != name:
+		return Errorf(CodeForbidden, "node %s was introduced as %q and may not call itself %q", nodeID, e.NodeName, name)
+	}
+	return nil
+}
+
 // Enrollments returns the enrolments of a role, "" for all, by role and name.
 func (s *Snapshot) Enrollments(ws WatchSet, role string) []*Enrollment {
 	if role == "" {

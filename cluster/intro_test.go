@@ -73,7 +73,14 @@ func TestEnrolledNodeIsNotTakenOver(t *testing.T) {
 	if e := h.Snapshot().Enrollment(nil, key); e.KeyHash != testHash(3) {
 		t.Errorf("after replacement: %+v", e)
 	}
+	if res := h.do(&RegisterNode{Node: node, KeyHash: testHash(1)}); CodeOf(res.Err) != CodeForbidden {
+		t.Errorf("registered with the key that was replaced: %v", res.Err)
+	}
+	h.must(&RegisterNode{Node: node, KeyHash: testHash(3)})
 	h.must(&DeregisterNode{NodeID: node.ID})
+	if res := h.do(&RegisterNode{Node: node, KeyHash: testHash(3)}); CodeOf(res.Err) != CodeForbidden || h.Snapshot().Node(nil, node.ID) != nil {
+		t.Errorf("a purged node came back: %v", res.Err)
+	}
 	if e := h.Snapshot().Enrollment(nil, key); e != nil {
 		t.Errorf("a purged node is still enrolled: %+v", e)
 	}
