@@ -24,40 +24,58 @@ const (
 	protocolVersion = 1
 	maxMessage      = 8 << 20
 	batchWindow     = 50 * time.Millisecond // status changes of this time go together
-	helloWait       = 15 * time.Second      // for the server's Welcome
-	minBackoff      = 200 * time.Millisecond
-	maxBackoff      = 2 * time.Second // below the TTL, also with its jitter: servers that come back count who stays away as down
+	helloWait       = time.Second           // for the server's Welcome; doubled with each attempt in vain
+	maxHelloWait    = 15 * time.Second
+	minBackoff      = 100 * time.Millisecond
+	maxBackoff      = 5 * time.Second // known to the servers, which await whom they have not heard of since a restart
+	steady          = 5 * time.Second // a session that lasted this long was good: the next is sought at once
+	redial          = time.Second     // between a connection's own attempts
 	maxTTL          = time.Hour
 	connectTimeout  = 5 * time.Second
 	keepAlive       = 10 * time.Second // finds a server that froze; the shortest that gRPC allows
 )
 
 // connect keeps a stream to some server until ctx ends. Which server is drawn, so
-// that a fleet spreads; after a failure it is another's turn.
+// that a fleet spreads. When a good session breaks, another server is tried at once,
+// within a jitter; attempts in vain come ever later, so that servers that refuse
+// are not stormed.
 func (a *Agent) connect(ctx context.Context) {
-	pause := minBackoff
 	var order []int
+	last, tries := -1, 0
 	for ctx.Err() == nil {
 		if len(order) == 0 {
 			order = rand.Perm(len(a.cfg.Servers))
+			if order[0] == last { // the one that just failed comes last
+				order = append(order[1:], last)
+			}
 		}
-		address := a.cfg.Servers[order[0]]
-		order = order[1:]
-		welcomed, err := a.session(ctx, address)
+		last, order = order[0], order[1:]
+		address := a.cfg.Servers[last]
+		served, err := a.session(ctx, address, tries)
 		if ctx.Err() != nil {
 			return
 		}
-		if welcomed {
-			pause = minBackoff
+		if served >= steady {
+			tries, order = 0, nil
 		}
-		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", pause)
+		wait := retryIn(tries)
+		tries++
+		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", wait)
 		select {
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return
 		}
-		pause = min(2*pause, maxBackoff)
 	}
+}
+
+// retryIn is how long to wait after a number of attempts in vain.
+func retryIn(tries int) time.Duration {
+	if tries == 0 {
+		return rand.N(minBackoff)
+	}
+	pause := min(minBackoff<<min(tries, 10), maxBackoff)
+	return pause/2 + rand.N(pause/2)
 }
 
 // dial gives the connection to a server, which all of the agent's streams share.
@@ -71,7 +89,7 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAlive, Timeout: keepAlive / 2, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{ // by itself gRPC would come to wait for two minutes
-			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redial},
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
@@ -85,80 +103,131 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 }
 
 // session is one stream: hello, then status and heartbeats one way, desired state
-// and calls the other. welcomed says whether the server took us.
-func (a *Agent) session(ctx context.Context, address string) (welcomed bool, err error) {
+// and calls the other. served says how long it was of use: since the first desired
+// state was taken over. tries counts the attempts in vain before.
+func (a *Agent) session(ctx context.Context, address string, tries int) (served time.Duration, err error) {
 	conn, err := a.dial(address)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	client := pb.NewFleetClient(conn)
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
+	// One timer stands behind every wait for the server: a frozen one must not hold
+	// the node for longer than the servers wait for it.
+	silence := min(helloWait<<min(tries, 10), maxHelloWait)
+	watch := time.AfterFunc(silence, func() { cancel(errSilent) })
+	defer watch.Stop()
 	stream, err := client.Attach(ctx)
 	if err != nil {
-		return false, err
+		return 0, reason(ctx, err)
 	}
-	hello := &pb.Hello{Protocol: protocolVersion, Node: cluster.Marshal(a.nodeRecord()), Session: newUUID()}
+	hello := &pb.Hello{
+		Protocol: protocolVersion, Node: cluster.Marshal(a.nodeRecord()), Session: newUUID(),
+		Any: tries >= len(a.cfg.Servers),
+	}
 	if err := stream.Send(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: hello}}); err != nil {
-		return false, streamError(stream, err)
+		return 0, reason(ctx, streamError(stream, err))
 	}
-	late := time.AfterFunc(helloWait, func() { cancel(errors.New("the server did not answer hello")) })
 	first, err := stream.Recv()
-	if !late.Stop() || err != nil {
-		return false, errors.Join(err, context.Cause(ctx))
+	if !watch.Stop() || err != nil {
+		return 0, reason(ctx, err)
 	}
 	welcome := first.GetWelcome()
 	if welcome == nil {
-		return false, errors.New("the server's first message is not welcome")
+		return 0, errors.New("the server's first message is not welcome")
 	}
-	ttl := time.Duration(welcome.TtlMs) * time.Millisecond
-	if ttl <= 0 || ttl > maxTTL {
-		return false, fmt.Errorf("the server names a TTL of %s", ttl)
+	ttl, err := ttlOf(welcome)
+	if err != nil {
+		return 0, err
 	}
 	a.log.Info("attached to server", "server", welcome.Server, "address", address, "ttl", ttl)
 	a.connected(client)
 	defer a.connected(nil)
 	a.updates.newStream()
 	calls := &calls{agent: a, client: client, slots: make(chan struct{}, maxCalls)}
+	ttls := make(chan time.Duration, 1)
 	wg.Go(func() {
-		if err := a.send(ctx, stream, ttl/3); err != nil {
+		if err := a.send(ctx, stream, ttl, ttls); err != nil {
 			cancel(err)
 		}
 	})
 	defer calls.wg.Wait()
 	defer cancel(nil)
+	var since time.Time
+	defer func() {
+		if !since.IsZero() {
+			served = time.Since(since)
+		}
+	}()
 	for {
+		if welcome.Answers {
+			watch.Reset(ttl / 2) // a heartbeat is answered in less
+		}
 		m, err := stream.Recv()
+		watch.Stop()
 		if err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				err = cause
-			}
-			return true, err
+			return 0, reason(ctx, err)
 		}
 		switch m := m.Message.(type) {
 		case *pb.ServerMessage_Desired:
 			if err := a.desire(m.Desired); err != nil {
-				return true, err
+				return 0, err
+			}
+			if since.IsZero() {
+				since = time.Now()
 			}
 		case *pb.ServerMessage_Ack:
 			a.updates.ack(m.Ack.Seq)
 		case *pb.ServerMessage_Call:
 			calls.take(ctx, m.Call)
+		case *pb.ServerMessage_Welcome:
+			if ttl, err = ttlOf(m.Welcome); err != nil {
+				return 0, err
+			}
+			select { // the sender wants the newest only
+			case <-ttls:
+			default:
+			}
+			ttls <- ttl
 		}
 	}
 }
 
+// errSilent ends a session whose server may hang: another one may do better.
+var errSilent = errors.New("the server says nothing")
+
+// reason is why a session ended: its own cause, if it has one, and not what
+// cancelling it looks like.
+func reason(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func ttlOf(w *pb.Welcome) (time.Duration, error) {
+	ttl := time.Duration(w.TtlMs) * time.Millisecond
+	if ttl < time.Millisecond || ttl > maxTTL {
+		return 0, fmt.Errorf("the server names a TTL of %s", ttl)
+	}
+	return ttl, nil
+}
+
 // send is the stream's one sender.
-func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, every time.Duration) error {
-	beat := time.NewTicker(every)
+func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, ttl time.Duration, ttls <-chan time.Duration) error {
+	beat := time.NewTicker(ttl / 4)
 	defer beat.Stop()
 	for {
 		var m pb.NodeMessage
 		select {
 		case <-ctx.Done():
 			return nil
+		case ttl := <-ttls:
+			beat.Reset(ttl / 4)
+			continue
 		case <-beat.C:
 			m.Message = &pb.NodeMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}
 		case <-a.nodeChanged:

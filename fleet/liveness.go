@@ -133,6 +133,9 @@ func (j *judge) look(ctx context.Context, now time.Time) {
 	} else if j.release(ctx, c, hold, now) {
 		hold = nil
 	}
+	if hold == nil { // who may still come back by the rules of what runs there stays disconnected
+		c.out = slices.DeleteFunc(c.out, func(n *cluster.Node) bool { return snap.Awaited(n, cluster.TimeOf(time.Now())) })
+	}
 	j.mark(ctx, c, hold, now)
 }
 
