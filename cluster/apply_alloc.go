@@ -221,6 +221,9 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		if a.ClientTerminal() {
 			a.Serving = nil
 		}
+		if old.ClientStatus == AllocClientUnknown {
+			t.heard(&a)
+		}
 		health := mergeHealth(&a, u.DeploymentStatus, t.index, Time(t.stamp.Time))
 		t.putAlloc(&a, old, false)
 		if health != nil && t.countHealth(&a, *health) {
@@ -235,6 +238,17 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 	t.evalJobs(reconnected, TriggerReconnect, nil)
 	t.evalJobs(failed, TriggerAllocFailure, nil)
 	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
+}
+
+// heard ends the wait for an allocation that was unknown. Others that the same
+// evaluation was to give up get a new one when the job is reconciled.
+func (t *tx) heard(a *Allocation) {
+	if e := t.Eval(nil, a.FollowupEvalID); e != nil && !e.Terminal() {
+		c := *e
+		c.Status, c.StatusDescription = EvalStatusCanceled, "cancelled: the node has come back"
+		t.putEvals([]*Evaluation{&c})
+	}
+	a.FollowupEvalID = ""
 }
 
 // toServe is what an allocation of the group will serve, not ready yet; nil when
