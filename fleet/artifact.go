@@ -18,6 +18,9 @@ type chunkSender interface {
 // Artifact implements pb.FleetServer. An artifact that this server has not stored
 // comes through it from one that has.
 func (s *Server) Artifact(req *pb.ArtifactRequest, stream pb.Fleet_ArtifactServer) error {
+	if _, err := s.identify(stream.Context(), "Artifact"); err != nil {
+		return err
+	}
 	r, size, err := s.OpenArtifact(stream.Context(), req.Digest, req.Offset)
 	if err != nil {
 		return toStatus(err)

@@ -126,6 +126,7 @@ func (p *peerService) Call(r *pb.PeerCall, stream pb.Peers_CallServer) error {
 // call is a call under way to a node that this server holds.
 type call struct {
 	id     string
+	nodeID string // whom it asks
 	server *Server
 	opened chan struct{} // closed when the node's stream has come
 	chunks chan *pb.AnswerChunk
@@ -147,7 +148,7 @@ func (s *Server) callHere(ctx context.Context, nodeID string, c *pb.Call) (*Answ
 		return nil, cluster.Errorf(cluster.CodeUnavailable, "node %s has %d calls under way; try again", nodeID, MaxCalls)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	a := &call{id: rand.Text(), server: s, opened: make(chan struct{}), chunks: make(chan *pb.AnswerChunk, answerQueue), ctx: ctx}
+	a := &call{id: rand.Text(), nodeID: nodeID, server: s, opened: make(chan struct{}), chunks: make(chan *pb.AnswerChunk, answerQueue), ctx: ctx}
 	answer := &Answer{recv: a.recv, end: func() {
 		cancel()
 		s.mu.Lock()
@@ -229,13 +230,22 @@ func (a *Answer) One() ([]byte, error) {
 
 // Answer implements pb.FleetServer: a node's answer to one call.
 func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
+	who, err := s.identify(stream.Context(), "Answer")
+	if err != nil {
+		return err
+	}
 	c, err := stream.Recv()
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	a := s.answers[c.CallId]
-	delete(s.answers, c.CallId) // an answer comes once
+	if a != nil && who.speaksFor(a.nodeID) != nil {
+		a = nil
+	}
+	if a != nil {
+		delete(s.answers, c.CallId) // an answer comes once
+	}
 	s.mu.Unlock()
 	if a == nil {
 		return status.Error(codes.NotFound, "nobody waits for this call any more")

@@ -24,6 +24,9 @@ const (
 // Routes implements pb.FleetServer: everything first, then each change as it is
 // committed.
 func (s *Server) Routes(_ *pb.RoutesRequest, stream pb.Fleet_RoutesServer) error {
+	if _, err := s.identify(stream.Context(), "Routes"); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.gateways++
 	s.mu.Unlock()

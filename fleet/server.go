@@ -85,6 +85,11 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 
+	// RequireIdentity says that callers are known by their certificates, and may act
+	// for themselves only; else, without TLS, everybody is believed.
+	RequireIdentity bool
+	Issuer          Issuer // signs for nodes, gateways and workers; nil: nothing is signed
+
 	TTL           time.Duration // the least; it grows with the region
 	Rate          int           // nodes for each second of the TTL
 	HelloTimeout  time.Duration
@@ -110,15 +115,16 @@ func (c *Config) defaults() {
 // running, which serves the other servers.
 type Server struct {
 	pb.UnimplementedFleetServer
-	cfg     Config
-	log     *slog.Logger
-	born    time.Time // what silence is measured by: this clock does not jump
-	updates *batcher
-	routes  *routeTable
-	caught  barrier
-	ttl     atomic.Int64 // as nodes are told, nanoseconds
-	judge   judge        // of Run's goroutine
-	metrics *metrics
+	cfg       Config
+	log       *slog.Logger
+	born      time.Time // what silence is measured by: this clock does not jump
+	updates   *batcher
+	routes    *routeTable
+	caught    barrier
+	ttl       atomic.Int64 // as nodes are told, nanoseconds
+	judge     judge        // of Run's goroutine
+	metrics   *metrics
+	enrolling chan struct{} // a slot for each enrolment under way
 
 	mu       sync.Mutex
 	sessions map[string]*session  // by node ID
@@ -133,8 +139,9 @@ type Server struct {
 }
 
 type metrics struct {
-	silenced *prometheus.CounterVec
-	refused  prometheus.Counter
+	silenced   *prometheus.CounterVec
+	refused    prometheus.Counter
+	enrolments *prometheus.CounterVec
 }
 
 // NewServer makes a server; nothing runs until Run.
@@ -145,7 +152,7 @@ func NewServer(cfg Config) *Server {
 		cfg: cfg, log: cfg.Logger, born: now, awake: now,
 		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*call{},
 		views: map[string]*view{}, peers: map[string]*peer{},
-		attached: make(chan struct{}),
+		attached: make(chan struct{}), enrolling: make(chan struct{}, maxEnrolling),
 	}
 	s.ttl.Store(int64(cfg.TTL))
 	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}
@@ -170,6 +177,9 @@ func NewServer(cfg Config) *Server {
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rxvision_fleet_sessions_refused_total", Help: "Streams of nodes that this server refused because it is cut off from the leader.",
 		}),
+		enrolments: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rxvision_fleet_enrolments_total", Help: "Nodes and gateways that asked to enrol, by result.",
+		}, []string{"result"}),
 	}
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
@@ -188,7 +198,7 @@ func NewServer(cfg Config) *Server {
 			}
 			return 0
 		}),
-		s.metrics.silenced, s.metrics.refused, s.updates.batches,
+		s.metrics.silenced, s.metrics.refused, s.metrics.enrolments, s.updates.batches,
 	)
 	return s
 }
@@ -273,8 +283,15 @@ func (s *Server) drop(sess *session) {
 
 // Attach implements pb.FleetServer: one node's stream.
 func (s *Server) Attach(stream pb.Fleet_AttachServer) error {
+	who, err := s.identify(stream.Context(), "Attach")
+	if err != nil {
+		return err
+	}
 	hello, node, err := s.hello(stream)
 	if err != nil {
+		return err
+	}
+	if err := who.speaksFor(node.ID); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -286,7 +303,7 @@ func (s *Server) Attach(stream pb.Fleet_AttachServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	sess := newSession(ctx, cancel, s, node, hello.Any)
+	sess := newSession(ctx, cancel, s, node, hello.Any, who.key)
 	s.adopt(sess)
 	defer s.drop(sess)
 	s.log.Debug("node attached", "node", node.ID, "name", node.Name)
@@ -340,12 +357,18 @@ func decodeNode(b []byte) (*cluster.Node, error) {
 // admit makes the state count the node as ready and returns when this server's
 // state is no older than what any server may have told the node before. It waits
 // while nobody leads, so that a change of leaders costs nodes nothing. A record
-// that the state holds already makes no log entry.
-func (s *Server) admit(ctx context.Context, n *cluster.Node) error {
+// that the state holds already makes no log entry. key, when not "", is what the node
+// must be enrolled with.
+func (s *Server) admit(ctx context.Context, n *cluster.Node, key string) error {
 	n.Status = cluster.NodeStatusReady
-	cmd := &cluster.RegisterNode{Node: n} // one command, so that a repeated attempt counts once
+	cmd := &cluster.RegisterNode{Node: n, KeyHash: key} // one command, so that a repeated attempt counts once
 	for registered := false; ; {
 		err := s.caught.wait(ctx)
+		if err == nil && key != "" { // a purged node that calls again and again makes no log entries
+			if refused := s.cfg.Store.State().Snapshot().EnrolledAs(n.ID, n.Name, key); refused != nil {
+				return toStatus(refused)
+			}
+		}
 		if err == nil && (registered || s.registered(n)) {
 			return nil
 		}

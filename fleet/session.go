@@ -23,7 +23,8 @@ type session struct {
 	server *Server
 	node   *cluster.Node // as it said hello
 	nodeID string
-	any    bool // the node has found no better server
+	key    string // SHA-256 of the key that it must be enrolled with, "": nobody asks
+	any    bool   // the node has found no better server
 	began  time.Time
 	ctx    context.Context // ends with the session
 	cancel context.CancelCauseFunc
@@ -47,9 +48,9 @@ type ack struct {
 	bytes int
 }
 
-func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, node *cluster.Node, anyServer bool) *session {
+func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, node *cluster.Node, anyServer bool, key string) *session {
 	c := &session{
-		server: s, node: node, nodeID: node.ID, any: anyServer, began: time.Now(),
+		server: s, node: node, nodeID: node.ID, key: key, any: anyServer, began: time.Now(),
 		ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
 		acks: make(chan ack, maxReports), change: make(chan *cluster.Node, 1), beats: make(chan struct{}, 1), tells: make(chan struct{}, 1),
 		calls: make(chan struct{}, MaxCalls), told: make(chan struct{}),
@@ -75,7 +76,7 @@ func (c *session) run(stream pb.Fleet_AttachServer) error {
 	defer early.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	err := c.server.admit(c.ctx, c.node)
+	err := c.server.admit(c.ctx, c.node, c.key)
 	if err == nil {
 		c.node = nil
 		wg.Go(c.register)
@@ -93,7 +94,7 @@ func (c *session) register() {
 	for {
 		select {
 		case n := <-c.change:
-			if err := c.server.admit(c.ctx, n); err != nil {
+			if err := c.server.admit(c.ctx, n, c.key); err != nil {
 				c.cancel(err)
 				return
 			}
@@ -160,6 +161,11 @@ var errForgotten = status.Error(codes.Aborted, "the servers do not count this no
 
 // counted says whether the state holds the node as one that is there.
 func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
+	if c.key != "" {
+		if e := snap.Enrollment(ws, cluster.EnrollmentKey{Role: cluster.RoleNode, Name: c.nodeID}); e == nil || e.KeyHash != c.key {
+			return false
+		}
+	}
 	n := snap.Node(ws, c.nodeID)
 	return n != nil && n.Status == cluster.NodeStatusReady
 }
