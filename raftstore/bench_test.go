@@ -11,29 +11,34 @@ import (
 )
 
 // BenchmarkRegisterJob is the rate of acknowledged (fsynced) job registrations of
-// one server, by the number of clients at work.
+// one server, by the store of the log and the number of clients at work.
 func BenchmarkRegisterJob(b *testing.B) {
-	for _, clients := range []int{1, 8, 32} {
-		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
-			s := mustOpen(b, b.TempDir(), quiet)
-			var next atomic.Int64
-			var group sync.WaitGroup
-			b.ResetTimer()
-			for range clients {
-				group.Go(func() {
-					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-						if _, err := s.Apply(b.Context(), register(fmt.Sprintf("job-%d", i))); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
+	for _, kind := range []string{LogBbolt, LogWAL} {
+		for _, clients := range []int{1, 8, 32} {
+			b.Run(fmt.Sprintf("%s/clients=%d", kind, clients), func(b *testing.B) {
+				benchmarkRegister(b, clients, mustOpen(b, b.TempDir(), quiet, func(c *Config) { c.LogStore = kind }))
+			})
+		}
+	}
+}
+
+func benchmarkRegister(b *testing.B, clients int, s *Store) {
+	var next atomic.Int64
+	var group sync.WaitGroup
+	b.ResetTimer()
+	for range clients {
+		group.Go(func() {
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				if _, err := s.Apply(b.Context(), register(fmt.Sprintf("job-%d", i))); err != nil {
+					b.Error(err)
+					return
+				}
 			}
-			group.Wait()
-			b.StopTimer()
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "applies/s")
 		})
 	}
+	group.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "applies/s")
 }
 
 func quiet(c *Config) { c.Logger = slog.New(slog.DiscardHandler) }

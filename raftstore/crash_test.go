@@ -183,7 +183,7 @@ func fillDisk(t *testing.T, s *Store, acked map[string]uint64) error {
 	t.Helper()
 	for i := 0; ; i++ {
 		c := register(fmt.Sprintf("disk-%d-%d", len(acked), i))
-		c.Submission.Source = strings.Repeat("x", 20_000)
+		c.Submission.Source = strings.Repeat("x", 200_000)
 		res, err := s.Apply(t.Context(), c)
 		if err != nil {
 			return err

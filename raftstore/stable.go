@@ -85,7 +85,7 @@ func openStable(dir string, readOnly bool) (*stable, error) {
 			s.seq, s.pairs = seqs[i], pairs
 		}
 	}
-	if s.pairs == nil {
+	if s.seq == 0 {
 		return nil, errors.Join(&Damage{
 			File: s.path, What: fmt.Sprintf("both copies of term, vote and marks (the first %v; the second %v)", faults[0], faults[1]),
 		}, s.file.Close())
@@ -164,7 +164,8 @@ func (s *stable) put(changes map[string][]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.pairs
-	s.pairs = maps.Clone(old)
+	s.pairs = map[string][]byte{}
+	maps.Copy(s.pairs, old)
 	for k, v := range changes {
 		if v == nil {
 			delete(s.pairs, k)
