@@ -635,6 +635,44 @@ func TestAllocationThatIsOverIsNotRun(t *testing.T) {
 	}
 }
 
+// TestNothingRunsBesideWhatIsLost: the servers gave up what runs here while the
+// node was silent, and gave its place to another, which begins when it has ended.
+func TestNothingRunsBesideWhatIsLost(t *testing.T) {
+	for _, how := range []string{"lost", "forgotten"} {
+		t.Run(how, func(t *testing.T) {
+			s := newFleetServer(t)
+			halting(t, s, startAgent(t, testConfig(t, s)))
+			held := filepath.Join(t.TempDir(), "held")
+			// mkdir fails where another still holds the device.
+			script := `mkdir "` + held + `" || exit 9; trap 'sleep 0.5; rmdir "` + held + `"; exit 0' INT; while :; do sleep 0.05; done`
+			j, old := service(t, shell("t", script))
+			s.run(j, old)
+			s.waitStatus(t, old.ID, cluster.AllocClientRunning)
+			waitFor(t, "the device to be held", func() bool { _, err := os.Stat(held); return err == nil })
+
+			heir := *old
+			heir.ID, heir.Epoch = "22222222-67e5-efac-7b92-e754dc4a5431", 20
+			s.change(func() { // while the node is away
+				s.hangUp()
+				if lost := *old; how == "lost" {
+					lost.DesiredStatus, lost.ClientStatus, lost.AllocModifyIndex = cluster.AllocDesiredStop, cluster.AllocClientLost, 20
+					s.allocs[old.ID] = &lost
+				} else {
+					delete(s.allocs, old.ID)
+				}
+				s.allocs[heir.ID] = &heir
+			})
+			s.wait(t, "the heir to run", func() bool {
+				r := s.reported[heir.ID]
+				return r != nil && r.ClientStatus != cluster.AllocClientPending
+			})
+			if got := s.waitStatus(t, heir.ID, cluster.AllocClientRunning); got.TaskStates["t"].Restarts != 0 {
+				t.Errorf("the heir needed %d restarts", got.TaskStates["t"].Restarts)
+			}
+		})
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	s := newFleetServer(t)
 	cfg := testConfig(t, s)

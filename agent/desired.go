@@ -66,6 +66,7 @@ func (a *Agent) desire(d *pb.Desired) error {
 	if err := a.store.saveDesired(jobs, keep, nil); err != nil {
 		return fmt.Errorf("store what the servers want: %w", err)
 	}
+	var fresh []*runner
 	for _, alloc := range keep {
 		job, err := a.store.job(alloc.JobKey(), alloc.JobVersion)
 		if err != nil {
@@ -75,8 +76,7 @@ func (a *Agent) desire(d *pb.Desired) error {
 			r.replace(alloc, job)
 			continue
 		}
-		a.log.Info("allocation received", "alloc", alloc.ID, "job", alloc.JobID, "group", alloc.TaskGroup)
-		a.launch(a.newRunner(alloc, job, nil))
+		fresh = append(fresh, a.newRunner(alloc, job, nil))
 	}
 	gone := d.Gone
 	if d.Full {
@@ -91,10 +91,28 @@ func (a *Agent) desire(d *pb.Desired) error {
 			a.forget(r)
 		}
 	}
+	for _, r := range fresh { // only now it is known what they must wait for
+		a.log.Info("allocation received", "alloc", r.id, "job", r.alloc.JobID, "group", r.alloc.TaskGroup)
+		a.launch(r)
+	}
 	if d.Full || len(gone) > 0 {
 		return a.dropJobs(jobs)
 	}
 	return nil
+}
+
+// overdue are the runners of what has ended for the servers, because this node was
+// silent for too long or they forgot it, but not here: the servers give the devices,
+// ports and memory of it to others already. Caller holds mu.
+func (a *Agent) overdue() (out []*runner) {
+	for _, r := range a.runners {
+		r.mu.Lock()
+		if !r.ended && (r.alloc.ClientTerminal() || r.local.Gone) {
+			out = append(out, r)
+		}
+		r.mu.Unlock()
+	}
+	return out
 }
 
 // neverRan reports an allocation that the servers ended before it came here.

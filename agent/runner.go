@@ -43,6 +43,7 @@ type runner struct {
 	stop     chan struct{} // closed when the allocation shall end
 	stopOnce sync.Once
 	done     chan struct{} // closed when all tasks have ended, or the agent let go of them
+	after    []*runner     // must have ended before this one begins
 	wg       sync.WaitGroup
 }
 
@@ -95,7 +96,7 @@ func (r *runner) spec(name string) (*cluster.Allocation, *cluster.Job, *cluster.
 // case the tasks run on.
 func (r *runner) run(ctx context.Context) {
 	defer close(r.done)
-	if !r.begin() {
+	if !r.awaitOthers(ctx) || !r.begin() {
 		return
 	}
 	for _, t := range r.tasks {
@@ -131,6 +132,20 @@ func (r *runner) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// awaitOthers waits until the node has again what the servers gave to the
+// allocation; false when ctx ends before.
+func (r *runner) awaitOthers(ctx context.Context) bool {
+	for _, other := range r.after {
+		r.log.Info("allocation waits for the end of another, whose resources it was given", "other", other.id)
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return ctx.Err() == nil
 }
 
 // begin makes the allocation's directories; false when there is nothing to run.
