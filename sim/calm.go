@@ -1,0 +1,178 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/scheduler/place"
+)
+
+// becalm ends faults and load: everything comes back, and an operator takes back
+// what users left paused.
+func (w *world) becalm() {
+	w.note("calm")
+	w.calm = true
+	w.faults.stop()
+	w.weather = fair(w.weather)
+	clear(w.net.cut)
+	for _, s := range w.servers {
+		s.paused, s.full, s.slow, s.lag, s.skew = false, false, 0, 0, 0
+		if !s.up {
+			s.boot()
+		}
+	}
+	for _, n := range w.nodes {
+		n.skew = 0
+		if n.up {
+			n.startAgent()
+		} else {
+			n.comeBack(false)
+		}
+	}
+	w.users[0].tidy()
+}
+
+// ahead is the server that leads and has applied all it has; nil while there is none.
+func (w *world) ahead() *server {
+	for _, s := range w.servers {
+		if s.role == leader && s.reign != nil && s.applied == s.last() {
+			return s
+		}
+	}
+	return nil
+}
+
+// drained says what is still to be done; nil when nothing is, and nothing ever
+// will be unless somebody asks for more.
+func (w *world) drained() error {
+	s := w.ahead()
+	if s == nil {
+		return errors.New("no leader has committed all it has")
+	}
+	for _, p := range w.servers {
+		if p.applied != s.applied {
+			return fmt.Errorf("%s has applied %d of %d", p, p.applied, s.applied)
+		}
+	}
+	snap := s.state.Snapshot()
+	if snap.FleetHold(nil) != nil {
+		return errors.New("replacements are paused")
+	}
+	for _, e := range snap.OpenEvals(nil) {
+		if e.Status != cluster.EvalStatusBlocked {
+			return fmt.Errorf("evaluation %s of job %s (%s) is %s, due %s", e.ID, e.JobID, e.TriggeredBy, e.Status, e.WaitUntil.Std())
+		}
+	}
+	for _, d := range snap.ActiveDeployments(nil) {
+		return fmt.Errorf("deployment %s of job %s is %s", d.ID, d.JobID, d.Status)
+	}
+	for _, n := range w.nodes {
+		if err := n.drained(snap); err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
+	}
+	for _, a := range snap.Allocs(nil, "") {
+		if err := w.settled(snap, a); err != nil {
+			return err
+		}
+	}
+	for _, j := range snap.Jobs(nil, "*", "") {
+		if err := w.satisfied(s, snap, j); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drained says whether a node is as the state has it.
+func (n *node) drained(snap *cluster.Snapshot) error {
+	r := snap.Node(nil, n.id)
+	switch {
+	case !n.agentUp || !n.attached:
+		return errors.New("no agent is attached")
+	case len(n.queue) > 0:
+		return fmt.Errorf("%d reports wait", len(n.queue))
+	case r == nil || r.Status != cluster.NodeStatusReady:
+		return fmt.Errorf("the state has it as %+v", r)
+	case r.Drain:
+		return errors.New("it drains")
+	}
+	if got, want := cluster.Marshal(r.NodeResources), cluster.Marshal(n.record().NodeResources); string(got) != string(want) {
+		return errors.New("the state has other devices than the node")
+	}
+	for _, h := range n.sorted() {
+		a := snap.Alloc(nil, h.alloc.ID)
+		switch {
+		case h.ended:
+		case a == nil:
+			return fmt.Errorf("%s (%s) runs, which the state does not know", h.alloc.Name, h.alloc.ID)
+		case a.Terminal():
+			return fmt.Errorf("%s (%s) runs, which is to be %s and known as %s", a.Name, a.ID, a.DesiredStatus, a.ClientStatus)
+		case !h.running:
+			return fmt.Errorf("%s (%s) does not run", a.Name, a.ID)
+		}
+	}
+	return nil
+}
+
+// settled says whether an allocation is over, or runs where it should.
+func (w *world) settled(snap *cluster.Snapshot, a *cluster.Allocation) error {
+	if a.ClientTerminal() {
+		return nil
+	}
+	for _, n := range w.nodes {
+		if n.id != a.NodeID {
+			continue
+		}
+		if h := n.allocs[a.ID]; h != nil && h.running && !a.ServerTerminal() && a.ClientStatus == cluster.AllocClientRunning {
+			return nil
+		}
+	}
+	return fmt.Errorf("allocation %s (%s) on node %s is %s, wanted: %s", a.Name, a.ID, a.NodeID, a.ClientStatus, a.DesiredStatus)
+}
+
+// satisfied says whether a job has what it wants or a reason why not, and whether
+// a fresh look by placement would leave it as it is.
+func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) error {
+	ids := 0
+	probe := place.Input{
+		Job: j, Now: s.clock(), NewID: func() string { ids++; return fmt.Sprintf("probe-%d", ids) },
+		Eval: &cluster.Evaluation{
+			ID: "probe", Namespace: j.Namespace, JobID: j.ID, Type: j.Type, Priority: j.Priority, Status: cluster.EvalStatusPending,
+			TriggeredBy: cluster.TriggerJobRegister,
+		},
+	}
+	if r := place.NewView(snap).Plan(probe); !r.Empty() {
+		return fmt.Errorf("job %s has settled, but a fresh evaluation would place %d, stop %d, and create the deployment %+v",
+			j.ID, len(r.Plan.Place), len(r.Plan.Stop), r.Plan.Deployment)
+	}
+	if j.Stop {
+		return nil
+	}
+	reason := ""
+	for _, e := range snap.EvalsByJob(nil, j.Key()) {
+		if e.Status == cluster.EvalStatusBlocked {
+			reason = "blocked: " + e.StatusDescription
+		}
+	}
+	if d := snap.LatestDeployment(nil, j.Key()); d != nil && d.Status == cluster.DeploymentFailed && d.JobVersion == j.Version {
+		reason = "its deployment failed"
+	}
+	for _, g := range j.TaskGroups {
+		have := map[string]bool{}
+		for _, a := range snap.AllocsByJob(nil, j.Key()) {
+			switch {
+			case a.TaskGroup != g.Name || a.JobCreateIndex != j.CreateIndex:
+			case !a.Terminal(), j.Type == cluster.JobTypeBatch && a.ClientStatus == cluster.AllocClientComplete:
+				have[a.Name] = true
+			case a.ClientStatus == cluster.AllocClientFailed && a.NextAllocation == "": // no attempts left
+				have[a.Name] = true
+			}
+		}
+		if len(have) < g.Count && reason == "" {
+			return fmt.Errorf("job %s group %s has %d of %d, and no reason is given", j.ID, g.Name, len(have), g.Count)
+		}
+	}
+	return nil
+}
