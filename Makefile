@@ -50,6 +50,12 @@ test-long: export RXVISION_TEST_LONG := 1
 test-long: TEST_TIMEOUT := 2h
 test-long: test ## the same with the long form of each test that has one
 
+.PHONY: chaos
+CHAOS_FOR ?= 30m
+CHAOS_SEED ?= 0
+chaos: build ## harm three servers in every way for CHAOS_FOR (30m); CHAOS_SEED repeats a run's faults
+	go test -race -count=1 -timeout 24h ./e2e -run '^TestChaos$$' -v -chaos.duration $(CHAOS_FOR) -chaos.seed $(CHAOS_SEED) -chaos.clock
+
 .PHONY: lint
 lint: out/tools/golangci-lint ## check the code with golangci-lint, built from tools/lint
 	out/tools/golangci-lint run ./...
