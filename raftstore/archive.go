@@ -109,33 +109,37 @@ func (s *Store) SaveArchive(ctx context.Context) (_ *Archive, err error) {
 	if err := conf.Error(); err != nil {
 		return nil, err
 	}
+	return writeArchive(ctx, s.closing, s.fsm.tmp, snap, s.cfg.createdBy(), raft.SnapshotMeta{
+		Index: index, Term: term, Configuration: conf.Configuration(), ConfigurationIndex: s.fsm.membersIndex(),
+	})
+}
+
+// writeArchive makes an archive in the folder tmp; meta brings index, term and members.
+func writeArchive(ctx context.Context, closing <-chan struct{}, tmp string, snap *cluster.Snapshot, createdBy string, meta raft.SnapshotMeta) (*Archive, error) {
 	created := time.Now().UTC()
-	head := archiveHead{Format: archiveFormat, Index: index, Term: term, Created: created.UnixNano(), CreatedBy: s.cfg.createdBy()}
+	head := archiveHead{Format: archiveFormat, Index: meta.Index, Term: meta.Term, Created: created.UnixNano(), CreatedBy: createdBy}
 
 	// The tar header comes before the member and tells its size: so a file of its own first.
-	state, err := tempFile(s.fsm.tmp, "archive-state-")
+	state, err := tempFile(tmp, "archive-state-")
 	if err != nil {
 		return nil, err
 	}
 	defer state.remove() //nolint:errcheck // cleared at the next start if not now
-	tables, err := writeRecords(&cancelWriter{ctx, s.closing, state}, snap, head)
+	tables, err := writeRecords(&cancelWriter{ctx, closing, state}, snap, head)
 	if err != nil {
 		return nil, err
 	}
-	info := Info{Index: index, Term: term, Created: created, CreatedBy: head.CreatedBy, Tables: tables}
+	info := Info{Index: meta.Index, Term: meta.Term, Created: created, CreatedBy: createdBy, Tables: tables}
 	if info.Size, err = state.Seek(0, io.SeekCurrent); err != nil {
 		return nil, err
 	}
-	meta := raft.SnapshotMeta{
-		Version: raft.SnapshotVersionMax, ID: fmt.Sprintf("%d-%d-%d", term, index, created.UnixMilli()),
-		Index: index, Term: term, Configuration: conf.Configuration(), ConfigurationIndex: s.fsm.membersIndex(), Size: info.Size,
-	}
-	file, err := tempFile(s.fsm.tmp, "archive-")
+	meta.Version, meta.ID, meta.Size = raft.SnapshotVersionMax, fmt.Sprintf("%d-%d-%d", meta.Term, meta.Index, created.UnixMilli()), info.Size
+	file, err := tempFile(tmp, "archive-")
 	if err != nil {
 		return nil, err
 	}
 	a := &Archive{Info: info, file: file}
-	if err := a.pack(&meta, state, &cancelWriter{ctx, s.closing, file}); err != nil {
+	if err := a.pack(&meta, state, &cancelWriter{ctx, closing, file}); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil

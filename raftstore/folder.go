@@ -23,7 +23,6 @@ const (
 	failureFile = "failure.json"
 	tmpFolder   = "tmp"
 	snapFolder  = "snapshots"
-	snapFile    = "state.bin"
 	tmpSuffix   = ".tmp"
 
 	storeKey = "log_store" // in the stable file: LogBbolt or LogWAL
@@ -290,6 +289,23 @@ func (s *Store) openDisk() error {
 		return err
 	}
 	return s.disk.verify(func() uint64 { return newestWhole(dir) })
+}
+
+// complete compares what was applied with what log and snapshots reach up to.
+func (d *disk) complete(snaps *snapshots) error {
+	reach := d.last.Load()
+	list, err := snaps.List()
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		reach = max(reach, list[0].Index)
+	}
+	if reach < d.mark.Commit {
+		return &Damage{File: d.dir, What: "the data folder", Cause: fmt.Errorf(
+			"entries up to %d were applied, but its log and snapshots end at %d", d.mark.Commit, reach)}
+	}
+	return nil
 }
 
 // openOrCreateStable opens the stable file; a folder without one gets it if it

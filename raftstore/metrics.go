@@ -9,6 +9,12 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
+// The gauge that Store and ReadOnly share.
+const (
+	diskWritable     = "rxvision_raftstore_disk_writable"
+	diskWritableHelp = "1 while the data folder can be written, 0 when the disk is full, stalled or broken."
+)
+
 // metrics is what the store counts.
 type metrics struct {
 	applies   *prometheus.HistogramVec // seconds, by the error's code
@@ -39,7 +45,7 @@ func newMetrics(s *Store) *metrics {
 				}
 				return 0
 			}),
-			gauge("rxvision_raftstore_disk_writable", "1 while the data folder can be written, 0 when the disk is full, stalled or broken.", func() float64 {
+			gauge(diskWritable, diskWritableHelp, func() float64 {
 				if s.DiskState().OK {
 					return 1
 				}

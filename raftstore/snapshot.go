@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -27,8 +25,6 @@ const (
 	snapshotFormat = "1"
 	metaBucket     = "meta"
 	countPrefix    = "count/"
-	// retained snapshots; the older one is for the case that the newer cannot be read.
-	retained = 2
 	// snapshotBatch bounds the bytes of records in one bbolt transaction.
 	snapshotBatch = 4 << 20
 )
@@ -220,17 +216,19 @@ func (p *persister) Persist(sink raft.SnapshotSink) error {
 	return nil // raft closes the sink, which syncs it
 }
 
-func (p *persister) write(w io.Writer) error {
-	f, err := tempFile(p.fsm.tmp, "snapshot-")
-	if err != nil {
+// write makes the bbolt file where the snapshot will stay.
+func (p *persister) write(sink raft.SnapshotSink) error {
+	s, ok := sink.(*snapshotSink)
+	if !ok {
+		return fmt.Errorf("snapshot goes to %T, not to this store", sink)
+	}
+	if err := writeSnapshot(s.inPlace(), p.snap, p.head, p.fsm.closing); err != nil {
 		return err
 	}
-	defer f.remove() //nolint:errcheck // cleared at the next start if not now
-	if err := writeSnapshot(f.Name(), p.snap, p.head, p.fsm.closing); err != nil {
-		return err
+	stat, err := s.file.Stat()
+	if err == nil {
+		p.fsm.metrics.size.Set(float64(stat.Size()))
 	}
-	n, err := io.Copy(w, f)
-	p.fsm.metrics.size.Set(float64(n))
 	return err
 }
 
@@ -246,63 +244,6 @@ func tempFile(dir, prefix string) (temp, error) {
 }
 
 func (t temp) remove() error { return errors.Join(t.Close(), os.Remove(t.Name())) }
-
-// snapshots is raft's file store of snapshots; what it opens knows its own path,
-// so that the bbolt file is read where it lies.
-type snapshots struct {
-	*raft.FileSnapshotStore
-	dir string
-}
-
-func openSnapshots(dir string, l *slog.Logger) (*snapshots, error) {
-	files, err := raft.NewFileSnapshotStoreWithLogger(dir, retained, raftLogger(l))
-	if err != nil {
-		return nil, fmt.Errorf("snapshot folder: %w", err)
-	}
-	return &snapshots{files, filepath.Join(dir, snapFolder)}, nil
-}
-
-// Create implements raft.SnapshotStore.
-func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
-	sink, err := s.FileSnapshotStore.Create(version, index, term, c, cIndex, trans)
-	if err != nil {
-		unfinished, _ := filepath.Glob(filepath.Join(s.dir, fmt.Sprintf("%d-%d-*%s", term, index, tmpSuffix))) // raft's names
-		for _, path := range unfinished {
-			err = errors.Join(err, os.RemoveAll(path))
-		}
-		return nil, err
-	}
-	return &snapshotSink{sink, filepath.Join(s.dir, sink.ID()+tmpSuffix)}, nil
-}
-
-// snapshotSink leaves nothing behind when it fails; raft's own does on a full disk.
-type snapshotSink struct {
-	raft.SnapshotSink
-	tmp string // its folder until Close has renamed it
-}
-
-// Close implements raft.SnapshotSink.
-func (s *snapshotSink) Close() error { return s.clean(s.SnapshotSink.Close()) }
-
-// Cancel implements raft.SnapshotSink.
-func (s *snapshotSink) Cancel() error { return s.clean(s.SnapshotSink.Cancel()) }
-
-func (s *snapshotSink) clean(err error) error { return errors.Join(err, os.RemoveAll(s.tmp)) }
-
-type snapshotSource struct {
-	io.ReadCloser
-	path    string
-	members uint64 // index of the Raft configuration in it
-}
-
-// Open implements raft.SnapshotStore. The file's own checksum is verified by then.
-func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	meta, body, err := s.FileSnapshotStore.Open(id)
-	if err != nil {
-		return nil, nil, err
-	}
-	return meta, snapshotSource{body, filepath.Join(s.dir, id, snapFile), meta.ConfigurationIndex}, nil
-}
 
 // restoreSource reads the snapshot that raft hands to the FSM.
 func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, members uint64, err error) {
@@ -349,6 +290,3 @@ func (s *Store) Snapshot() error {
 	}
 	return nil
 }
-
-// newestWhole is the index of the newest snapshot whose file is what was written; 0 for none.
-func newestWhole(dir string) uint64 { return 0 }

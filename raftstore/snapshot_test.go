@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -61,11 +62,23 @@ func TestSnapshotLeavesNothingWhenItFails(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, dir)
 	mustApply(t, s, register("a"))
-	if err := os.RemoveAll(filepath.Join(dir, tmpFolder)); err != nil {
+	snaps, err := openSnapshots(dir, s.log)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Snapshot(); err == nil {
-		t.Error("a snapshot was written without a place for it")
+	sink, err := snaps.Create(raft.SnapshotVersionMax, 9, 2, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := s.fsm.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	close(stopped)
+	view.(*persister).fsm = newFSM("", "", nil, nil, stopped)
+	if err := view.Persist(sink); !errors.Is(err, errStopped) {
+		t.Errorf("a snapshot that is stopped: %v", err)
 	}
 	if left, err := os.ReadDir(filepath.Join(dir, snapFolder)); err != nil || len(left) > 0 {
 		t.Errorf("left in the snapshot folder: %v, %v", left, err)

@@ -152,6 +152,9 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.disk.complete(snaps); err != nil {
+		return nil, err
+	}
 	used, err := raft.HasExistingState(s.disk, s.disk, snaps)
 	if err != nil {
 		return nil, err
@@ -238,16 +241,16 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 
 // newRaft starts raft. It panics on a log entry that it cannot read; here that
 // becomes an error.
-func newRaft(conf *raft.Config, f *fsm, d *disk, snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
+func newRaft(conf *raft.Config, f *fsm, d *disk, snaps *snapshots, trans raft.Transport) (r *raft.Raft, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = &Damage{File: d.entries.Where(0), What: "the log", Cause: fmt.Errorf("%v", p)}
 		}
+		if err != nil {
+			err = errors.Join(err, f.restoreErr, snaps.lastFault())
+		}
 	}()
-	if r, err = raft.NewRaft(conf, f, d, d, snaps, trans); err != nil && f.restoreErr != nil {
-		err = fmt.Errorf("%w: %w", err, f.restoreErr)
-	}
-	return r, err
+	return raft.NewRaft(conf, f, d, d, snaps, trans)
 }
 
 // Close stops this server's part and returns when everything of it has ended.
