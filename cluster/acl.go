@@ -38,7 +38,7 @@ type ACLToken struct {
 	Type           string   // client or management
 	Policies       []string // by name; one that is not there gives nothing
 	Global         bool
-	CreateTime     int64 // unix nanoseconds
+	CreateTime     int64 // unix nanoseconds; 0 in a command: the command's
 	ExpirationTime int64 // unix nanoseconds; 0: never
 	ExpirationTTL  int64 // as asked for, nanoseconds
 	CreateIndex    uint64
@@ -139,18 +139,14 @@ func (s *Snapshot) ACLTokens(ws WatchSet, prefix string) []*ACLToken {
 // ExpiredACLTokens returns at most n tokens that have expired by now (unix
 // nanoseconds), the earliest first.
 func (s *Snapshot) ExpiredACLTokens(now int64, n int) []*ACLToken {
-	it, err := s.txn.Get(TableACLTokens, "expires_prefix", "")
-	if err != nil {
-		panic(err) // a wrong index name: a bug
-	}
 	var out []*ACLToken
-	for v := it.Next(); v != nil && len(out) < n; v = it.Next() {
-		t := v.(*ACLToken)
-		if !t.Expired(now) {
-			break
+	each(s.txn, func(t *ACLToken) bool {
+		if len(out) == n || !t.Expired(now) {
+			return false
 		}
 		out = append(out, t)
-	}
+		return true
+	}, TableACLTokens, "expires_prefix", "")
 	return out
 }
 

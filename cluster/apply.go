@@ -3,84 +3,178 @@ package cluster
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-
-	"github.com/hashicorp/go-memdb"
+	"slices"
 )
+
+// Entry is a log entry: a command as EncodeCommand wrote it, and its place in the log.
+type Entry struct {
+	Index uint64
+	Data  []byte
+}
 
 // Apply applies the log entry at index. The Result's Err is the user's error: the
 // command was refused and changed nothing. An error from Apply itself means that
 // the entry cannot be understood and the server must stop. A request ID that was
 // applied before gives its first result again and changes nothing.
 func (s *State) Apply(index uint64, entry []byte) (Result, error) {
-	cmd, err := DecodeCommand(entry)
+	res, err := s.ApplyBatch([]Entry{{index, entry}})
 	if err != nil {
-		return Result{}, fmt.Errorf("log index %d: %w", index, err)
+		return Result{}, err
+	}
+	return res[0], nil
+}
+
+// ApplyBatch applies entries in their order, as Apply does one by one, but readers see
+// the state before all of them or behind. With an error there is a result for each
+// entry before the one that cannot be understood, and those are applied.
+func (s *State) ApplyBatch(entries []Entry) ([]Result, error) {
+	b := s.begin()
+	defer b.commit()
+	out := make([]Result, 0, len(entries))
+	for _, e := range entries {
+		res, err := b.apply(e)
+		if err != nil {
+			return out, fmt.Errorf("log index %d: %w", e.Index, err)
+		}
+		out = append(out, res)
+	}
+	return out, nil
+}
+
+// batch is a write: a view of its own that becomes the state's by commit.
+type batch struct {
+	*view
+	state   *State
+	edit    edit
+	changes []change
+	touched []string // of the index table
+}
+
+// change is one record that was put (new) or deleted (only old).
+type change struct {
+	table    *Table
+	key      string
+	old, new any
+}
+
+func (s *State) begin() *batch {
+	s.edits++
+	now := s.hub.current.Load()
+	return &batch{
+		view:  &view{hub: s.hub, rows: slices.Clone(now.rows), index: slices.Clone(now.index), results: now.results},
+		state: s, edit: s.edits,
+	}
+}
+
+func (b *batch) commit() { b.hub.publish(b.view, b.changes, b.touched) }
+
+func (b *batch) apply(e Entry) (Result, error) {
+	cmd, err := decodeCommand(e.Data, b.state.shared)
+	if err != nil {
+		return Result{}, err
 	}
 	stamp := cmd.stamp()
 	if stamp.RequestID != "" {
-		if kept := first[resultEntry](s.db.Txn(false), nil, TableResults, "id", stamp.RequestID); kept != nil {
-			return kept.Result, nil
+		if at, ok := b.state.kept[stamp.RequestID]; ok {
+			return b.results.at(at).Result, nil
 		}
 	}
-	t := s.begin(index, *stamp)
+	t := &tx{Snapshot: &Snapshot{txn: b.view, abandoned: b.state.abandoned}, batch: b, index: e.Index, stamp: *stamp, dirty: map[JobKey]bool{}}
+	before := len(b.changes)
 	res, refused := t.apply(cmd)
 	if refused != nil {
-		t.txn.Abort()
-		t = s.begin(index, *stamp)
+		b.undo(before)
+		t.touched = nil
 		res = Result{Err: refused}
 	}
-	res.Index = index
+	res.Index = e.Index
 	if stamp.RequestID != "" {
-		s.seq++
-		t.put(TableResults, &resultEntry{RequestID: stamp.RequestID, Seq: s.seq, Result: res})
-		if s.seq > MaxResults {
-			if old := first[resultEntry](t.txn, nil, TableResults, "seq", seq(s.seq-MaxResults)); old != nil {
-				t.delete(TableResults, old)
-			}
+		b.keep(resultEntry{RequestID: stamp.RequestID, Seq: b.state.seq + 1, Result: res})
+		t.touch(TableResults)
+	}
+	for _, name := range t.touched {
+		b.setIndex(name, e.Index)
+		if !slices.Contains(b.touched, name) {
+			b.touched = append(b.touched, name)
 		}
 	}
-	t.txn.Commit()
 	return res, nil
+}
+
+// keep keeps a result for retries, in place of the oldest when there are many.
+func (b *batch) keep(e resultEntry) {
+	b.state.seq = e.Seq
+	b.state.kept[e.RequestID] = b.results.next
+	b.results.add(e)
+	if b.results.next-b.results.first > MaxResults {
+		delete(b.state.kept, b.results.drop())
+	}
+}
+
+// rows gives a table to write to.
+func (b *batch) rows(t *Table) *rows {
+	r := b.view.rows[t.number]
+	if r.edit != b.edit {
+		c := *r
+		c.edit, c.by = b.edit, slices.Clone(r.by)
+		r = &c
+		b.view.rows[t.number] = r
+	}
+	return r
+}
+
+// undo takes back all changes from the given one on.
+func (b *batch) undo(from int) {
+	for i := len(b.changes) - 1; i >= from; i-- {
+		c := &b.changes[i]
+		if c.old == nil {
+			b.rows(c.table).delete(b.edit, c.table, c.key)
+		} else {
+			b.rows(c.table).put(b.edit, c.table, c.key, c.old)
+		}
+	}
+	clear(b.changes[from:])
+	b.changes = b.changes[:from]
 }
 
 // tx is one command's transaction: reads through Snapshot see its own writes.
 type tx struct {
 	*Snapshot
-	index uint64
-	stamp Stamp
-	ids   int
-	dirty map[JobKey]bool // jobs whose status must be derived again
-}
-
-func (s *State) begin(index uint64, stamp Stamp) *tx {
-	return &tx{
-		Snapshot: &Snapshot{txn: s.db.Txn(true), abandoned: s.abandoned},
-		index:    index, stamp: stamp, dirty: map[JobKey]bool{},
-	}
+	batch   *batch
+	index   uint64
+	stamp   Stamp
+	ids     int
+	dirty   map[JobKey]bool // jobs whose status must be derived again
+	touched []string        // tables, and what else has an entry in the index table
 }
 
 // put inserts or replaces a record and moves its table's index.
 func (t *tx) put(table string, v any) {
-	t.must(t.txn.Insert(table, v))
-	t.touch(table)
-}
-
-func (t *tx) delete(table string, v any) {
-	t.must(t.txn.Delete(table, v))
-	t.touch(table)
-}
-
-func (t *tx) touch(table string) {
-	if e := first[IndexEntry](t.txn, nil, TableIndex, "id", table); e == nil || e.Index != t.index {
-		t.must(t.txn.Insert(TableIndex, &IndexEntry{Table: table, Index: t.index}))
+	of := tableByName[table]
+	key := of.key(v)
+	if key == "" {
+		panic(fmt.Sprintf("state: a record of table %s has no key: %+v", table, v)) // a rule let it pass: a bug
 	}
+	old := t.batch.rows(of).put(t.batch.edit, of, key, v)
+	t.batch.changes = append(t.batch.changes, change{of, key, old, v})
+	t.touch(table)
 }
 
-func (t *tx) must(err error) {
-	if err != nil && !errors.Is(err, memdb.ErrNotFound) {
-		panic(fmt.Sprintf("state: %v", err)) // a table or index that the schema lacks: a bug
+// delete forgets a record and moves its table's index.
+func (t *tx) delete(table string, v any) {
+	of := tableByName[table]
+	key := of.key(v)
+	if old := t.batch.rows(of).delete(t.batch.edit, of, key); old != nil {
+		t.batch.changes = append(t.batch.changes, change{of, key, old, nil})
+	}
+	t.touch(table)
+}
+
+// touch moves an entry of the index table to the command's index, unless it is refused.
+func (t *tx) touch(name string) {
+	if !slices.Contains(t.touched, name) {
+		t.touched = append(t.touched, name)
 	}
 }
 
@@ -228,60 +322,4 @@ func (t *tx) setSchedulerConfig(c *SetSchedulerConfig) Result {
 	}
 	t.put(TableScheduler, cfg)
 	return Result{Updated: true}
-}
-
-// reap forgets terminal records; what is live or still referred to stays.
-func (t *tx) reap(c *Reap) {
-	for _, id := range c.Evals {
-		if e := t.Eval(nil, id); e != nil && e.Terminal() {
-			t.delete(TableEvals, e)
-			t.dirty[e.JobKey()] = true
-		}
-	}
-	for _, id := range c.Allocs {
-		if a := t.Alloc(nil, id); a != nil && a.ClientTerminal() {
-			t.reapAlloc(a)
-		}
-	}
-	for _, id := range c.Deployments {
-		if d := t.Deployment(nil, id); d != nil && !d.Active() {
-			t.delete(TableDeployments, d)
-		}
-	}
-	for _, k := range c.Jobs {
-		j := t.Job(nil, k)
-		if j == nil || j.Status != JobStatusDead {
-			continue
-		}
-		t.purgeJob(j)
-		for _, e := range t.EvalsByJob(nil, k) {
-			t.delete(TableEvals, e)
-		}
-		for _, a := range t.AllocsByJob(nil, k) {
-			if a.ClientTerminal() {
-				t.reapAlloc(a)
-			}
-		}
-		for _, d := range t.DeploymentsByJob(nil, k) {
-			t.delete(TableDeployments, d)
-		}
-	}
-}
-
-// reapAlloc forgets an allocation, and the job version that only it kept when
-// its job was purged.
-func (t *tx) reapAlloc(a *Allocation) {
-	t.delete(TableAllocs, a)
-	k := a.JobKey()
-	if t.Job(nil, k) != nil {
-		return
-	}
-	for _, other := range t.AllocsByJob(nil, k) {
-		if other.JobVersion == a.JobVersion {
-			return
-		}
-	}
-	if v := t.JobVersion(nil, k, a.JobVersion); v != nil {
-		t.delete(TableJobVersions, v)
-	}
 }

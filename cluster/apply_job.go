@@ -133,10 +133,7 @@ func (t *tx) trimVersions(k JobKey) {
 		if i < MaxJobVersions || newestStable || used[v.Version] {
 			continue
 		}
-		t.delete(TableJobVersions, v)
-		if s := t.Submission(nil, k, v.Version); s != nil {
-			t.delete(TableSubmissions, s)
-		}
+		t.deleteVersion(v)
 	}
 }
 
@@ -297,21 +294,28 @@ func (t *tx) deriveJobStatuses() {
 }
 
 func (s *Snapshot) jobStatus(j *Job) string {
-	any := false
-	for _, a := range s.AllocsByJob(nil, j.Key()) {
-		if a.JobCreateIndex != j.CreateIndex {
-			continue
+	any, live := false, ""
+	each(s.txn, func(a *Allocation) bool {
+		if a.JobCreateIndex == j.CreateIndex {
+			any = true
+			if !a.Terminal() {
+				live = JobStatusRunning
+			}
 		}
-		if !a.Terminal() {
-			return JobStatusRunning
-		}
-		any = true
+		return live == ""
+	}, TableAllocs, "job", j.Namespace, j.ID)
+	if live != "" {
+		return live
 	}
-	for _, e := range s.EvalsByJob(nil, j.Key()) {
-		if !e.Terminal() {
-			return JobStatusPending
-		}
+	each(s.txn, func(e *Evaluation) bool {
 		any = true
+		if !e.Terminal() {
+			live = JobStatusPending
+		}
+		return live == ""
+	}, TableEvals, "job", j.Namespace, j.ID)
+	if live != "" {
+		return live
 	}
 	if any || j.Stop || j.Status == JobStatusDead { // history may have been collected
 		return JobStatusDead

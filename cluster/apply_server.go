@@ -85,30 +85,16 @@ func (t *tx) setClusterMeta(c *SetClusterMeta) *Error {
 // what live knows: a restored archive brings jobs, not other servers. It is
 // called before anyone else has s.
 func (s *State) AdoptMembership(live *Snapshot) error {
-	txn := s.db.Txn(true)
-	defer txn.Abort()
-	for _, table := range []string{TableServers, TableClusterMeta} {
-		if _, err := txn.DeleteAll(table, "id_prefix", ""); err != nil {
-			return err
-		}
-		it, err := live.txn.Get(table, "id_prefix", "")
-		if err != nil {
-			return err
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if err := txn.Insert(table, v); err != nil {
-				return err
-			}
-		}
-		if _, err := txn.DeleteAll(TableIndex, "id", table); err != nil {
-			return err
-		}
-		if e := first[IndexEntry](live.txn, nil, TableIndex, "id", table); e != nil {
-			if err := txn.Insert(TableIndex, e); err != nil {
-				return err
-			}
-		}
+	b := s.begin()
+	for _, name := range []string{TableServers, TableClusterMeta} {
+		t := tableByName[name]
+		b.view.rows[t.number] = newRows(t, b.edit)
+		live.txn.scan(newQuery(name, "id_prefix", []string{""}), func(v any) bool {
+			b.rows(t).put(b.edit, t, t.key(v), v)
+			return true
+		})
+		b.setIndex(name, live.txn.indexOf(name))
 	}
-	txn.Commit()
+	b.commit()
 	return nil
 }

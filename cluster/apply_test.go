@@ -314,9 +314,11 @@ func TestRefusedCommandChangesNothing(t *testing.T) {
 }
 
 // dump renders every record, tables in skip left out.
-func dump(t testing.TB, s *State, skip ...string) string {
+func dump(t testing.TB, s *State, skip ...string) string { return dumpOf(t, s.Snapshot(), skip...) }
+
+func dumpOf(t testing.TB, s *Snapshot, skip ...string) string {
 	var b bytes.Buffer
-	err := s.Snapshot().Records(func(tab *Table, key string, rec any) error {
+	err := s.Records(func(tab *Table, key string, rec any) error {
 		if !strings.Contains(strings.Join(skip, " "), tab.Name) {
 			fmt.Fprintf(&b, "%s %q %x\n", tab.Name, key, Marshal(rec))
 		}
@@ -337,9 +339,34 @@ func TestRandomCommands(t *testing.T) {
 		fmt.Sscan(v, &seed)
 	}
 	t.Logf("RXVISION_TEST_SEED=%d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
 	h := newHarness(t)
-	var log [][]byte
+	log := randomLog(h, rand.New(rand.NewPCG(seed, 1)))
+	want := dump(t, h.State)
+	replica := NewState()
+	for i, entry := range log {
+		if _, err := replica.Apply(uint64(i+1), entry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dump(t, replica) != want {
+		t.Error("a replica that applied the same log holds another state")
+	}
+	restore := NewRestore()
+	err := h.Snapshot().Records(func(tab *Table, _ string, rec any) error { return restore.Add(tab, Marshal(rec)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored, err := restore.Done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dump(t, restored) != want {
+		t.Error("the restored state differs")
+	}
+}
+
+// randomLog applies a random mix of commands and gives their entries; the first has index 1.
+func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 	do := func(c Command) Result {
 		res := h.do(c)
 		log = append(log, EncodeCommand(c))
@@ -414,7 +441,10 @@ func TestRandomCommands(t *testing.T) {
 				do(&SetFleetHold{Hold: []*FleetHold{nil, {Nodes: 2, Of: 4, Reason: "test"}}[r.IntN(2)]})
 			}
 		case 9:
-			reap := &Reap{Jobs: []JobKey{key}}
+			reap := &Reap{Jobs: []JobKey{key}, Nodes: []string{nodes[r.IntN(len(nodes))].ID}}
+			for range 3 {
+				reap.Versions = append(reap.Versions, JobVersionKey{key.Namespace, key.ID, r.Uint64N(20)})
+			}
 			for _, a := range allocs {
 				if r.IntN(3) == 0 {
 					reap.Allocs = append(reap.Allocs, a.ID)
@@ -432,28 +462,7 @@ func TestRandomCommands(t *testing.T) {
 			do(randomIntro(h, r))
 		}
 	}
-	want := dump(t, h.State)
-	replica := NewState()
-	for i, entry := range log {
-		if _, err := replica.Apply(uint64(i+1), entry); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if dump(t, replica) != want {
-		t.Error("a replica that applied the same log holds another state")
-	}
-	restore := NewRestore()
-	err := h.Snapshot().Records(func(tab *Table, _ string, rec any) error { return restore.Add(tab, Marshal(rec)) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	restored, err := restore.Done()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if dump(t, restored) != want {
-		t.Error("the restored state differs")
-	}
+	return log
 }
 
 // TestGoldenBytes holds the stored form of every command: names are append-only.

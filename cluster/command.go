@@ -203,6 +203,8 @@ type Reap struct {
 	Stamp
 	Evals, Allocs, Deployments []string
 	Jobs                       []JobKey
+	Versions                   []JobVersionKey // but not a job's current one
+	Nodes                      []string        // that are down and hold nothing
 }
 
 func (*RegisterNode) kind() Kind       { return KindRegisterNode }
@@ -292,11 +294,13 @@ func newCommand(k Kind) Command {
 
 // EncodeCommand makes a log entry: the kind's byte, then the body as Marshal writes it.
 func EncodeCommand(c Command) []byte {
-	return append([]byte{byte(c.kind())}, Marshal(c)...)
+	return marshal([]byte{byte(c.kind())}, c)
 }
 
 // DecodeCommand reads a log entry.
-func DecodeCommand(entry []byte) (Command, error) {
+func DecodeCommand(entry []byte) (Command, error) { return decodeCommand(entry, nil) }
+
+func decodeCommand(entry []byte, shared *interner) (Command, error) {
 	if len(entry) == 0 {
 		return nil, fmt.Errorf("log entry is empty")
 	}
@@ -304,7 +308,7 @@ func DecodeCommand(entry []byte) (Command, error) {
 	if c == nil {
 		return nil, fmt.Errorf("log entry of kind %d: this version of rxvision does not know it; run the version that wrote it, or a newer one", entry[0])
 	}
-	if err := Unmarshal(entry[1:], c); err != nil {
+	if err := unmarshal(entry[1:], c, shared); err != nil {
 		return nil, err
 	}
 	return c, nil

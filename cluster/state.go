@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/hashicorp/go-memdb"
@@ -45,7 +44,16 @@ type Table struct {
 	Record byte
 	New    func() any
 	key    func(any) string
-	by     map[string]func(any) string // secondary indexes
+	by     map[string]func(any) string // secondary indexes: value by record, "" for none
+
+	number  int // in Tables
+	indexes []secondary
+}
+
+// secondary is a secondary index of a table.
+type secondary struct {
+	name string
+	of   func(any) string
 }
 
 // IndexEntry is the last log index that changed a table.
@@ -54,16 +62,17 @@ type IndexEntry struct {
 	Index uint64
 }
 
-// resultEntry keeps one command's result for retries.
-type resultEntry struct {
-	RequestID string
-	Seq       uint64
-	Result    Result
-}
-
 const sep = "\x00"
 
-func seq(n uint64) string { return fmt.Sprintf("%020d", n) }
+// seq writes a number so that text sorts as numbers do.
+func seq(n uint64) string {
+	var b [20]byte
+	for i := len(b) - 1; i >= 0; i-- {
+		b[i] = '0' + byte(n%10)
+		n /= 10
+	}
+	return string(b[:])
+}
 
 // Tables lists all tables in the order in which a snapshot holds them.
 var Tables = []*Table{
@@ -177,66 +186,45 @@ var Tables = []*Table{
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
 		key: func(v any) string { return v.(*resultEntry).RequestID },
-		by: map[string]func(any) string{
-			"seq": func(v any) string { return seq(v.(*resultEntry).Seq) },
-		},
 	},
 }
 
-// keyIndex is a memdb index over a key function: parts joined by NUL, closed by NUL.
-type keyIndex struct{ of func(any) string }
-
-func (x keyIndex) FromObject(v any) (bool, []byte, error) {
-	k := x.of(v)
-	return k != "", []byte(k + sep), nil
-}
-
-func (x keyIndex) FromArgs(args ...any) ([]byte, error) {
-	p, err := x.PrefixFromArgs(args...)
-	return append(p, 0), err
-}
-
-func (x keyIndex) PrefixFromArgs(args ...any) ([]byte, error) {
-	parts := make([]string, len(args))
-	for i, a := range args {
-		s, ok := a.(string)
-		if !ok {
-			return nil, fmt.Errorf("key part %d is a %T, not a string", i, a)
+// tableByName finds tables, with what follows from their place in Tables filled in.
+var tableByName = func() map[string]*Table {
+	byName := map[string]*Table{}
+	for i, t := range Tables {
+		t.number = i
+		for _, name := range sortedKeys(t.by) {
+			t.indexes = append(t.indexes, secondary{name, t.by[name]})
 		}
-		parts[i] = s
+		byName[t.Name] = t
 	}
-	return []byte(strings.Join(parts, sep)), nil
-}
-
-var schema = func() *memdb.DBSchema {
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
-	for _, t := range Tables {
-		ts := &memdb.TableSchema{Name: t.Name, Indexes: map[string]*memdb.IndexSchema{
-			"id": {Name: "id", Unique: true, Indexer: keyIndex{t.key}},
-		}}
-		for name, of := range t.by {
-			ts.Indexes[name] = &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: keyIndex{of}}
-		}
-		s.Tables[t.Name] = ts
-	}
-	return s
+	return byName
 }()
 
-// State is everything that the servers of a region agree on. Apply is called by
+// State is everything that the servers of a region agree on. Apply and ApplyBatch are called by
 // one goroutine (the log's); Snapshot may be called by any.
 type State struct {
-	db        *memdb.MemDB
+	hub       *hub
 	abandoned chan struct{}
-	seq       uint64 // of the newest kept result
+	edits     edit           // writes so far
+	seq       uint64         // of the newest kept result
+	kept      map[string]int // request ID → position in the results
+	shared    *interner
 }
+
+// internBits is how many strings a state shares at a time, as a power of two.
+const internBits = 14
 
 // NewState returns an empty state.
 func NewState() *State {
-	db, err := memdb.NewMemDB(schema)
-	if err != nil {
-		panic(err) // the schema is a constant of the program
+	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, shared: newInterner(internBits)}
+	v := &view{hub: s.hub}
+	for _, t := range Tables {
+		v.rows = append(v.rows, newRows(tableByName[t.Name], 0))
 	}
-	return &State{db: db, abandoned: make(chan struct{})}
+	s.hub.current.Store(v)
+	return s
 }
 
 // Abandon wakes every blocking query on this state; called when another state
@@ -245,14 +233,14 @@ func (s *State) Abandon() { close(s.abandoned) }
 
 // Snapshot returns a consistent view that later commands do not change.
 func (s *State) Snapshot() *Snapshot {
-	return &Snapshot{txn: s.db.Txn(false), abandoned: s.abandoned}
+	return &Snapshot{txn: s.hub.current.Load(), abandoned: s.abandoned}
 }
 
 // Snapshot is a consistent view of a State. Records read from it are shared: do
 // not change them. Each read adds what it depends on to ws when ws is not nil.
 // Lookups give nil for what is not there. It may be used by several goroutines.
 type Snapshot struct {
-	txn       *memdb.Txn
+	txn       *view
 	abandoned <-chan struct{}
 }
 
@@ -263,16 +251,22 @@ func (s *Snapshot) Abandoned() <-chan struct{} { return s.abandoned }
 func (s *Snapshot) Index(ws WatchSet, tables ...string) uint64 {
 	var max uint64
 	if len(tables) == 0 {
-		for _, e := range list[IndexEntry](s.txn, ws, TableIndex, "id_prefix", "") {
+		for _, e := range s.txn.index {
 			if e.Index > max {
 				max = e.Index
 			}
 		}
+		if ws != nil {
+			s.txn.watchIndex(ws, "", true)
+		}
 		return max
 	}
 	for _, t := range tables {
-		if e := first[IndexEntry](s.txn, ws, TableIndex, "id", t); e != nil && e.Index > max {
-			max = e.Index
+		if i := s.txn.indexOf(t); i > max {
+			max = i
+		}
+		if ws != nil {
+			s.txn.watchIndex(ws, t, false)
 		}
 	}
 	return max
@@ -452,97 +446,6 @@ func (s *Snapshot) SchedulerConfig(ws WatchSet) *SchedulerConfiguration {
 		return c
 	}
 	return &SchedulerConfiguration{SchedulerAlgorithm: "binpack"}
-}
-
-// first looks one record up; nil when there is none.
-func first[T any](txn *memdb.Txn, ws WatchSet, table, index string, args ...any) *T {
-	ch, v, err := txn.FirstWatch(table, index, args...)
-	if err != nil {
-		panic(fmt.Sprintf("read %s by %s: %v", table, index, err)) // wrong index name: a bug
-	}
-	if ws != nil {
-		ws.Add(ch)
-	}
-	if v == nil {
-		return nil
-	}
-	return v.(*T)
-}
-
-// list collects the records of an index, in its order.
-func list[T any](txn *memdb.Txn, ws WatchSet, table, index string, args ...any) []*T {
-	it, err := txn.Get(table, index, args...)
-	if err != nil {
-		panic(fmt.Sprintf("read %s by %s: %v", table, index, err))
-	}
-	if ws != nil {
-		ws.Add(it.WatchCh())
-	}
-	var out []*T
-	for v := it.Next(); v != nil; v = it.Next() {
-		out = append(out, v.(*T))
-	}
-	return out
-}
-
-func reverse[T any](s []T) []T {
-	for i, j := 0, len(s)-1; i < j; i, j = i+1, j-1 {
-		s[i], s[j] = s[j], s[i]
-	}
-	return s
-}
-
-// Records calls fn for every record, table by table in the order of Tables and
-// by key within a table: what a snapshot file holds.
-func (s *Snapshot) Records(fn func(t *Table, key string, record any) error) error {
-	for _, t := range Tables {
-		it, err := s.txn.Get(t.Name, "id_prefix", "")
-		if err != nil {
-			return err
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if err := fn(t, t.key(v), v); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// Restore builds a State from the records of a snapshot.
-type Restore struct {
-	state *State
-	txn   *memdb.Txn
-}
-
-// NewRestore begins a restore.
-func NewRestore() *Restore {
-	s := NewState()
-	return &Restore{state: s, txn: s.db.Txn(true)}
-}
-
-// Add takes one record as Marshal wrote it.
-func (r *Restore) Add(t *Table, record []byte) error {
-	v := t.New()
-	if err := Unmarshal(record, v); err != nil {
-		return fmt.Errorf("table %s: %w", t.Name, err)
-	}
-	if e, ok := v.(*resultEntry); ok && e.Seq > r.state.seq {
-		r.state.seq = e.Seq
-	}
-	if err := r.txn.Insert(t.Name, v); err != nil {
-		return fmt.Errorf("table %s: %w", t.Name, err)
-	}
-	return nil
-}
-
-// Done ends the restore; the state is given only when Check finds it whole.
-func (r *Restore) Done() (*State, error) {
-	r.txn.Commit()
-	if err := r.state.Snapshot().Check(); err != nil {
-		return nil, fmt.Errorf("restored state is damaged: %w", err)
-	}
-	return r.state, nil
 }
 
 // TableOf finds a table by its record byte; nil when unknown.

@@ -69,33 +69,64 @@ func newFSM(tmp, createdBy string, m *metrics, fail func(error), closing <-chan 
 	return f
 }
 
-// Apply implements raft.FSM; it gives an outcome. After an entry that cannot be
-// understood nothing is applied any more, else this server would hold another
-// state than its peers.
-func (f *fsm) Apply(l *raft.Log) any {
+// Apply implements raft.FSM; it gives an outcome.
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM: it gives an outcome for each command. Readers of
+// the state see all of a batch or nothing. After an entry that cannot be understood nothing
+// is applied any more, else this server would hold another state than its peers.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.failure != nil {
-		return outcome{err: f.failure}
+	out := make([]any, len(logs))
+	var entries []cluster.Entry
+	var damage error // of the entry behind entries
+	for _, l := range logs {
+		switch l.Type {
+		case raft.LogConfiguration:
+			f.members = max(f.members, l.Index)
+		case raft.LogCommand:
+			if damage == nil {
+				var data []byte
+				if data, damage = unseal(l.Data); damage != nil {
+					damage = fmt.Errorf("log index %d: %w", l.Index, damage)
+					continue
+				}
+				entries = append(entries, cluster.Entry{Index: l.Index, Data: data})
+			}
+		}
 	}
-	entry, err := unseal(l.Data)
-	var res cluster.Result
-	if err == nil {
-		res, err = f.current.Load().Apply(l.Index, entry)
+	var results []cluster.Result
+	if f.failure == nil {
+		var err error
+		results, err = f.current.Load().ApplyBatch(entries)
+		if err == nil {
+			err = damage
+		}
+		if err != nil {
+			f.failure = fmt.Errorf("apply %w", err)
+			f.fail(f.failure)
+		}
 	}
-	if err != nil {
-		f.failure = fmt.Errorf("apply log index %d: %w", l.Index, err)
-		f.fail(f.failure)
-		return outcome{err: f.failure}
+	for i, l := range logs {
+		switch {
+		case l.Type != raft.LogCommand:
+		case len(results) == 0:
+			out[i] = outcome{err: f.failure}
+		default:
+			out[i] = outcome{Result: results[0]}
+			results = results[1:]
+			f.bytes += len(l.Data)
+			f.moved(l.Index, l.Term)
+		}
 	}
-	if f.bytes += len(l.Data); f.bytes >= snapshotBytes {
+	if f.bytes >= snapshotBytes {
 		select {
 		case f.due <- struct{}{}:
 		default:
 		}
 	}
-	f.moved(l.Index, l.Term)
-	return outcome{Result: res}
+	return out
 }
 
 // StoreConfiguration implements raft.ConfigurationStore. Raft keeps the members;
