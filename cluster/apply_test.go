@@ -456,6 +456,11 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 				}
 			}
 			do(reap)
+			for _, n := range nodes {
+				if h.Snapshot().Node(nil, n.ID) == nil {
+					do(&RegisterNode{Node: n})
+				}
+			}
 		case 10:
 			do(randomACL(h, r))
 		case 11:

@@ -399,6 +399,11 @@ var (
 		CreateIndex uint64
 		ModifyIndex uint64
 	}{})
+	_ = JobVersionKey(struct {
+		Namespace string
+		ID        string
+		Version   uint64
+	}{})
 	_ = LogConfig(struct {
 		MaxFiles      int
 		MaxFileSizeMB int
@@ -570,6 +575,8 @@ var (
 		Allocs      []string
 		Deployments []string
 		Jobs        []JobKey
+		Versions    []JobVersionKey
+		Nodes       []string
 	}{})
 	_ = RegisterJob(struct {
 		Stamp
@@ -950,6 +957,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendJobSubmission(b, v), true
 	case *JobSummary:
 		return appendJobSummary(b, v), true
+	case *JobVersionKey:
+		return appendJobVersionKey(b, v), true
 	case *LogConfig:
 		return appendLogConfig(b, v), true
 	case *MigrateStrategy:
@@ -1179,6 +1188,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeJobSubmission(d, v)
 	case *JobSummary:
 		decodeJobSummary(d, v)
+	case *JobVersionKey:
+		decodeJobVersionKey(d, v)
 	case *LogConfig:
 		decodeLogConfig(d, v)
 	case *MigrateStrategy:
@@ -1410,6 +1421,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyJobSubmission)
 	case *JobSummary:
 		return copyPtr(v, copyJobSummary)
+	case *JobVersionKey:
+		return copyPtr(v, copyJobVersionKey)
 	case *LogConfig:
 		return copyPtr(v, copyLogConfig)
 	case *MigrateStrategy:
@@ -3502,6 +3515,35 @@ func copyJobSummaryChildren(v *struct {
 }) {
 }
 
+func appendJobVersionKey(b []byte, v *JobVersionKey) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
+	return b
+}
+
+func decodeJobVersionKey(d *decoder, v *JobVersionKey) {
+	for n := d.mapLen(); n > 0; n-- {
+		switch string(d.key()) {
+		case "ID":
+			v.ID = d.str()
+		case "Namespace":
+			v.Namespace = d.str()
+		case "Version":
+			v.Version = d.uint()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyJobVersionKey(v *JobVersionKey) {
+}
+
 func appendLogConfig(b []byte, v *LogConfig) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -4510,13 +4552,15 @@ func appendReap(b []byte, v *Reap) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 6)
+	b = appendMapLen(b, 8)
 	b = appendList(append(b, "\xa6"+"Allocs"...), v.Allocs, appendStr)
 	b = appendList(append(b, "\xab"+"Deployments"...), v.Deployments, appendStr)
 	b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, appendStr)
 	b = appendList(append(b, "\xa4"+"Jobs"...), v.Jobs, func(b []byte, v JobKey) []byte { return appendJobKey(b, &v) })
+	b = appendList(append(b, "\xa5"+"Nodes"...), v.Nodes, appendStr)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	b = appendList(append(b, "\xa8"+"Versions"...), v.Versions, func(b []byte, v JobVersionKey) []byte { return appendJobVersionKey(b, &v) })
 	return b
 }
 
@@ -4531,10 +4575,14 @@ func decodeReap(d *decoder, v *Reap) {
 			v.Evals = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
 		case "Jobs":
 			v.Jobs = decodeList(d, decodeJobKey)
+		case "Nodes":
+			v.Nodes = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
 		case "RequestID":
 			v.RequestID = d.text()
 		case "Time":
 			v.Time = d.int()
+		case "Versions":
+			v.Versions = decodeList(d, decodeJobVersionKey)
 		default:
 			d.skip()
 		}
@@ -4546,6 +4594,8 @@ func copyReap(v *Reap) {
 	v.Deployments = copyList(v.Deployments, nil)
 	v.Evals = copyList(v.Evals, nil)
 	v.Jobs = copyList(v.Jobs, nil)
+	v.Nodes = copyList(v.Nodes, nil)
+	v.Versions = copyList(v.Versions, nil)
 }
 
 func appendRegisterJob(b []byte, v *RegisterJob) []byte {
