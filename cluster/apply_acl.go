@@ -152,7 +152,10 @@ func (t *tx) createACLToken(i int, token *ACLToken) *Error {
 		return Errorf(CodeInvalid, "token %d invalid: its accessor or secret ID is in use", i)
 	}
 	token = Clone(token)
-	token.CreateTime, token.CreateIndex, token.ModifyIndex = t.stamp.Time, t.index, t.index
+	token.CreateIndex, token.ModifyIndex = t.index, t.index
+	if token.CreateTime == 0 {
+		token.CreateTime = t.stamp.Time
+	}
 	t.put(TableACLTokens, token)
 	return nil
 }
