@@ -112,33 +112,3 @@ func (t *tx) reapOrphanVersions(k JobKey) {
 		}
 	}
 }
-
-// NextJobKey gives the first key after k, by namespace and ID, that a job, or
-// anything that is left of a purged one, has; false when there is none. With it the
-// state is walked job by job, on as many snapshots as one likes.
-func (s *Snapshot) NextJobKey(k JobKey) (next JobKey, found bool) {
-	take := func(o JobKey) {
-		if !found || o.Namespace < next.Namespace || (o.Namespace == next.Namespace && o.ID < next.ID) {
-			next, found = o, true
-		}
-	}
-	for _, x := range []struct {
-		table, index string
-		key          func(any) JobKey
-	}{
-		{TableJobs, "id", func(v any) JobKey { return v.(*Job).Key() }},
-		{TableJobVersions, "id", func(v any) JobKey { return v.(*Job).Key() }},
-		{TableEvals, "job", func(v any) JobKey { return v.(*Evaluation).JobKey() }},
-		{TableAllocs, "job", func(v any) JobKey { return v.(*Allocation).JobKey() }},
-		{TableDeployments, "job", func(v any) JobKey { return v.(*Deployment).JobKey() }},
-	} {
-		it, err := s.txn.LowerBound(x.table, x.index, k.Namespace, k.ID, "\xff") // no ID or number of a version begins with this
-		if err != nil {
-			panic(err) // a wrong index name: a bug
-		}
-		if v := it.Next(); v != nil {
-			take(x.key(v))
-		}
-	}
-	return next, found
-}
