@@ -38,7 +38,7 @@ func FromAPI(job *api.Job, o Options) (*cluster.Job, []string, error) {
 	}
 	c := &checker{options: o}
 	out := c.job(job)
-	c.unsupported(reflect.ValueOf(job).Elem(), "")
+	c.unsupported(reflect.ValueOf(job).Elem(), nil)
 	if len(c.faults) > 0 {
 		return nil, nil, c.faults
 	}

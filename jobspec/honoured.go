@@ -68,55 +68,98 @@ func defaultConsul(c *api.Consul) bool {
 	return c.Namespace == "" && c.Partition == "" && (c.Cluster == "" || c.Cluster == "default")
 }
 
+// fieldRule is what unsupported does with one field of a block.
+type fieldRule struct {
+	index   int
+	step    string           // its name in a path
+	descend bool             // honoured: look at the blocks in it; else it must not be set
+	elem    reflect.Type     // of descend: the type of these blocks
+	label   int              // … and their field that holds the label, -1 for none
+	neutral func(v any) bool // as in neutral, nil for most
+}
+
+// rules holds the fields to look at of every honoured block; what neither holds
+// blocks nor can be wrong is left out.
+var rules = func() map[reflect.Type][]fieldRule {
+	all := map[reflect.Type][]fieldRule{}
+	for t, names := range honoured {
+		fields, state := strings.Fields(names), strings.Fields(setByState)
+		for i := range t.NumField() {
+			f := t.Field(i)
+			rule := fieldRule{index: i, step: hclName(f), label: -1, neutral: neutral[t.Name()+"."+f.Name]}
+			switch {
+			case slices.Contains(fields, f.Name):
+				rule.descend, rule.elem = true, f.Type
+				for rule.elem.Kind() == reflect.Pointer || rule.elem.Kind() == reflect.Slice {
+					rule.elem = rule.elem.Elem()
+				}
+				if honoured[rule.elem] == "" {
+					continue
+				}
+				if name, ok := labelField(rule.elem); ok {
+					f, _ := rule.elem.FieldByName(name) // labelField found it
+					rule.label = f.Index[0]
+				}
+			case t == reflect.TypeFor[api.Job]() && slices.Contains(state, f.Name):
+				continue
+			}
+			all[t] = append(all[t], rule)
+		}
+	}
+	return all
+}()
+
+// place is a path that is written out only where something is wrong.
+type place struct {
+	up   *place
+	step string // one name
+	i, n int    // of blocks of one name without labels: the i-th of n
+}
+
+func (p *place) String() string {
+	if p == nil {
+		return ""
+	}
+	return join(p.up.String(), element(p.step, p.i, p.n))
+}
+
 // unsupported reports every field below v that is set and not honoured, and every
 // block that is null.
-func (c *checker) unsupported(v reflect.Value, path string) {
-	t := v.Type()
-	fields := strings.Fields(honoured[t])
-	for i := range t.NumField() {
-		f, fv := t.Field(i), v.Field(i)
-		if slices.Contains(fields, f.Name) {
-			c.blocks(fv, join(path, hclName(f)))
-			continue
-		}
-		if t == reflect.TypeFor[api.Job]() && slices.Contains(strings.Fields(setByState), f.Name) {
-			continue
-		}
-		if isSet(t, f, fv) {
-			c.fault(join(path, hclName(f)), notYet)
+func (c *checker) unsupported(v reflect.Value, at *place) {
+	for _, rule := range rules[v.Type()] {
+		fv := v.Field(rule.index)
+		switch {
+		case rule.descend:
+			c.blocks(fv, rule, at)
+		case isSet(fv, rule.neutral):
+			c.fault((&place{up: at, step: rule.step, n: 1}).String(), notYet)
 		}
 	}
 }
 
 // blocks descends into a field that holds blocks.
-func (c *checker) blocks(v reflect.Value, path string) {
+func (c *checker) blocks(v reflect.Value, rule fieldRule, at *place) {
 	switch v.Kind() {
 	case reflect.Pointer:
-		if !v.IsNil() && honoured[v.Type().Elem()] != "" {
-			c.unsupported(v.Elem(), path)
+		if !v.IsNil() {
+			c.unsupported(v.Elem(), &place{up: at, step: rule.step, n: 1})
 		}
 	case reflect.Slice:
-		elem := v.Type().Elem()
-		if elem.Kind() == reflect.Pointer {
-			elem = elem.Elem()
-		}
-		if honoured[elem] == "" {
-			return
-		}
 		for i := range v.Len() {
 			item := v.Index(i)
 			if item.Kind() == reflect.Pointer {
 				if item.IsNil() {
-					c.fault(fmt.Sprintf("%s[%d]", path, i), "is null")
+					c.fault((&place{up: at, step: fmt.Sprintf("%s[%d]", rule.step, i), n: 1}).String(), "is null")
 					continue
 				}
 				item = item.Elem()
 			}
-			at := element(path, i, v.Len())
-			if field, ok := labelField(elem); ok {
-				at = join(path, labelOf(item.FieldByName(field)))
+			inside := &place{up: at, step: rule.step, i: i, n: v.Len()}
+			if rule.label >= 0 {
+				inside.n = 1
+				inside = &place{up: inside, step: labelOf(item.Field(rule.label)), n: 1}
 			}
-			c.unsupported(item, at)
+			c.unsupported(item, inside)
 		}
 	}
 }
@@ -133,12 +176,12 @@ func labelOf(v reflect.Value) string {
 
 // isSet says whether a field asks for something: a scalar other than zero, a list
 // or map with anything in it, any block.
-func isSet(t reflect.Type, f reflect.StructField, v reflect.Value) bool {
-	if v.Kind() == reflect.Pointer && v.IsNil() {
+func isSet(v reflect.Value, neutral func(any) bool) bool {
+	switch {
+	case v.Kind() == reflect.Pointer && v.IsNil():
 		return false
-	}
-	if ok, found := neutral[t.Name()+"."+f.Name]; found {
-		return !ok(v.Interface())
+	case neutral != nil:
+		return !neutral(v.Interface())
 	}
 	return !isZero(v)
 }
