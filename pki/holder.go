@@ -3,6 +3,7 @@ package pki
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -35,11 +36,11 @@ const (
 
 // Remote is where a Holder gets its certificate: a server, over the wire.
 type Remote interface {
-	// Enroll gets the first certificate for the key of csr, by an introduction token.
-	Enroll(ctx context.Context, csr []byte) (chain [][]byte, err error)
+	// Enroll gets the first certificate for the key of csr, by an introduction token. wire is for the connection.
+	Enroll(ctx context.Context, wire *tls.Config, csr []byte) (chain [][]byte, err error)
 	// Renew gets the next one. expired is nil while the own certificate still identifies the connection, else the chain that
 	// has expired, which identifies the asker for some time yet.
-	Renew(ctx context.Context, csr []byte, expired [][]byte) (chain [][]byte, err error)
+	Renew(ctx context.Context, wire *tls.Config, csr []byte, expired [][]byte) (chain [][]byte, err error)
 }
 
 // HolderConfig says whose certificate a Holder keeps.
@@ -126,19 +127,37 @@ func (h *Holder) Ensure(ctx context.Context) error {
 	}
 	var lapsed error
 	if expired := h.material.Chain(); expired != nil {
-		if lapsed = h.get(ctx, func(csr []byte) ([][]byte, error) { return h.cfg.Remote.Renew(ctx, csr, expired) }); lapsed == nil {
+		if lapsed = h.get(ctx, func(csr []byte) ([][]byte, error) { return h.cfg.Remote.Renew(ctx, h.anonymous(), csr, expired) }); lapsed == nil {
 			h.log.Info("an expired certificate was renewed", "identity", h.cfg.Identity.String())
 			return nil
 		}
 		lapsed = fmt.Errorf("the certificate expired at %s and could not be renewed: %w", h.material.Leaf().NotAfter.UTC().Format(time.DateTime), lapsed)
 	}
-	err := h.get(ctx, func(csr []byte) ([][]byte, error) { return h.cfg.Remote.Enroll(ctx, csr) })
+	if err := h.enroll(ctx); err != nil {
+		return errors.Join(lapsed, err)
+	}
+	return nil
+}
+
+// Enroll gets a certificate by enrolment even if there is a valid one: for a holder whom the servers do not know any more.
+func (h *Holder) Enroll(ctx context.Context) error {
+	h.getting.Lock()
+	defer h.getting.Unlock()
+	return h.enroll(ctx)
+}
+
+// enroll needs getting to be held.
+func (h *Holder) enroll(ctx context.Context) error {
+	err := h.get(ctx, func(csr []byte) ([][]byte, error) { return h.cfg.Remote.Enroll(ctx, h.anonymous(), csr) })
 	if err != nil {
-		return errors.Join(lapsed, fmt.Errorf("enrol as %s: %w", h.cfg.Identity, err))
+		return fmt.Errorf("enrol as %s: %w", h.cfg.Identity, err)
 	}
 	h.log.Info("enrolled", "identity", h.cfg.Identity.String(), "expires", h.material.Leaf().NotAfter.UTC())
 	return nil
 }
+
+// anonymous is for connections to servers that no certificate of one's own can identify.
+func (h *Holder) anonymous() *tls.Config { return h.material.Anonymous(Only(RoleServer)) }
 
 // get asks for a certificate and takes it into use once it is found to be the right one and stored.
 func (h *Holder) get(ctx context.Context, ask func(csr []byte) ([][]byte, error)) error {
@@ -207,7 +226,10 @@ func (h *Holder) renew(ctx context.Context) error {
 	}
 	h.getting.Lock()
 	defer h.getting.Unlock()
-	if err := h.get(ctx, func(csr []byte) ([][]byte, error) { return h.cfg.Remote.Renew(ctx, csr, nil) }); err != nil {
+	err := h.get(ctx, func(csr []byte) ([][]byte, error) {
+		return h.cfg.Remote.Renew(ctx, h.material.Client(Only(RoleServer)), csr, nil)
+	})
+	if err != nil {
 		return err
 	}
 	h.log.Info("certificate renewed", "identity", h.cfg.Identity.String(), "expires", h.material.Leaf().NotAfter.UTC())

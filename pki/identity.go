@@ -120,8 +120,8 @@ type Peers struct {
 	Is func(Identity) error
 	// Anonymous lets clients in that show no certificate.
 	Anonymous bool
-	// Grace is how long ago a certificate may have expired.
-	Grace time.Duration
+	// Grace is how long ago the certificate of a role may have expired.
+	Grace map[Role]time.Duration
 }
 
 // Only accepts the roles, whatever the name.

@@ -123,7 +123,9 @@ func (i *Issuer) Issue(id Identity, pub crypto.PublicKey) (chain [][]byte, err e
 
 // Renewable says who a chain names that this region's CA vouches for, or did until lately, and whose renewal may be asked for.
 func (i *Issuer) Renewable(chain []*x509.Certificate) (Identity, error) {
-	return i.cfg.Material.Verify(chain, Peers{Roles: []Role{RoleNode, RoleGateway}, Grace: i.cfg.Grace}, x509.ExtKeyUsageClientAuth, time.Now())
+	peers := Only(RoleNode, RoleGateway)
+	peers.Grace = map[Role]time.Duration{RoleNode: i.cfg.Grace, RoleGateway: i.cfg.Grace}
+	return i.cfg.Material.Verify(chain, peers, x509.ExtKeyUsageClientAuth, time.Now())
 }
 
 // Enrolled says whether a certificate was signed by a node CA, by enrolment, and not by the region's CA.

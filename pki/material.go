@@ -367,13 +367,13 @@ func (m *Material) Verify(chain []*x509.Certificate, peers Peers, usage x509.Ext
 		return Identity{}, fmt.Errorf("the peer's certificate: %w: it showed none", ErrNoIdentity)
 	}
 	leaf := chain[0]
-	at := now
-	if now.After(leaf.NotAfter) && now.Sub(leaf.NotAfter) <= peers.Grace {
-		at = leaf.NotAfter
-	}
 	id, err := IdentityOf(leaf)
 	if err != nil {
 		return Identity{}, fmt.Errorf("the peer's certificate %q: %w", leaf.Subject.CommonName, err)
+	}
+	at := now
+	if now.After(leaf.NotAfter) && now.Sub(leaf.NotAfter) <= peers.Grace[id.Role] {
+		at = leaf.NotAfter
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{
 		Roots: m.current.Load().pool, Intermediates: pool(chain[1:]), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},

@@ -642,12 +642,12 @@ func (f *remote) sign(csr []byte) ([][]byte, error) {
 	return f.r.node.Issue(id, Names{}, pub, f.life, time.Now())
 }
 
-func (f *remote) Enroll(_ context.Context, csr []byte) ([][]byte, error) {
+func (f *remote) Enroll(_ context.Context, _ *tls.Config, csr []byte) ([][]byte, error) {
 	f.enrolled <- csr
 	return f.sign(csr)
 }
 
-func (f *remote) Renew(_ context.Context, csr []byte, _ [][]byte) ([][]byte, error) {
+func (f *remote) Renew(_ context.Context, _ *tls.Config, csr []byte, _ [][]byte) ([][]byte, error) {
 	select {
 	case f.renewed <- csr:
 	default:
