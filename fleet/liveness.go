@@ -57,23 +57,23 @@ func (s *Server) lastHeard(id string, now time.Time, ttl time.Duration) (at time
 	return at, known
 }
 
-// forgetGone drops what says no more than its absence. Hold mu.
-func (s *Server) forgetGone(now time.Time, ttl time.Duration) {
-	drop := func(gone map[string]time.Time) {
-		for id, t := range gone {
-			if now.Sub(t) > 3*ttl {
-				delete(gone, id)
+// forgetGone drops old words of nodes that do not count as there. Hold mu.
+func (s *Server) forgetGone(nodes []*cluster.Node, now time.Time, ttl time.Duration) {
+	there := make(map[string]bool, len(nodes))
+	for _, n := range nodes {
+		there[n.ID] = true
+	}
+	drop := func(heard map[string]time.Time) {
+		for id, t := range heard {
+			if !there[id] && now.Sub(t) > 3*ttl {
+				delete(heard, id)
 			}
 		}
 	}
 	drop(s.gone)
 	for _, v := range s.views {
 		drop(v.gone)
-		for id, t := range v.held { // of a server that ended
-			if now.Sub(v.reported) > 3*ttl && now.Sub(t) > 3*ttl {
-				delete(v.held, id)
-			}
-		}
+		drop(v.held)
 	}
 }
 
@@ -96,7 +96,8 @@ type census struct {
 	ready  int             // that count as there
 	quiet  int             // … of them, not heard for half a TTL
 	silent []*cluster.Node // … of them, not heard for a TTL
-	out    []*cluster.Node // disconnected and not heard for a TTL
+	lost   int             // that are disconnected
+	out    []*cluster.Node // … of them, not heard for a TTL
 }
 
 // look is one round: the TTL follows the number of nodes; a leader then marks who
@@ -108,7 +109,7 @@ func (j *judge) look(ctx context.Context, now time.Time) {
 	nodes = slices.DeleteFunc(nodes, func(n *cluster.Node) bool { return n.Status == cluster.NodeStatusDown })
 	j.adapt(len(nodes), now)
 	s.mu.Lock()
-	s.forgetGone(now, j.ttl)
+	s.forgetGone(nodes, now, j.ttl)
 	s.mu.Unlock()
 	if !s.cfg.Store.IsLeader() {
 		j.leads = false
@@ -192,6 +193,7 @@ func (j *judge) count(nodes []*cluster.Node, now time.Time) census {
 		silence := now.Sub(heard)
 		switch {
 		case n.Status == cluster.NodeStatusDisconnected:
+			c.lost++
 			if silence > j.ttl {
 				c.out = append(c.out, n)
 			}
@@ -237,8 +239,8 @@ func (j *judge) release(ctx context.Context, c census, hold *cluster.FleetHold, 
 		j.holdSeen = now
 	}
 	why := ""
-	silent := len(c.out) + c.quiet
-	if j.many(silent, len(c.out)+c.ready) {
+	silent := c.lost + c.quiet
+	if j.many(silent, c.lost+c.ready) {
 		j.calm = time.Time{}
 	} else if j.calm.IsZero() {
 		j.calm = now

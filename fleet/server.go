@@ -158,6 +158,7 @@ func NewServer(cfg Config) *Server {
 	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}
 	s.updates = newBatcher(cfg.Store, s.log)
 	s.routes = &routeTable{store: cfg.Store}
+	s.caught.turn = make(chan struct{}, 1)
 	s.caught.read = func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), catchUpLimit)
 		defer cancel()
@@ -413,7 +414,7 @@ func (s *Server) registered(n *cluster.Node) bool {
 // begins: a thousand nodes that attach at once cost a few.
 type barrier struct {
 	read func() error
-	turn sync.Mutex
+	turn chan struct{} // capacity 1: held by who reads
 	mu   sync.Mutex
 	next *round
 }
@@ -432,12 +433,12 @@ func (b *barrier) wait(ctx context.Context) error {
 	}
 	b.mu.Unlock()
 	if first {
-		b.turn.Lock()
+		b.turn <- struct{}{}
 		b.mu.Lock()
 		b.next = nil // who comes from here on may have heard of something newer
 		b.mu.Unlock()
 		r.err = b.read()
-		b.turn.Unlock()
+		<-b.turn
 		close(r.done)
 	}
 	select {
