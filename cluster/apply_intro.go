@@ -109,6 +109,31 @@ func (t *tx) expel(nodeID string) {
 	}
 }
 
+// absent marks the enrolment of a node that is collected because it was down;
+// present takes the mark off one that came back.
+func (t *tx) absent(nodeID string)  { t.markAbsent(nodeID, t.stamp.Time) }
+func (t *tx) present(nodeID string) { t.markAbsent(nodeID, 0) }
+
+func (t *tx) markAbsent(nodeID string, at int64) {
+	old := t.Enrollment(nil, EnrollmentKey{RoleNode, nodeID})
+	if old == nil || (old.AbsentTime == 0) == (at == 0) {
+		return
+	}
+	e := *old
+	e.AbsentTime, e.ModifyIndex = at, t.index
+	t.put(TableEnrollments, &e)
+}
+
+// reapEnrollments forgets the enrolments of nodes that did not come back.
+func (t *tx) reapEnrollments() {
+	for i, e := range list[Enrollment](t.txn, nil, TableEnrollments, "absent_prefix", "") {
+		if i == maxReapedEnrollments || t.stamp.Time-e.AbsentTime < KeepEnrollment {
+			return
+		}
+		t.delete(TableEnrollments, e)
+	}
+}
+
 // checkIntro finds tokens that were used too often and enrolments that could not
 // have been made.
 func (s *Snapshot) checkIntro(high uint64, fault func(format string, args ...any)) {

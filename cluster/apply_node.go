@@ -13,6 +13,7 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 			return err
 		}
 	}
+	t.present(n.ID)
 	n = Clone(n)
 	if n.ReservedResources == nil {
 		n.ReservedResources = &NodeReservedResources{}

@@ -47,8 +47,10 @@ func (t *tx) reap(c *Reap) {
 	for _, id := range c.Nodes {
 		if n := t.Node(nil, id); n != nil && n.Status == NodeStatusDown && len(t.AllocsHolding(nil, id)) == 0 {
 			t.delete(TableNodes, n)
+			t.absent(id)
 		}
 	}
+	t.reapEnrollments()
 }
 
 // reapJob forgets a job with what is its own, up to a bound.

@@ -281,6 +281,7 @@ var (
 		NodeName    string
 		KeyHash     string
 		TokenID     string
+		AbsentTime  int64
 		CreateTime  int64
 		CreateIndex uint64
 		ModifyIndex uint64
@@ -2940,7 +2941,8 @@ func appendEnrollment(b []byte, v *Enrollment) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 8)
+	b = appendMapLen(b, 9)
+	b = appendInt(append(b, "\xaa"+"AbsentTime"...), v.AbsentTime)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
 	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
@@ -2955,6 +2957,8 @@ func appendEnrollment(b []byte, v *Enrollment) []byte {
 func decodeEnrollment(d *decoder, v *Enrollment) {
 	for n := d.mapLen(); n > 0; n-- {
 		switch string(d.key()) {
+		case "AbsentTime":
+			v.AbsentTime = d.int()
 		case "CreateIndex":
 			v.CreateIndex = d.uint()
 		case "CreateTime":

@@ -16,6 +16,12 @@ const (
 	MaxIntroUses = MaxNodes
 	// MaxEnrollments bounds nodes and gateways that hold certificates.
 	MaxEnrollments = 2 * MaxNodes
+	// KeepEnrollment is how long the enrolment of a node stays that was collected
+	// because it was down, in nanoseconds: 30 days. Until then it may come back
+	// without another introduction.
+	KeepEnrollment = 30 * 24 * 3600 * 1_000_000_000
+	// maxReapedEnrollments bounds what one command forgets of them.
+	maxReapedEnrollments = 1000
 )
 
 // Roles that a token can introduce.
@@ -53,6 +59,7 @@ type Enrollment struct {
 	NodeName    string // that the token named; the node must keep to it
 	KeyHash     string // SHA-256 of the public key (SubjectPublicKeyInfo), 64 hex digits
 	TokenID     string // the token that was used
+	AbsentTime  int64  // when the node was collected because it was down, unix nanoseconds; 0: it was not
 	CreateTime  int64  // unix nanoseconds
 	CreateIndex uint64
 	ModifyIndex uint64
@@ -99,6 +106,14 @@ var introTokenTable = &Table{
 var enrollmentTable = &Table{
 	Name: TableEnrollments, Record: 207, New: func() any { return new(Enrollment) },
 	key: func(v any) string { e := v.(*Enrollment); return e.Role + sep + e.Name },
+	by: map[string]func(any) string{
+		"absent": func(v any) string {
+			if e := v.(*Enrollment); e.AbsentTime != 0 {
+				return seq(uint64(e.AbsentTime))
+			}
+			return ""
+		},
+	},
 }
 
 // IntroToken returns a token by its whole ID.

@@ -91,6 +91,39 @@ func TestEnrolledNodeIsNotTakenOver(t *testing.T) {
 	}
 }
 
+// TestCollectedNodeStaysEnrolled for a while: it was down, nobody purged it.
+func TestCollectedNodeStaysEnrolled(t *testing.T) {
+	h := newHarness(t)
+	node := testNode(h.id())
+	key := EnrollmentKey{RoleNode, node.ID}
+	h.must(&CreateIntroToken{Token: h.intro(1, nil)})
+	h.must(enrol(1, node.ID, 1))
+	gone := func() {
+		h.must(&UpdateNodeStatus{Updates: []NodeStatusUpdate{{NodeID: node.ID, Status: NodeStatusDown}}})
+		h.must(&Reap{Nodes: []string{node.ID}})
+		if h.Snapshot().Node(nil, node.ID) != nil {
+			t.Fatal("the node was not collected")
+		}
+	}
+	for _, back := range []bool{true, false} {
+		h.must(&RegisterNode{Node: node, KeyHash: testHash(1)})
+		gone()
+		h.now += KeepEnrollment - int64(time.Minute)
+		h.must(&Reap{})
+		if h.Snapshot().Enrollment(nil, key) == nil {
+			t.Fatal("its enrolment went too soon")
+		}
+		if back {
+			h.must(&RegisterNode{Node: node, KeyHash: testHash(1)})
+		}
+		h.now += int64(time.Hour)
+		h.must(&Reap{})
+		if there := h.Snapshot().Enrollment(nil, key) != nil; there != back {
+			t.Errorf("came back %v: enrolled %v", back, there)
+		}
+	}
+}
+
 func TestIntroTokensAreChecked(t *testing.T) {
 	h := newHarness(t)
 	first := h.intro(1, func(k *IntroToken) { k.NodeName, k.Uses = "host-a", 0 })
