@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strconv"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -48,7 +49,7 @@ func (s *Server) agentSelf(*request) (any, error) {
 		Config: map[string]any{
 			"Region": s.cfg.Region, "Datacenter": s.cfg.Datacenter, "NodeName": s.cfg.Name,
 			"Version": map[string]any{"Version": s.cfg.Version},
-			"ACL":     map[string]any{"Enabled": s.cfg.Authorize != nil},
+			"ACL":     map[string]any{"Enabled": s.cfg.ACL.Enabled},
 			"Server":  map[string]any{"Enabled": true},
 			"Client":  map[string]any{"Enabled": false},
 			"UI":      map[string]any{"Enabled": false, "ShowCLIHints": false},
@@ -129,7 +130,9 @@ var defaultNamespace = &namespace{
 
 func (s *Server) listNamespaces(r *request) (any, error) {
 	return s.read(r, func(*cluster.Snapshot, cluster.WatchSet) found {
-		list := only([]*namespace{defaultNamespace}, func(n *namespace) bool { return hasPrefix(n.Name, r.prefix) })
+		list := only([]*namespace{defaultNamespace}, func(n *namespace) bool {
+			return hasPrefix(n.Name, r.prefix) && r.may(acl.AnyInNamespace, n.Name, "")
+		})
 		same := func(n *namespace) any { return n }
 		return page(r, 1, list, true, func(n *namespace) position { return named(n.Name) }, same, same)
 	})

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -134,8 +135,11 @@ func showAlloc(snap *cluster.Snapshot, a *cluster.Allocation) *allocation {
 func allocPage(r *request, snap *cluster.Snapshot, ws cluster.WatchSet, allocs []*cluster.Allocation, f allocFields) found {
 	at := func(a *cluster.Allocation) position { return created(a.CreateIndex, a.ID) }
 	stub := func(a *cluster.Allocation) any { return stubOfAlloc(snap, a, f) }
+	allocs = seen(r, acl.ReadJob, allocs, allocNamespace)
 	return page(r, snap.Index(ws, cluster.TableAllocs), allocs, false, at, stub, stub)
 }
+
+func allocNamespace(a *cluster.Allocation) string { return a.Namespace }
 
 func (s *Server) listAllocs(r *request) (any, error) {
 	prefix, err := r.idPrefix("alloc")
@@ -152,7 +156,7 @@ func (s *Server) listAllocs(r *request) (any, error) {
 		}
 	}
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
-		allocs := inNamespace(r, snap.Allocs(ws, prefix), func(a *cluster.Allocation) string { return a.Namespace })
+		allocs := inNamespace(r, snap.Allocs(ws, prefix), allocNamespace)
 		return allocPage(r, snap, ws, allocs, f)
 	})
 }
@@ -166,6 +170,9 @@ func (s *Server) readAlloc(r *request) (any, error) {
 		a := snap.Alloc(ws, id)
 		if a == nil {
 			return missing(snap, ws, cluster.TableAllocs, "alloc not found")
+		}
+		if err := r.allow(a.Namespace, ""); err != nil {
+			return found{index: a.ModifyIndex, err: err}
 		}
 		return found{body: showAlloc(snap, a), index: a.ModifyIndex}
 	})
@@ -196,6 +203,9 @@ func (s *Server) stopAlloc(r *request) (any, error) {
 	a := snap.Alloc(nil, id)
 	if a == nil {
 		return nil, notFound("alloc not found")
+	}
+	if err := r.allow(a.Namespace, ""); err != nil {
+		return nil, err
 	}
 	yes := true
 	transition := cluster.DesiredTransition{Migrate: &yes}

@@ -1,14 +1,18 @@
 package api
 
 import (
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
 func deploymentPage(r *request, snap *cluster.Snapshot, ws cluster.WatchSet, list []*cluster.Deployment) found {
 	at := func(d *cluster.Deployment) position { return created(d.CreateIndex, d.ID) }
 	same := func(d *cluster.Deployment) any { return d }
+	list = seen(r, acl.ReadJob, list, deploymentNamespace)
 	return page(r, snap.Index(ws, cluster.TableDeployments), list, false, at, same, same)
 }
+
+func deploymentNamespace(d *cluster.Deployment) string { return d.Namespace }
 
 func (s *Server) listDeployments(r *request) (any, error) {
 	prefix, err := r.idPrefix("deployment")
@@ -16,7 +20,7 @@ func (s *Server) listDeployments(r *request) (any, error) {
 		return nil, err
 	}
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
-		list := inNamespace(r, snap.Deployments(ws, prefix), func(d *cluster.Deployment) string { return d.Namespace })
+		list := inNamespace(r, snap.Deployments(ws, prefix), deploymentNamespace)
 		return deploymentPage(r, snap, ws, list)
 	})
 }
@@ -30,6 +34,9 @@ func (s *Server) readDeployment(r *request) (any, error) {
 		d := snap.Deployment(ws, id)
 		if d == nil {
 			return missing(snap, ws, cluster.TableDeployments, "deployment not found")
+		}
+		if err := r.allow(d.Namespace, ""); err != nil {
+			return found{index: d.ModifyIndex, err: err}
 		}
 		return found{body: d, index: d.ModifyIndex}
 	})
@@ -61,10 +68,13 @@ func (s *Server) activeDeployment(r *request, verb string) (*cluster.Deployment,
 		return nil, err
 	}
 	d := s.cfg.Store.State().Snapshot().Deployment(nil, id)
-	switch {
-	case d == nil:
+	if d == nil {
 		return nil, notFound("deployment not found")
-	case !d.Active():
+	}
+	if err := r.allow(d.Namespace, ""); err != nil {
+		return nil, err
+	}
+	if !d.Active() {
 		return nil, refusedf("can't %s terminal deployment", verb)
 	}
 	return d, nil

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -111,6 +112,7 @@ func evalPage(r *request, snap *cluster.Snapshot, ws cluster.WatchSet, evals []*
 	at := func(e *cluster.Evaluation) position { return created(e.CreateIndex, e.ID) }
 	datum := func(e *cluster.Evaluation) any { return e }
 	show := func(e *cluster.Evaluation) any { return showEval(e) }
+	evals = seen(r, acl.ReadJob, evals, evalNamespace)
 	return page(r, snap.Index(ws, cluster.TableEvals), evals, false, at, datum, show)
 }
 
@@ -143,7 +145,7 @@ func (s *Server) countEvals(r *request) (any, error) {
 	}
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
 		index := snap.Index(ws, cluster.TableEvals)
-		evals := inNamespace(r, snap.Evals(ws, ""), evalNamespace)
+		evals := seen(r, acl.ReadJob, inNamespace(r, snap.Evals(ws, ""), evalNamespace), evalNamespace)
 		count := len(evals)
 		if keep != nil {
 			count = 0
@@ -174,6 +176,9 @@ func (s *Server) readEval(r *request) (any, error) {
 		e := snap.Eval(ws, id)
 		if e == nil {
 			return missing(snap, ws, cluster.TableEvals, "eval not found")
+		}
+		if err := r.allow(e.Namespace, ""); err != nil {
+			return found{index: e.ModifyIndex, err: err}
 		}
 		out := showEval(e)
 		if withRelated {

@@ -130,14 +130,21 @@ func (s *Server) serve(w *recorder, r *request, route *route) (err error) {
 	if err := r.parse(s.cfg.Region); err != nil {
 		return err
 	}
-	if s.cfg.Authorize != nil && route.capability != open {
-		if err := s.cfg.Authorize(r.Request, route.capability, r.namespace); err != nil {
-			return err
-		}
+	r.access = route.access
+	if err := s.authorize(r); err != nil {
+		return err
 	}
 	out, err := route.handle(s, r)
 	if err != nil {
 		return err
+	}
+	if route.access.at == ofBody && !r.decided {
+		return fmt.Errorf("route %s %s answered without a decision", route.method, route.pattern)
+	}
+	if r.waited { // the token may have ended meanwhile
+		if err := s.authorize(r); err != nil {
+			return err
+		}
 	}
 	switch out := out.(type) {
 	case streamFunc:
@@ -221,6 +228,9 @@ func writeBody(w *recorder, r *request, status int, body any) error {
 		w.Header().Set("Content-Length", strconv.Itoa(len(out)))
 	}
 	w.WriteHeader(status)
+	if len(out) == 0 {
+		return nil
+	}
 	_, err := w.Write(out)
 	return err
 }

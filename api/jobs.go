@@ -5,6 +5,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/jobspec"
 )
@@ -72,6 +73,7 @@ func (s *Server) jobPage(r *request, snap *cluster.Snapshot, ws cluster.WatchSet
 	stub := func(j *cluster.Job) any { return stubOfJob(snap, j, meta) }
 	index := snap.Index(ws, cluster.TableJobs, cluster.TableSummaries)
 	at := func(j *cluster.Job) position { return named(j.Namespace, j.ID) }
+	jobs = seen(r, acl.ListJobs, jobs, func(j *cluster.Job) string { return j.Namespace })
 	return page(r, index, jobs, true, at, stub, stub)
 }
 

@@ -105,8 +105,9 @@ func submission(sub *api.JobSubmission) *cluster.JobSubmission {
 	return &cluster.JobSubmission{Source: sub.Source, Format: sub.Format, VariableFlags: sub.VariableFlags, Variables: sub.Variables}
 }
 
-// sameJob checks a job's body against the route and the namespace parameter; a
-// job without a namespace belongs to the parameter's.
+// sameJob checks a job's body against the route and the namespace parameter, and
+// that the caller may do this in its namespace; a job without one belongs to the
+// parameter's.
 func sameJob(r *request, j *api.Job) error {
 	if j == nil {
 		return badRequest("Job must be specified")
@@ -120,7 +121,11 @@ func sameJob(r *request, j *api.Job) error {
 	if r.query.Get("namespace") != "" && j.Namespace == nil {
 		j.Namespace = &r.namespace
 	}
-	return nil
+	namespace := cluster.DefaultNamespace
+	if j.Namespace != nil && *j.Namespace != "" {
+		namespace = *j.Namespace
+	}
+	return r.allowIn(namespace)
 }
 
 func evalPriority(p int) error {
@@ -147,6 +152,9 @@ func (s *Server) registerJob(r *request) (any, error) {
 	j, warnings, err := s.checkJob(s.cfg.Store.State().Snapshot(), req.Job, req.Submission)
 	if err != nil {
 		return nil, refused(err)
+	}
+	if err := errors.Join(r.allowIn(j.Namespace), r.mayServe(j)); err != nil {
+		return nil, err
 	}
 	res, err := s.cfg.Store.Apply(r.Context(), &cluster.RegisterJob{
 		Job: j, Submission: submission(req.Submission), EnforceIndex: req.EnforceIndex, JobModifyIndex: req.JobModifyIndex,
@@ -214,6 +222,9 @@ func (s *Server) planJob(r *request) (any, error) {
 	j, warnings, err := s.checkJob(snap, req.Job, nil)
 	if err != nil {
 		return nil, refused(err)
+	}
+	if err := errors.Join(r.allowIn(j.Namespace), r.mayServe(j)); err != nil {
+		return nil, err
 	}
 	old := snap.Job(nil, j.Key())
 	pin(snap, j)

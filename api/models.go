@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -19,7 +20,9 @@ type ModelInfo struct {
 
 func (s *Server) listModels(r *request) (any, error) {
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
-		models := only(snap.Models(ws), func(m *cluster.Model) bool { return hasPrefix(m.Name, r.prefix) })
+		models := only(snap.Models(ws), func(m *cluster.Model) bool {
+			return hasPrefix(m.Name, r.prefix) && r.may(acl.ModelRead, "", m.Name)
+		})
 		same := func(m *cluster.Model) any { return m }
 		return page(r, snap.Index(ws, cluster.TableModels), models, true, func(m *cluster.Model) position { return named(m.Name) }, same, same)
 	})

@@ -96,7 +96,7 @@ func (s *Server) allocOf(r *request) (*cluster.Allocation, error) {
 	if a == nil {
 		return nil, notFound("Unknown allocation %q", r.params["id"])
 	}
-	return a, nil
+	return a, r.allow(a.Namespace, "")
 }
 
 func (s *Server) logs(r *request) (any, error) {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -122,7 +123,8 @@ func (s *Server) nodeAllocs(r *request) (any, error) {
 		at := func(a *cluster.Allocation) position { return created(a.CreateIndex, a.ID) }
 		datum := func(a *cluster.Allocation) any { return a }
 		show := func(a *cluster.Allocation) any { return showAlloc(snap, a) }
-		return page(r, snap.Index(ws, cluster.TableAllocs), snap.AllocsByNode(ws, r.params["id"]), false, at, datum, show)
+		allocs := seen(r, acl.ReadJob, snap.AllocsByNode(ws, r.params["id"]), allocNamespace)
+		return page(r, snap.Index(ws, cluster.TableAllocs), allocs, false, at, datum, show)
 	})
 }
 
@@ -269,7 +271,9 @@ func pools(nodes []*cluster.Node) []*nodePool {
 
 func (s *Server) listPools(r *request) (any, error) {
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
-		list := only(pools(snap.Nodes(ws, "")), func(p *nodePool) bool { return hasPrefix(p.Name, r.prefix) })
+		list := only(pools(snap.Nodes(ws, "")), func(p *nodePool) bool {
+			return hasPrefix(p.Name, r.prefix) && r.may(acl.NodePoolRead, "", p.Name)
+		})
 		same := func(p *nodePool) any { return p }
 		return page(r, max(1, snap.Index(ws, cluster.TableNodes)), list, true, func(p *nodePool) position { return named(p.Name) }, same, same)
 	})

@@ -44,6 +44,10 @@ type request struct {
 	reverse   bool
 
 	waited bool // it was a blocking query that waited
+
+	access  access   // what the route needs
+	caller  identity // who asks
+	decided bool     // allowIn was called
 }
 
 // parse reads the options that all routes share.

@@ -10,10 +10,10 @@ import (
 // path: `:name` stands for one step that is not empty, `*name` for one or more of
 // which the first is not, so that the IDs of jobs may hold slashes. Of two routes that match, the first counts.
 type route struct {
-	method     string // PUT takes POST too, as Nomad does
-	pattern    string
-	capability string
-	handle     func(*Server, *request) (any, error)
+	method  string // PUT takes POST too, as Nomad does
+	pattern string
+	access  access // who may
+	handle  func(*Server, *request) (any, error)
 
 	steps []string
 }

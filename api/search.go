@@ -4,56 +4,72 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
 // maxMatches bounds the matches of one context in a search.
 const maxMatches = 20
 
-// contexts are the kinds of objects that a search knows, as Nomad names them.
-// Those without a finder cannot exist in this version.
+// contexts are the kinds of objects that a search knows, as Nomad names them; each
+// finds what the caller may see. Those without a finder cannot exist in this version.
 var contexts = []struct {
 	name string
-	find func(snap *cluster.Snapshot, namespace, prefix string) []string
+	find func(r *request, snap *cluster.Snapshot, prefix string) []string
 }{
-	{"allocs", func(snap *cluster.Snapshot, ns, prefix string) []string {
+	{"allocs", func(r *request, snap *cluster.Snapshot, prefix string) []string {
+		sees := r.sees(acl.ReadJob)
 		return ids(prefix, func(p string) []*cluster.Allocation { return snap.Allocs(nil, p) },
-			func(a *cluster.Allocation) (string, bool) { return a.ID, within(ns, a.Namespace) })
+			func(a *cluster.Allocation) (string, bool) {
+				return a.ID, within(r.namespace, a.Namespace) && sees(a.Namespace)
+			})
 	}},
-	{"jobs", func(snap *cluster.Snapshot, ns, prefix string) []string {
+	{"jobs", func(r *request, snap *cluster.Snapshot, prefix string) []string {
+		sees := r.sees(acl.ListJobs)
 		var out []string
-		for _, j := range snap.Jobs(nil, ns, prefix) {
-			out = append(out, j.ID)
+		for _, j := range snap.Jobs(nil, r.namespace, prefix) {
+			if sees(j.Namespace) {
+				out = append(out, j.ID)
+			}
 		}
 		return out
 	}},
-	{"nodes", func(snap *cluster.Snapshot, _, prefix string) []string {
+	{"nodes", func(r *request, snap *cluster.Snapshot, prefix string) []string {
+		if !r.may(acl.NodeRead, "", "") {
+			return nil
+		}
 		return ids(prefix, func(p string) []*cluster.Node { return snap.Nodes(nil, p) },
 			func(n *cluster.Node) (string, bool) { return n.ID, true })
 	}},
-	{"node_pools", func(snap *cluster.Snapshot, _, prefix string) []string {
+	{"node_pools", func(r *request, snap *cluster.Snapshot, prefix string) []string {
 		var out []string
 		for _, p := range pools(snap.Nodes(nil, "")) {
-			if hasPrefix(p.Name, prefix) {
+			if hasPrefix(p.Name, prefix) && r.may(acl.NodePoolRead, "", p.Name) {
 				out = append(out, p.Name)
 			}
 		}
 		return out
 	}},
-	{"evals", func(snap *cluster.Snapshot, ns, prefix string) []string {
+	{"evals", func(r *request, snap *cluster.Snapshot, prefix string) []string {
+		sees := r.sees(acl.ReadJob)
 		return ids(prefix, func(p string) []*cluster.Evaluation { return snap.Evals(nil, p) },
-			func(e *cluster.Evaluation) (string, bool) { return e.ID, within(ns, e.Namespace) })
+			func(e *cluster.Evaluation) (string, bool) {
+				return e.ID, within(r.namespace, e.Namespace) && sees(e.Namespace)
+			})
 	}},
-	{"deployment", func(snap *cluster.Snapshot, ns, prefix string) []string {
+	{"deployment", func(r *request, snap *cluster.Snapshot, prefix string) []string {
+		sees := r.sees(acl.ReadJob)
 		return ids(prefix, func(p string) []*cluster.Deployment { return snap.Deployments(nil, p) },
-			func(d *cluster.Deployment) (string, bool) { return d.ID, within(ns, d.Namespace) })
+			func(d *cluster.Deployment) (string, bool) {
+				return d.ID, within(r.namespace, d.Namespace) && sees(d.Namespace)
+			})
 	}},
 	{"plugins", nil},
 	{"volumes", nil},
 	{"scaling_policy", nil},
 	{"vars", nil},
-	{"namespaces", func(_ *cluster.Snapshot, _, prefix string) []string {
-		if hasPrefix(cluster.DefaultNamespace, prefix) {
+	{"namespaces", func(r *request, _ *cluster.Snapshot, prefix string) []string {
+		if hasPrefix(cluster.DefaultNamespace, prefix) && r.may(acl.AnyInNamespace, cluster.DefaultNamespace, "") {
 			return []string{cluster.DefaultNamespace}
 		}
 		return nil
@@ -112,7 +128,7 @@ func (s *Server) search(r *request) (any, error) {
 			}
 			var matches []string
 			if c.find != nil {
-				matches = c.find(snap, r.namespace, req.Prefix)
+				matches = c.find(r, snap, req.Prefix)
 				slices.Sort(matches)
 			}
 			reply.Truncations[c.name] = len(matches) > maxMatches

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -93,9 +94,7 @@ type Config struct {
 	// Drivers are the task drivers that jobs may name.
 	Drivers []string
 
-	// Authorize decides whether the request may use a capability of routes.go in
-	// its namespace; nil allows everything.
-	Authorize func(r *http.Request, capability, namespace string) error
+	ACL ACL
 
 	Logger   *slog.Logger
 	Registry *prometheus.Registry // ours go in, /v1/metrics gives all that is in it
@@ -115,6 +114,8 @@ type Server struct {
 	prom    http.Handler
 	// blocked counts the blocking queries under way.
 	blocked chan struct{}
+	// compiled keeps what tokens' policies mean.
+	compiled compiledACLs
 }
 
 // New makes a Server. It starts nothing.
@@ -122,6 +123,8 @@ func New(cfg Config) *Server {
 	if cfg.LeaderWait == 0 {
 		cfg.LeaderWait = DefaultLeaderWait
 	}
+	cfg.ACL.MinTokenTTL = cmp.Or(cfg.ACL.MinTokenTTL, defaultMinTokenTTL)
+	cfg.ACL.MaxTokenTTL = cmp.Or(cfg.ACL.MaxTokenTTL, defaultMaxTokenTTL)
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, blocked: make(chan struct{}, MaxBlocking),
 		metrics: newMetrics(cfg.Registry),

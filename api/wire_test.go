@@ -148,7 +148,6 @@ func TestNotSupported(t *testing.T) {
 		{"PUT", "/v1/quota"},
 		{"PUT", "/v1/namespace"},
 		{"PUT", "/v1/var/a/b"},
-		{"GET", "/v1/operator/autopilot/health"},
 		{"GET", "/v1/operator/keyring/keys"},
 		{"PUT", "/v1/system/gc"},
 		{"GET", "/v1/agent/monitor"},
@@ -456,25 +455,6 @@ func TestGzipAndPretty(t *testing.T) {
 	}
 	if r := w.get("/v1/regions?pretty"); r.body != "[\n    \"global\"\n]\n" {
 		t.Errorf("pretty: %q", r.body)
-	}
-}
-
-func TestAuthorize(t *testing.T) {
-	var asked []string
-	w := newWire(t, func(c *api.Config) {
-		c.Authorize = func(r *http.Request, capability, namespace string) error {
-			asked = append(asked, capability+"@"+namespace)
-			if r.Header.Get("X-Nomad-Token") != "good" {
-				return cluster.Errorf(cluster.CodeForbidden, "Permission denied")
-			}
-			return nil
-		}
-	})
-	w.wants("without a token", w.get("/v1/jobs?namespace=dev"), 403, "Permission denied")
-	w.wants("with one", w.do("GET", "/v1/jobs", "", "X-Nomad-Token", "good"), 200, "[]")
-	w.wants("open to all", w.get("/v1/regions"), 200, `["global"]`)
-	if got := strings.Join(asked, " "); got != "list-jobs@dev list-jobs@default" {
-		t.Errorf("asked for %s", got)
 	}
 }
 
