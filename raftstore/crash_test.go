@@ -133,7 +133,7 @@ func TestTornLastWrite(t *testing.T) {
 	page := os.Getpagesize()
 	newMeta := newerMeta(after, page)
 
-	for trial := range 30 {
+	for trial := range 15 {
 		torn := append(bytes.Clone(before), make([]byte, max(0, len(after)-len(before)))...)
 		for p := 2; p*page < len(after); p++ { // any of the data pages have come through
 			if random.IntN(2) == 0 {

@@ -38,7 +38,7 @@ func TestFullDisk(t *testing.T) {
 	mustWrite(t, ballast, strings.Repeat("x", 20<<20)) // a segment fits in, two do not
 	dir := filepath.Join(disk, "server")
 	s := mustOpen(t, dir, func(c *Config) {
-		c.LeaderWait = time.Second
+		c.LeaderWait, c.segment = 300*time.Millisecond, walSegment
 		c.SnapshotInterval, c.SnapshotThreshold = 20*time.Millisecond, 16 // snapshots fail too
 	})
 	acked := map[string]uint64{}
@@ -46,7 +46,7 @@ func TestFullDisk(t *testing.T) {
 	if cluster.CodeOf(err) != cluster.CodeUnavailable || !strings.Contains(err.Error(), "disk of the server's data folder "+dir+" is full") {
 		t.Fatalf("on a full disk: %v", err)
 	}
-	for i := range 20 { // and again, while snapshots make and take room
+	for i := range 6 { // and again, while snapshots make and take room
 		c := register(fmt.Sprintf("more-%d", i))
 		c.Submission.Source = strings.Repeat("y", 500_000)
 		if res, err := s.Apply(t.Context(), c); err == nil {
@@ -83,7 +83,7 @@ func TestFullDiskAtRestart(t *testing.T) {
 	dir := filepath.Join(disk, "server")
 	reserve := filepath.Join(disk, "reserve")
 	mustWrite(t, reserve, strings.Repeat("x", 18<<20))
-	s := mustOpen(t, dir, func(c *Config) { c.LeaderWait = time.Second })
+	s := mustOpen(t, dir, func(c *Config) { c.LeaderWait, c.segment = time.Second, walSegment })
 	acked := map[string]uint64{}
 	if err := fillDisk(t, s, acked); cluster.CodeOf(err) != cluster.CodeUnavailable {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func TestRestoreOnFullDisk(t *testing.T) {
 		mustApply(t, from, c)
 	}
 	b, _ := mustSave(t, from)
-	dir := filepath.Join(mustMountSmall(t, "26m"), "server")
+	dir := filepath.Join(mustMountSmall(t, "10m"), "server")
 	s := mustOpen(t, dir)
 	mustApply(t, s, register("kept"))
 	want := dump(t, s)

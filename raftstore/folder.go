@@ -2,9 +2,11 @@ package raftstore
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -285,7 +287,7 @@ func (s *Store) openDisk() error {
 	if s.cfg.LogStore != "" && kind != s.cfg.LogStore {
 		s.log.Warn("the data folder keeps the log store that it was made with", "folder", dir, "has", kind, "asked", s.cfg.LogStore)
 	}
-	if s.disk.entries, err = openLog(kind, dir, st, s.log, false); err != nil {
+	if s.disk.entries, err = openLog(kind, dir, st, cmp.Or(s.cfg.segment, walSegment), s.log, false); err != nil {
 		return err
 	}
 	return s.disk.verify(func() uint64 { return newestWhole(dir) })
@@ -387,4 +389,11 @@ func unwritable(dir string, err error) error {
 		return err
 	}
 	return &Unwritable{dir, time.Now(), err}
+}
+
+// isSystem says whether the operating system refused something.
+func isSystem(err error) bool {
+	var path *fs.PathError
+	var number syscall.Errno
+	return errors.As(err, &path) || errors.As(err, &number)
 }

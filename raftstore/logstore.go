@@ -47,8 +47,9 @@ type logStore interface {
 	Close() error
 }
 
-// openLog opens the log of the given kind, or makes it.
-func openLog(kind, dir string, st *stable, l *slog.Logger, readOnly bool) (logStore, error) {
+// openLog opens the log of the given kind, or makes it. New segments have the
+// given size.
+func openLog(kind, dir string, st *stable, segment int, l *slog.Logger, readOnly bool) (logStore, error) {
 	if kind == LogBbolt {
 		b, err := openBoltLog(dir, readOnly)
 		if err != nil {
@@ -56,7 +57,7 @@ func openLog(kind, dir string, st *stable, l *slog.Logger, readOnly bool) (logSt
 		}
 		return b, nil
 	}
-	w, err := openWAL(dir, st, l, readOnly)
+	w, err := openWAL(dir, st, segment, l, readOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -130,34 +131,83 @@ type boltLog struct {
 
 var logBucket = []byte("log")
 
-func openBoltLog(dir string, readOnly bool) (*boltLog, error) {
-	path := filepath.Join(dir, boltLogFile)
+func boltOptions(readOnly bool) *bbolt.Options {
 	opts := *bbolt.DefaultOptions
 	opts.Timeout = lockTimeout
 	opts.NoFreelistSync = true // found again by a scan at open, cheaper than writing it with each commit
 	opts.FreelistType = bbolt.FreelistMapType
 	opts.ReadOnly = readOnly
+	return &opts
+}
+
+func openBoltLog(dir string, readOnly bool) (*boltLog, error) {
+	path := filepath.Join(dir, boltLogFile)
 	b := &boltLog{}
 	err := guard(func() (err error) {
-		if b.db, err = bbolt.Open(path, 0o600, &opts); err != nil || readOnly {
-			return err
+		if !readOnly {
+			if err := copyBoltLog(path); err != nil {
+				return err
+			}
 		}
-		return b.db.Update(func(tx *bbolt.Tx) error {
-			_, err := tx.CreateBucketIfNotExists(logBucket)
-			return err
-		})
+		b.db, err = bbolt.Open(path, 0o600, boltOptions(readOnly))
+		return err
 	})
-	if err == nil {
-		return b, nil
-	}
-	var sys *os.PathError
-	if !errors.As(err, &sys) {
+	if err != nil && !isSystem(err) {
 		err = &Damage{File: path, What: "the bbolt file", Cause: err}
 	}
-	if b.db != nil {
-		err = errors.Join(err, b.db.Close())
+	return b, err
+}
+
+// copyBoltLog moves the entries to a fresh file. For writing, bbolt goes through
+// all pages in a goroutine of its own, where a damaged one would end the process
+// without a word; a file that is only read it takes as it comes.
+func copyBoltLog(path string) error {
+	fresh, err := bbolt.Open(path+tmpSuffix, 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return err
 	}
-	return nil, err
+	err = fresh.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucket(logBucket)
+		return err
+	})
+	if stat, e := os.Stat(path); e == nil && stat.Size() > 0 && err == nil {
+		var old *bbolt.DB
+		if old, err = bbolt.Open(path, 0o600, boltOptions(true)); err == nil {
+			err = guard(func() error { return copyEntries(fresh, old) })
+			err = errors.Join(err, old.Close())
+		}
+	}
+	if err = errors.Join(err, fresh.Sync(), fresh.Close()); err != nil {
+		return errors.Join(err, os.Remove(path+tmpSuffix))
+	}
+	return errors.Join(os.Rename(path+tmpSuffix, path), syncFolder(filepath.Dir(path)))
+}
+
+func copyEntries(to, from *bbolt.DB) error {
+	return from.View(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(logBucket)
+		if bucket == nil {
+			return errors.New("the bucket with the entries is gone")
+		}
+		c := bucket.Cursor()
+		for k, v := c.First(); k != nil; {
+			err := to.Update(func(tx *bbolt.Tx) error {
+				fresh := tx.Bucket(logBucket)
+				fresh.FillPercent = 0.95
+				for size := 0; k != nil && size < snapshotBatch; k, v = c.Next() {
+					if err := fresh.Put(k, v); err != nil {
+						return err
+					}
+					size += len(v)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // view calls f with the bucket, for reading.
@@ -212,32 +262,34 @@ func (b *boltLog) StoreLog(l *raft.Log) error { return b.StoreLogs([]*raft.Log{l
 
 // StoreLogs implements raft.LogStore: all of them or none.
 func (b *boltLog) StoreLogs(logs []*raft.Log) error {
-	return guard(func() error {
-		return b.db.Update(func(tx *bbolt.Tx) error {
-			bucket := tx.Bucket(logBucket)
-			bucket.FillPercent = 0.95 // indexes only grow
-			for _, l := range logs {
-				if err := bucket.Put(logKey(l.Index), packEntry(l)); err != nil {
-					return err
-				}
+	return b.update(func(bucket *bbolt.Bucket) error {
+		bucket.FillPercent = 0.95 // indexes only grow
+		for _, l := range logs {
+			if err := bucket.Put(logKey(l.Index), packEntry(l)); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
+	})
+}
+
+// update calls f with the bucket, to change it.
+func (b *boltLog) update(f func(*bbolt.Bucket) error) error {
+	return guard(func() error {
+		return b.db.Update(func(tx *bbolt.Tx) error { return f(tx.Bucket(logBucket)) })
 	})
 }
 
 // DeleteRange implements raft.LogStore.
 func (b *boltLog) DeleteRange(first, last uint64) error {
-	return guard(func() error {
-		return b.db.Update(func(tx *bbolt.Tx) error {
-			c := tx.Bucket(logBucket).Cursor()
-			for k, _ := c.Seek(logKey(first)); k != nil && binary.BigEndian.Uint64(k) <= last; k, _ = c.Seek(logKey(first)) {
-				if err := c.Delete(); err != nil {
-					return err
-				}
+	return b.update(func(bucket *bbolt.Bucket) error {
+		c := bucket.Cursor()
+		for k, _ := c.Seek(logKey(first)); k != nil && binary.BigEndian.Uint64(k) <= last; k, _ = c.Seek(logKey(first)) {
+			if err := c.Delete(); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 }
 
@@ -249,10 +301,11 @@ func (b *boltLog) Close() error        { return b.db.Close() }
 // of its own, the list of segments, lies in the stable file here, where it has a
 // checksum.
 type walLog struct {
-	dir    string
-	stable *stable
-	log    *slog.Logger
-	files  *walFiles
+	dir     string
+	stable  *stable
+	segment int // bytes
+	log     *slog.Logger
+	files   *walFiles
 
 	mu  sync.RWMutex // held for writing while wal is replaced
 	wal *wal.WAL
@@ -261,8 +314,8 @@ type walLog struct {
 	failed  bool // a write failed: raft-wal takes no more until it is opened anew
 }
 
-func openWAL(dir string, st *stable, l *slog.Logger, readOnly bool) (*walLog, error) {
-	w := &walLog{dir: filepath.Join(dir, walFolder), stable: st, log: l, files: &walFiles{readOnly: readOnly}}
+func openWAL(dir string, st *stable, segment int, l *slog.Logger, readOnly bool) (*walLog, error) {
+	w := &walLog{dir: filepath.Join(dir, walFolder), stable: st, segment: segment, log: l, files: &walFiles{readOnly: readOnly}}
 	if !readOnly {
 		if err := os.MkdirAll(w.dir, 0o700); err != nil {
 			return nil, err
@@ -282,7 +335,7 @@ func (w *walLog) open() error {
 	var opened *wal.WAL
 	err := guard(func() (err error) {
 		opened, err = wal.Open(w.dir,
-			wal.WithMetaStore(&walMeta{w.stable, w.files.readOnly}), wal.WithSegmentSize(walSegment),
+			wal.WithMetaStore(&walMeta{w.stable, w.files.readOnly}), wal.WithSegmentSize(w.segment),
 			wal.WithSegmentFiler(segment.NewFiler(w.dir, w.files)), wal.WithLogger(raftLogger(w.log)))
 		return err
 	})

@@ -93,7 +93,7 @@ func benchmarkLog(b *testing.B, kind string, batch int, snapshots bool, entries 
 		b.Fatal(err)
 	}
 	defer st.close()
-	log, err := openLog(kind, dir, st, slog.New(slog.DiscardHandler), false)
+	log, err := openLog(kind, dir, st, walSegment, slog.New(slog.DiscardHandler), false)
 	if err != nil {
 		b.Fatal(err)
 	}

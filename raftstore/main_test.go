@@ -47,7 +47,7 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 // testConfig is a store on a free port that logs to the test.
 func testConfig(tb testing.TB, dir string) Config {
 	return Config{
-		Dir: dir, Bind: "127.0.0.1:0", Name: "test", Version: "0.0.0", Bootstrap: true,
+		Dir: dir, Bind: "127.0.0.1:0", Name: "test", Version: "0.0.0", Bootstrap: true, segment: 1 << 20,
 		Logger: slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }

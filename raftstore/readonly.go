@@ -132,7 +132,7 @@ func (r *ReadOnly) loadSnapshot() (uint64, error) {
 
 // replay applies the log behind the snapshot, as far as it is known to be committed.
 func (r *ReadOnly) replay(st *stable, from, to uint64) error {
-	entries, err := openLog(string(st.get(storeKey)), r.cfg.Dir, st, r.log, true)
+	entries, err := openLog(string(st.get(storeKey)), r.cfg.Dir, st, walSegment, r.log, true)
 	if err != nil {
 		return err
 	}

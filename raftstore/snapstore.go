@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,8 +37,8 @@ type snapshots struct {
 	dir string // the data folder's folder for them
 	log *slog.Logger
 
-	mu    sync.Mutex
-	fault error // why the last one that was asked for could not be opened
+	mu     sync.Mutex
+	faults map[string]error // what was found damaged, by what it is
 }
 
 // snapshotMeta is meta.json.
@@ -58,7 +59,7 @@ func (m snapshotMeta) encode() ([]byte, error) {
 }
 
 func openSnapshots(dir string, l *slog.Logger) (*snapshots, error) {
-	s := &snapshots{dir: filepath.Join(dir, snapFolder), log: l}
+	s := &snapshots{dir: filepath.Join(dir, snapFolder), log: l, faults: map[string]error{}}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("snapshot folder: %w", err)
 	}
@@ -158,6 +159,7 @@ func newestWhole(dir string) uint64 {
 // long as another one is whole.
 func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 	list, err := listSnapshots(filepath.Dir(s.dir))
+	s.note("descriptions", err)
 	if err != nil && len(list) == 0 {
 		return nil, err
 	}
@@ -181,11 +183,7 @@ type snapshotSource struct {
 
 // Open implements raft.SnapshotStore. The file's hash is verified by then.
 func (s *snapshots) Open(id string) (_ *raft.SnapshotMeta, _ io.ReadCloser, err error) {
-	defer func() {
-		s.mu.Lock()
-		s.fault = err
-		s.mu.Unlock()
-	}()
+	defer func() { s.note(id, err) }()
 	meta, err := readSnapshotMeta(filepath.Join(s.dir, id, metaFile))
 	if err != nil {
 		return nil, nil, err
@@ -201,10 +199,19 @@ func (s *snapshots) Open(id string) (_ *raft.SnapshotMeta, _ io.ReadCloser, err 
 	return &meta.SnapshotMeta, snapshotSource{f, path, meta.SHA256, meta.ConfigurationIndex}, nil
 }
 
-func (s *snapshots) lastFault() error {
+func (s *snapshots) note(what string, err error) {
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.faults[what] = err
+	}
+}
+
+// damage is all that was found damaged; nil for nothing.
+func (s *snapshots) damage() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fault
+	return errors.Join(slices.Collect(maps.Values(s.faults))...)
 }
 
 // Create implements raft.SnapshotStore.

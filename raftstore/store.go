@@ -63,6 +63,7 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 	Tuning
+	segment int // bytes of a segment of the log; walSegment
 }
 
 // Tuning holds the timers and thresholds; zero values take the defaults.
@@ -243,11 +244,14 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 // becomes an error.
 func newRaft(conf *raft.Config, f *fsm, d *disk, snaps *snapshots, trans raft.Transport) (r *raft.Raft, err error) {
 	defer func() {
-		if p := recover(); p != nil {
+		fault := snaps.damage()
+		switch p := recover(); {
+		case p != nil && fault != nil:
+			err = fmt.Errorf("%w; an older snapshot does not help, because the log does not reach back to it", fault)
+		case p != nil:
 			err = &Damage{File: d.entries.Where(0), What: "the log", Cause: fmt.Errorf("%v", p)}
-		}
-		if err != nil {
-			err = errors.Join(err, f.restoreErr, snaps.lastFault())
+		case err != nil:
+			err = errors.Join(err, f.restoreErr, fault)
 		}
 	}()
 	return raft.NewRaft(conf, f, d, d, snaps, trans)
