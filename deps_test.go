@@ -45,6 +45,7 @@ var imports = []rule{
 	{"raftstore/pb", nil, "generated from the protos"},
 	{"raftstore", []string{"cluster", "blob", "raftstore/pb"}, "replication machinery; the rules live in cluster"},
 	{"fleet", []string{"cluster", "fleet/pb", "pki"}, "the wire; both ends plug into it in cmd"},
+	{"fleet/swarm", []string{"cluster", "fleet/pb"}, "it is what agents look like on the wire, and no more"},
 	{"vision", []string{"oip"}, "pictures in, tensors out"},
 	{"serve/ort", []string{"oip"}, "all cgo of ONNX Runtime, and nothing else"},
 	{"serve", []string{"oip", "vision", "proc", "serve/ort"}, "a worker runs alone and knows no cluster"},

@@ -37,6 +37,8 @@ type node struct {
 	record *cluster.Node
 	wake   chan struct{} // capacity 1: there may be something to report
 
+	identity []grpc.DialOption // of connect's goroutine
+
 	mu      sync.Mutex
 	mute    bool
 	allocs  map[string]*alloc
@@ -121,6 +123,7 @@ func (n *node) connect(ctx context.Context) {
 			wait = around(min(minBackoff<<min(tries, 10), maxBackoff))
 		}
 		tries++
+		n.swarm.noteError(err)
 		n.swarm.cfg.Logger.Debug("no connection to a server", "node", n.record.ID, "server", servers[last], "error", err, "retry_in", wait)
 		for first := true; first || n.muted(); first, wait = false, muteCheck {
 			select {
@@ -140,12 +143,12 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	watch := time.AfterFunc(min(helloWait<<min(tries, 10), maxHelloWait), func() { cancel(errSilent) })
-	defer watch.Stop()
 	conn, err := n.swarm.conn(ctx, n, server)
 	if err != nil {
 		return 0, err
 	}
+	watch := time.AfterFunc(min(helloWait<<min(tries, 10), maxHelloWait), func() { cancel(errSilent) })
+	defer watch.Stop()
 	client := pb.NewFleetClient(conn)
 	stream, err := client.Attach(ctx)
 	if err != nil {

@@ -52,7 +52,7 @@ type Config struct {
 	DialOptions []grpc.DialOption
 	// Identity gives more options for one node, such as its own certificate. When
 	// set each node has connections of its own.
-	Identity func(ctx context.Context, nodeID string) ([]grpc.DialOption, error)
+	Identity func(ctx context.Context, nodeID, name string) ([]grpc.DialOption, error)
 
 	Prefix     string // of node names, "sim"; node IDs follow from names, so that a later swarm takes up the same nodes
 	Datacenter string // dc1
@@ -97,8 +97,9 @@ type Swarm struct {
 	cfg   Config
 	nodes []*node
 
-	mu    sync.Mutex
-	conns map[connKey]*grpc.ClientConn
+	mu      sync.Mutex
+	conns   map[connKey]*grpc.ClientConn
+	problem error // the newest reason why a session ended
 
 	attached, running, pending                    atomic.Int64
 	taken, completed, reports, acked, reconnected atomic.Int64
@@ -169,6 +170,20 @@ func (s *Swarm) Stats() Stats {
 	}
 }
 
+func (s *Swarm) noteError(err error) {
+	s.mu.Lock()
+	s.problem = err
+	s.mu.Unlock()
+}
+
+// Problem is the newest reason why a node has no session, nil when none ever lost
+// or lacked one.
+func (s *Swarm) Problem() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.problem
+}
+
 // Silence makes a node say nothing more, without an end of its stream, as a host
 // that lost its network; false ends that.
 func (s *Swarm) Silence(nodeID string, silent bool) {
@@ -197,11 +212,13 @@ func (s *Swarm) conn(ctx context.Context, n *node, server string) (*grpc.ClientC
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}, s.cfg.DialOptions...)
 	if s.cfg.Identity != nil {
-		more, err := s.cfg.Identity(ctx, n.record.ID)
-		if err != nil {
-			return nil, err
+		if n.identity == nil {
+			var err error
+			if n.identity, err = s.cfg.Identity(ctx, n.record.ID, n.record.Name); err != nil {
+				return nil, err
+			}
 		}
-		options = append(options, more...)
+		options = append(options, n.identity...)
 	}
 	c, err := grpc.NewClient("passthrough:///"+server, options...)
 	if err != nil {
