@@ -43,27 +43,6 @@ type Config struct {
 	Retention  Retention
 }
 
-// Retention says when ended records are forgotten; zero values take Nomad's defaults.
-type Retention struct {
-	Interval    time.Duration // between two collections; 5 min
-	Evaluations time.Duration // evaluations and their allocations, after they ended; 1 h
-	Deployments time.Duration // 1 h
-	Jobs        time.Duration // stopped and ended batch jobs with all that is theirs; 4 h
-}
-
-func (r *Retention) defaults() {
-	for _, d := range []struct {
-		value *time.Duration
-		unset time.Duration
-	}{
-		{&r.Interval, 5 * time.Minute}, {&r.Evaluations, time.Hour}, {&r.Deployments, time.Hour}, {&r.Jobs, 4 * time.Hour},
-	} {
-		if *d.value == 0 {
-			*d.value = d.unset
-		}
-	}
-}
-
 // Scheduler runs on every server and works on the one that leads.
 type Scheduler struct {
 	store   Store

@@ -461,7 +461,7 @@ func TestCollection(t *testing.T) {
 		if snap.LatestDeployment(nil, cluster.JobKey{Namespace: "default", ID: "web"}) == nil {
 			t.Error("the latest deployment was forgotten")
 		}
-		time.Sleep(4 * time.Hour)
+		time.Sleep(4*time.Hour + 10*time.Minute)
 		snap = w.settle()
 		if snap.Job(nil, cluster.JobKey{Namespace: "default", ID: "done"}) != nil || len(snap.EvalsByJob(nil, cluster.JobKey{Namespace: "default", ID: "done"})) > 0 {
 			t.Error("a dead batch job is kept for ever")

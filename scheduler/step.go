@@ -14,12 +14,16 @@ type Steps struct {
 	state <-chan struct{} // closed when its state is replaced
 	keep  Retention
 	newID func() string
+
+	collector *collector
 }
 
 // NewSteps begins a reign; zero values of keep take the defaults.
 func NewSteps(keep Retention, newID func() string) *Steps {
 	keep.defaults()
-	return &Steps{queue: newQueue(), keep: keep, newID: newID}
+	s := &Steps{queue: newQueue(), keep: keep, newID: newID}
+	s.collector = newCollector(&s.keep)
+	return s
 }
 
 // Batch is evaluations that were planned on one snapshot.
@@ -109,9 +113,10 @@ func (s *Steps) Watch(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.
 
 // Collect gives the commands that forget what has ended.
 func (s *Steps) Collect(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.Command) {
-	garbage := s.keep.findGarbage(snap, now)
-	for _, cmd := range garbage.commands() {
-		cmds = append(cmds, cmd)
+	for done := false; !done; {
+		var page []cluster.Command
+		page, done = s.collector.page(snap, now)
+		cmds = append(cmds, page...)
 	}
 	return cmds
 }

@@ -145,9 +145,13 @@ func inWorld(t *testing.T, test func(w *world)) {
 	})
 }
 
+func testLogger(tb testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
 func startScheduler(tb testing.TB, store Store, cfg Config) (stop func()) {
 	cfg.Store, cfg.Registerer = store, prometheus.NewRegistry()
-	cfg.Logger = slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	cfg.Logger = testLogger(tb)
 	s, err := New(cfg)
 	if err != nil {
 		tb.Fatal(err)

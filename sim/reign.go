@@ -23,7 +23,10 @@ const (
 
 // retention is short, so that much is collected while a run lasts. It must stay
 // far above the time a server may lag behind.
-var retention = scheduler.Retention{Evaluations: time.Minute, Deployments: time.Minute, Jobs: 2 * time.Minute}
+var retention = scheduler.Retention{
+	EvalGCThreshold: time.Minute, BatchEvalGCThreshold: time.Minute, DeploymentGCThreshold: time.Minute,
+	JobGCThreshold: 2 * time.Minute,
+}
 
 // reign is a leader's work: scheduling, liveness of nodes, collection. All that
 // it knows it takes from the state; it ends with the leadership.

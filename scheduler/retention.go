@@ -1,0 +1,331 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// Retention says when ended records are forgotten. By age: the names are those of
+// Nomad's server settings (https://developer.hashicorp.com/nomad/docs/configuration/server),
+// a zero value takes Nomad's default. And by count, so that no burst fills the memory:
+// beyond a bound the oldest leave before their time. What lives, what placement
+// must know and the newest failure of each group stay whatever their age.
+type Retention struct {
+	JobGCInterval         time.Duration // between two collections; 5 min
+	JobGCThreshold        time.Duration // stopped jobs, and batch jobs that are done, with all that is theirs; 4 h
+	EvalGCThreshold       time.Duration // evaluations and their allocations, after they ended; 1 h
+	BatchEvalGCThreshold  time.Duration // the same of batch jobs; 24 h
+	DeploymentGCThreshold time.Duration // 1 h
+	NodeGCThreshold       time.Duration // nodes that are down and hold nothing; 24 h
+	JobTrackedVersions    int           // versions of a job, besides the newest stable one and those that run; 6, which is the most
+
+	MaxEndedAllocsOfJob int // 1,000
+	MaxEndedAllocs      int // 250,000
+	MaxEndedEvals       int // 250,000
+
+	// Keeps says whether something else names the job, so that it and its versions
+	// stay although it has ended: the lineage of a model. nil: nothing does.
+	Keeps func(*cluster.Snapshot, cluster.JobKey) bool
+}
+
+func (r *Retention) defaults() {
+	for _, d := range []struct {
+		value *time.Duration
+		unset time.Duration
+	}{
+		{&r.JobGCInterval, 5 * time.Minute},
+		{&r.JobGCThreshold, 4 * time.Hour},
+		{&r.EvalGCThreshold, time.Hour},
+		{&r.BatchEvalGCThreshold, 24 * time.Hour},
+		{&r.DeploymentGCThreshold, time.Hour},
+		{&r.NodeGCThreshold, 24 * time.Hour},
+	} {
+		*d.value = cmp.Or(*d.value, d.unset)
+	}
+	if r.JobTrackedVersions <= 0 || r.JobTrackedVersions > cluster.MaxJobVersions {
+		r.JobTrackedVersions = cluster.MaxJobVersions
+	}
+	r.MaxEndedAllocsOfJob = cmp.Or(r.MaxEndedAllocsOfJob, 1_000)
+	r.MaxEndedAllocs = cmp.Or(r.MaxEndedAllocs, 250_000)
+	r.MaxEndedEvals = cmp.Or(r.MaxEndedEvals, 250_000)
+}
+
+// Bounds of collection.
+const (
+	reapRecords = 500 // that one command forgets: some milliseconds of all servers
+	reapBytes   = 64 << 10
+	pageRecords = 4_000 // looked at on one snapshot, a whole job at least
+	maxTokens   = 500   // expired ones, of each kind, that a collection forgets
+	ageBuckets  = 1_000
+)
+
+// collector walks the state job by job, a page at a time, and says what may be
+// forgotten. It holds no more than where it is and how old is what it saw.
+type collector struct {
+	keep   *Retention
+	forced bool // thresholds do not count
+	after  cluster.JobKey
+	cmds   []cluster.Command
+	reap   *cluster.Reap
+	room   int // records that reap still takes
+	bytes  int
+
+	allocs, evals ages
+}
+
+func newCollector(keep *Retention) *collector {
+	width := max(keep.EvalGCThreshold, keep.BatchEvalGCThreshold)/ageBuckets + time.Second
+	return &collector{keep: keep, allocs: newAges(width), evals: newAges(width)}
+}
+
+// page goes on with the walk on a snapshot: what to commit, and whether the walk
+// is through. Then the next page begins another.
+func (c *collector) page(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.Command, done bool) {
+	for looked := 0; looked < pageRecords; looked++ {
+		k, ok := snap.NextJobKey(c.after)
+		if !ok {
+			done = true
+			break
+		}
+		c.after = k
+		looked += c.job(snap, k, now)
+	}
+	if done {
+		c.nodes(snap, now)
+		c.tokens(snap, now)
+		c.after = cluster.JobKey{}
+		c.allocs.turn(c.keep.MaxEndedAllocs)
+		c.evals.turn(c.keep.MaxEndedEvals)
+	}
+	cmds, c.cmds, c.reap = c.cmds, nil, nil
+	return cmds, done
+}
+
+// next gives the command that takes one more record of so many bytes.
+func (c *collector) next(size int) *cluster.Reap {
+	if c.reap == nil || c.room == 0 || c.bytes+size > reapBytes {
+		c.reap, c.room, c.bytes = &cluster.Reap{}, reapRecords, 0
+		c.cmds = append(c.cmds, c.reap)
+	}
+	c.room--
+	c.bytes += size
+	return c.reap
+}
+
+func (c *collector) old(modified int64, keep time.Duration, now cluster.Time) bool {
+	return c.forced || cluster.Time(modified).Add(keep) <= now
+}
+
+// job looks at all that belongs to one job, or is left of it, and says how much
+// that was.
+func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Time) (looked int) {
+	j := snap.Job(nil, k)
+	allocs, evals := snap.AllocsByJob(nil, k), snap.EvalsByJob(nil, k)
+	looked = len(allocs) + len(evals)
+	named := c.keep.Keeps != nil && c.keep.Keeps(snap, k)
+	if j != nil && !named && c.dead(j, allocs, evals, now) {
+		r := c.next(len(k.Namespace) + len(k.ID))
+		r.Jobs = append(r.Jobs, k)
+		c.room -= min(c.room, looked) // they leave in the same entry
+		return looked
+	}
+	threshold := c.keep.EvalGCThreshold
+	if j != nil && j.Type == cluster.JobTypeBatch {
+		threshold = c.keep.BatchEvalGCThreshold
+	}
+	needed := c.ended(allocs, j, threshold, now)
+	for _, e := range evals {
+		switch {
+		case !e.Terminal() || needed[e.ID]:
+		case c.old(e.ModifyTime, threshold, now) || c.evals.over(e.ModifyTime):
+			r := c.next(len(e.ID))
+			r.Evals = append(r.Evals, e.ID)
+		default:
+			c.evals.add(e.ModifyTime)
+		}
+	}
+	latest := snap.LatestDeployment(nil, k)
+	for _, d := range snap.DeploymentsByJob(nil, k) {
+		looked++
+		if !d.Active() && c.old(d.ModifyTime, c.keep.DeploymentGCThreshold, now) && (j == nil || d.ID != latest.ID) {
+			r := c.next(len(d.ID))
+			r.Deployments = append(r.Deployments, d.ID)
+		}
+	}
+	if !named {
+		c.versions(snap, k, j, allocs)
+	}
+	return looked
+}
+
+// dead says whether a job has ended for good and long ago.
+func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []*cluster.Evaluation, now cluster.Time) bool {
+	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
+		return false
+	}
+	last := j.SubmitTime
+	for _, e := range evals {
+		if !e.Terminal() {
+			return false
+		}
+		last = max(last, e.ModifyTime)
+	}
+	for _, a := range allocs {
+		if !a.ClientTerminal() {
+			return false
+		}
+		last = max(last, a.ModifyTime)
+	}
+	return c.old(last, c.keep.JobGCThreshold, now)
+}
+
+// ended forgets allocations that no longer count for their job (nil: purged), and
+// gives the evaluations of those that stay.
+func (c *collector) ended(allocs []*cluster.Allocation, j *cluster.Job, threshold time.Duration, now cluster.Time) (needed map[string]bool) {
+	needed = map[string]bool{}
+	failures := newestFailures(allocs, j)
+	var over []*cluster.Allocation
+	for _, a := range allocs {
+		if spent(a, j) && a != failures[a.TaskGroup] {
+			over = append(over, a)
+		} else {
+			needed[a.EvalID] = true
+		}
+	}
+	if len(over) > c.keep.MaxEndedAllocsOfJob { // the newest stay
+		slices.SortFunc(over, func(a, b *cluster.Allocation) int {
+			return cmp.Or(cmp.Compare(b.ModifyTime, a.ModifyTime), cmp.Compare(a.ID, b.ID))
+		})
+	}
+	for i, a := range over {
+		if i >= c.keep.MaxEndedAllocsOfJob || c.old(a.ModifyTime, threshold, now) || c.allocs.over(a.ModifyTime) {
+			r := c.next(len(a.ID))
+			r.Allocs = append(r.Allocs, a.ID)
+			continue
+		}
+		c.allocs.add(a.ModifyTime)
+		needed[a.EvalID] = true
+	}
+	return needed
+}
+
+// newestFailures gives the allocation of each group that failed last: what an
+// operator asks for first.
+func newestFailures(allocs []*cluster.Allocation, j *cluster.Job) map[string]*cluster.Allocation {
+	newest := map[string]*cluster.Allocation{}
+	for _, a := range allocs {
+		if j == nil || a.ClientStatus != cluster.AllocClientFailed || a.JobCreateIndex != j.CreateIndex {
+			continue
+		}
+		if old := newest[a.TaskGroup]; old == nil || old.ModifyTime < a.ModifyTime ||
+			(old.ModifyTime == a.ModifyTime && old.CreateIndex < a.CreateIndex) {
+			newest[a.TaskGroup] = a
+		}
+	}
+	return newest
+}
+
+// spent says whether an allocation no longer counts for its job (nil: purged).
+// What placement still needs to know is not: batch work that is done, a failed
+// allocation that holds its name.
+func spent(a *cluster.Allocation, j *cluster.Job) bool {
+	switch {
+	case !a.ClientTerminal():
+		return false
+	case j == nil || j.CreateIndex != a.JobCreateIndex:
+		return true
+	case j.Type == cluster.JobTypeBatch:
+		return a.JobVersion < j.Version || a.NextAllocation != ""
+	}
+	return a.ServerTerminal() || a.NextAllocation != "" || a.ClientStatus != cluster.AllocClientFailed
+}
+
+// versions forgets those that are neither among the newest, nor the newest
+// stable one, nor run.
+func (c *collector) versions(snap *cluster.Snapshot, k cluster.JobKey, j *cluster.Job, allocs []*cluster.Allocation) {
+	versions := snap.JobVersions(nil, k) // newest first
+	if j != nil && len(versions) <= c.keep.JobTrackedVersions {
+		return
+	}
+	used := map[uint64]bool{}
+	for _, a := range allocs {
+		used[a.JobVersion] = used[a.JobVersion] || a.Occupies()
+	}
+	stable := false
+	for i, v := range versions {
+		newestStable := v.Stable && !stable
+		stable = stable || v.Stable
+		if used[v.Version] || (j != nil && (i < c.keep.JobTrackedVersions || newestStable)) {
+			continue
+		}
+		r := c.next(len(k.Namespace) + len(k.ID))
+		r.Versions = append(r.Versions, cluster.JobVersionKey{Namespace: k.Namespace, ID: k.ID, Version: v.Version})
+	}
+}
+
+// nodes forgets those that are down for long and hold nothing.
+func (c *collector) nodes(snap *cluster.Snapshot, now cluster.Time) {
+	for _, n := range snap.Nodes(nil, "") {
+		if n.Status == cluster.NodeStatusDown && c.old(n.StatusUpdatedAt*int64(time.Second), c.keep.NodeGCThreshold, now) &&
+			len(snap.AllocsHolding(nil, n.ID)) == 0 {
+			r := c.next(len(n.ID))
+			r.Nodes = append(r.Nodes, n.ID)
+		}
+	}
+}
+
+// tokens forgets ACL and introduction tokens that have expired.
+func (c *collector) tokens(snap *cluster.Snapshot, now cluster.Time) {
+	acl := &cluster.DeleteACLTokens{OnlyExpired: true}
+	for _, t := range snap.ExpiredACLTokens(int64(now), maxTokens) {
+		acl.AccessorIDs = append(acl.AccessorIDs, t.AccessorID)
+	}
+	if len(acl.AccessorIDs) > 0 {
+		c.cmds = append(c.cmds, acl)
+	}
+	intro := &cluster.DeleteIntroTokens{}
+	for _, t := range snap.IntroTokens(nil, "") {
+		if t.Expired(int64(now)) && len(intro.IDs) < maxTokens {
+			intro.IDs = append(intro.IDs, t.ID)
+		}
+	}
+	if len(intro.IDs) > 0 {
+		c.cmds = append(c.cmds, intro)
+	}
+}
+
+// ages counts what one walk leaves, by when it ended, so that the next knows from
+// where on there is too much.
+type ages struct {
+	width  time.Duration
+	counts map[int64]int
+	before cluster.Time // what ended before is too much
+}
+
+func newAges(width time.Duration) ages { return ages{width: width, counts: map[int64]int{}} }
+
+func (g *ages) add(ended int64)       { g.counts[ended/int64(g.width)]++ }
+func (g *ages) over(ended int64) bool { return cluster.Time(ended) < g.before }
+
+// turn ends a walk: of what it left, the newest most stay, and in any case what
+// ended last.
+func (g *ages) turn(most int) {
+	buckets := make([]int64, 0, len(g.counts))
+	for b := range g.counts {
+		buckets = append(buckets, b)
+	}
+	slices.Sort(buckets)
+	slices.Reverse(buckets)
+	g.before = 0
+	n := 0
+	for i, b := range buckets {
+		if n += g.counts[b]; n > most && i > 0 {
+			g.before = cluster.Time((b + 1) * int64(g.width))
+			break
+		}
+	}
+	clear(g.counts)
+}
