@@ -1,14 +1,18 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -134,18 +138,158 @@ func TestRestoreOnFullDisk(t *testing.T) {
 	mustEqual(t, "after restart", dump(t, mustOpen(t, dir)), want)
 }
 
-// An fsync or read that fails leaves the disk in doubt: the store ends with the reason.
+// An fsync or read that fails leaves the disk in doubt: the store ends with the
+// reason, and keeps it in the folder. The next start writes the log anew.
 func TestBrokenDiskEndsTheStore(t *testing.T) {
-	dir := t.TempDir()
-	s := mustOpen(t, dir)
-	acked := map[string]uint64{"a": mustApply(t, s, register("a")).Index}
-	s.disk.entries.Close() // every access fails from now on
-	if _, err := s.Apply(t.Context(), register("b")); cluster.CodeOf(err) != cluster.CodeUnavailable && cluster.CodeOf(err) != cluster.CodeNoLeader {
-		t.Errorf("write on a broken disk: %v", err)
+	for _, kind := range []string{LogWAL, LogBbolt} {
+		dir := t.TempDir()
+		s := mustOpen(t, dir, func(c *Config) { c.LogStore = kind })
+		acked := map[string]uint64{"a": mustApply(t, s, register("a")).Index}
+		s.disk.entries.Close() // every access fails from now on
+		if _, err := s.Apply(t.Context(), register("b")); cluster.CodeOf(err) != cluster.CodeUnavailable && cluster.CodeOf(err) != cluster.CodeNoLeader {
+			t.Errorf("write on a broken disk: %v", err)
+		}
+		mustBeFatal(t, s, "write the log in "+dir)
+		if state := s.DiskState(); state.OK || state.Since.IsZero() {
+			t.Errorf("state of a broken disk: %+v", state)
+		}
+		if err := s.Close(); err == nil {
+			t.Error("close does not tell")
+		}
+		if record := string(mustRead(t, filepath.Join(dir, failureFile))); !strings.Contains(record, "write the log in "+dir) {
+			t.Errorf("recorded %s", record)
+		}
+		mustHold(t, "reopened", dir, acked)
+		if _, err := os.Stat(filepath.Join(dir, failureFile)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the record of the failure is still there: %v", err)
+		}
 	}
-	mustBeFatal(t, s, "write the log in "+dir)
-	if err := s.Close(); err == nil {
-		t.Error("close does not tell")
+}
+
+// A disk that fails and then takes no writes any more: the process ends, comes
+// back for reading, and goes on by itself when the disk does.
+func TestReadOnlyUntilTheDiskRecovers(t *testing.T) {
+	for _, kind := range []string{LogWAL, LogBbolt} {
+		t.Run(kind, func(t *testing.T) {
+			disk := mustMountSmall(t, "64m")
+			dir := filepath.Join(disk, "server")
+			registry := prometheus.NewRegistry()
+			cfg := testConfig(t, dir)
+			var fails atomic.Bool
+			cfg.LogStore, cfg.Registerer = kind, registry
+			cfg.fault = func(string) error {
+				if fails.Load() {
+					return &os.PathError{Op: "sync", Path: "the log", Err: syscall.EIO}
+				}
+				return nil
+			}
+			s := mustOpen(t, dir, func(c *Config) { *c = cfg })
+			fill(t, s, 3)
+			if err := s.Snapshot(); err != nil {
+				t.Fatal(err)
+			}
+			acked := map[string]uint64{"late": mustApply(t, s, register("late")).Index}
+			want := dump(t, s)
+			if err := s.disk.saveMark(s.progress()); err != nil { // as it is every second
+				t.Fatal(err)
+			}
+			fails.Store(true)
+			if _, err := s.Apply(t.Context(), register("lost")); err == nil {
+				t.Error("a write was acknowledged whose sync failed")
+			}
+			mustBeFatal(t, s, "input/output error")
+			if err := s.Close(); err == nil {
+				t.Error("close does not tell")
+			}
+			remount := func(flags uintptr) {
+				t.Helper()
+				if err := unix.Mount("", disk, "", unix.MS_REMOUNT|flags, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remount(unix.MS_RDONLY)
+			_, err := Open(cfg)
+			var broken *Unwritable
+			if !errors.As(err, &broken) || !strings.Contains(err.Error(), "input/output error") || !errors.Is(err, syscall.EROFS) {
+				t.Fatalf("open on a disk that takes no writes: %v", err)
+			}
+			frozen, err := OpenReadOnly(cfg, broken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustEqual(t, "for reading", dumpState(t, frozen.State()), want)
+			if _, err := frozen.Apply(t.Context(), register("x")); cluster.CodeOf(err) != cluster.CodeUnavailable || !strings.Contains(err.Error(), "read-only") {
+				t.Errorf("write while read-only: %v", err)
+			}
+			if servers, _, err := frozen.Servers(); err != nil || len(servers) != 1 || servers[0].ID != frozen.ID() || frozen.DiskState().OK {
+				t.Errorf("servers %v, %v, disk %+v", servers, err, frozen.DiskState())
+			}
+			if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "in use by another") {
+				t.Errorf("opened twice: %v", err)
+			}
+			archive, err := frozen.SaveArchive(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := VerifyArchive(archive, 0); err != nil {
+				t.Error(err)
+			}
+			if err := archive.Close(); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-frozen.Recovered():
+				t.Error("recovered by itself on a read-only file system")
+			default:
+			}
+			remount(0)
+			select {
+			case <-frozen.Recovered():
+			case <-time.After(patience):
+				t.Fatal("does not notice that the disk works again")
+			}
+			if err := frozen.Close(); err != nil {
+				t.Error(err)
+			}
+			mustHold(t, "after the recovery", dir, acked)
+		})
 	}
-	mustHold(t, "reopened", dir, acked)
+}
+
+// A write that does not end: the server says so, and takes no part in elections.
+func TestStalledDisk(t *testing.T) {
+	var stalls atomic.Bool
+	entered, release := make(chan struct{}), make(chan struct{})
+	s := mustOpen(t, t.TempDir(), func(c *Config) {
+		c.fault = func(op string) error {
+			if op == "append" && stalls.Load() {
+				entered <- struct{}{}
+				<-release
+			}
+			return nil
+		}
+	})
+	stalls.Store(true)
+	done := make(chan error)
+	go func() { done <- second(s.Apply(t.Context(), register("slow"))) }()
+	<-entered
+	eventually(t, "the stall is seen", func() bool { return !s.DiskState().OK })
+	g := &gate{NetworkTransport: nil, disk: s.disk}
+	for name, err := range map[string]error{ // each is refused before the network is asked
+		"heartbeat": g.AppendEntries("", "", nil, nil),
+		"vote":      g.RequestVote("", "", nil, nil),
+		"pre-vote":  g.RequestPreVote("", "", nil, nil),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "has not ended for") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	stalls.Store(false)
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if state := s.DiskState(); !state.OK {
+		t.Errorf("after the stall: %+v", state)
+	}
 }

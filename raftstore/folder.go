@@ -277,7 +277,7 @@ func (s *Store) openDisk() error {
 		return err
 	}
 	s.disk = &disk{
-		stable: st, log: s.log, dir: dir, fail: s.failDisk, closing: s.closing, appends: appendSeconds(), writes: map[int]time.Time{},
+		stable: st, log: s.log, dir: dir, fail: s.failDisk, fault: s.cfg.fault, closing: s.closing, appends: appendSeconds(), writes: map[int]time.Time{},
 		patience: time.Hour, // until the timers are known
 	}
 	if st.healed != "" {

@@ -147,8 +147,13 @@ func fill(tb testing.TB, s *Store, jobs int) {
 // dump is every record of the state, by table and key.
 func dump(tb testing.TB, s *Store) map[string]string {
 	tb.Helper()
+	return dumpState(tb, s.State())
+}
+
+func dumpState(tb testing.TB, state *cluster.State) map[string]string {
+	tb.Helper()
 	out := map[string]string{}
-	err := s.State().Snapshot().Records(func(t *cluster.Table, key string, record any) error {
+	err := state.Snapshot().Records(func(t *cluster.Table, key string, record any) error {
 		out[t.Name+"/"+key] = string(cluster.Marshal(record))
 		return nil
 	})

@@ -63,7 +63,8 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 	Tuning
-	segment int // bytes of a segment of the log; walSegment
+	segment int                   // bytes of a segment of the log; walSegment
+	fault   func(op string) error // for tests: called where a write begins; its error is the write's
 }
 
 // Tuning holds the timers and thresholds; zero values take the defaults.
