@@ -40,13 +40,14 @@ const (
 // callers says which role makes each call. Those without a role take anybody, and
 // look for themselves.
 var callers = map[string][]pki.Role{
-	"Attach":     {pki.RoleNode},
-	"Answer":     {pki.RoleNode},
-	"Artifact":   {pki.RoleNode},
-	"SignWorker": {pki.RoleNode},
-	"Routes":     {pki.RoleGateway},
-	"Renew":      nil,
-	"Enroll":     nil,
+	"Attach":       {pki.RoleNode},
+	"Answer":       {pki.RoleNode},
+	"Artifact":     {pki.RoleNode},
+	"SignWorker":   {pki.RoleNode},
+	"Routes":       {pki.RoleGateway},
+	"ResolveToken": {pki.RoleGateway},
+	"Renew":        nil,
+	"Enroll":       nil,
 }
 
 // PeersOf is who may open a connection to the listener that the Fleet service is

@@ -2341,6 +2341,129 @@ func (x *Certificate) GetChain() [][]byte {
 	return nil
 }
 
+// ResolveTokenRequest names a token by its secret's SHA-256 in hex, so that the
+// secret itself does not travel; "" stands for requests without a token.
+type ResolveTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SecretHash    string                 `protobuf:"bytes,1,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveTokenRequest) Reset() {
+	*x = ResolveTokenRequest{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveTokenRequest) ProtoMessage() {}
+
+func (x *ResolveTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveTokenRequest.ProtoReflect.Descriptor instead.
+func (*ResolveTokenRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ResolveTokenRequest) GetSecretHash() string {
+	if x != nil {
+		return x.SecretHash
+	}
+	return ""
+}
+
+// ResolveTokenReply is what there is to know of a token.
+type ResolveTokenReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Found         bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`           // else there is none, or it has expired
+	Management    bool                   `protobuf:"varint,2,opt,name=management,proto3" json:"management,omitempty"` // it may do everything
+	Rules         []string               `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`            // of its policies, in the language of package acl
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"`       // unix nanoseconds; 0: never
+	Accessor      string                 `protobuf:"bytes,5,opt,name=accessor,proto3" json:"accessor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveTokenReply) Reset() {
+	*x = ResolveTokenReply{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveTokenReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveTokenReply) ProtoMessage() {}
+
+func (x *ResolveTokenReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveTokenReply.ProtoReflect.Descriptor instead.
+func (*ResolveTokenReply) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ResolveTokenReply) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+func (x *ResolveTokenReply) GetManagement() bool {
+	if x != nil {
+		return x.Management
+	}
+	return false
+}
+
+func (x *ResolveTokenReply) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ResolveTokenReply) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *ResolveTokenReply) GetAccessor() string {
+	if x != nil {
+		return x.Accessor
+	}
+	return ""
+}
+
 var File_fleet_pb_fleet_proto protoreflect.FileDescriptor
 
 const file_fleet_pb_fleet_proto_rawDesc = "" +
@@ -2498,7 +2621,18 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
 	"\balloc_id\x18\x02 \x01(\tR\aallocId\"#\n" +
 	"\vCertificate\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain2\xb2\x04\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"6\n" +
+	"\x13ResolveTokenRequest\x12\x1f\n" +
+	"\vsecret_hash\x18\x01 \x01(\tR\n" +
+	"secretHash\"\x95\x01\n" +
+	"\x11ResolveTokenReply\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\x12\x1e\n" +
+	"\n" +
+	"management\x18\x02 \x01(\bR\n" +
+	"management\x12\x14\n" +
+	"\x05rules\x18\x03 \x03(\tR\x05rules\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x1a\n" +
+	"\baccessor\x18\x05 \x01(\tR\baccessor2\x90\x05\n" +
 	"\x05Fleet\x12N\n" +
 	"\x06Attach\x12\x1e.rxvision.fleet.v1.NodeMessage\x1a .rxvision.fleet.v1.ServerMessage(\x010\x01\x12L\n" +
 	"\x06Answer\x12\x1e.rxvision.fleet.v1.AnswerChunk\x1a\x1e.rxvision.fleet.v1.AnswerInput(\x010\x01\x12M\n" +
@@ -2507,7 +2641,8 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06Enroll\x12 .rxvision.fleet.v1.EnrollRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12H\n" +
 	"\x05Renew\x12\x1f.rxvision.fleet.v1.RenewRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12R\n" +
 	"\n" +
-	"SignWorker\x12$.rxvision.fleet.v1.SignWorkerRequest\x1a\x1e.rxvision.fleet.v1.Certificate2\xf7\x01\n" +
+	"SignWorker\x12$.rxvision.fleet.v1.SignWorkerRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12\\\n" +
+	"\fResolveToken\x12&.rxvision.fleet.v1.ResolveTokenRequest\x1a$.rxvision.fleet.v1.ResolveTokenReply2\xf7\x01\n" +
 	"\x05Peers\x12S\n" +
 	"\bSessions\x12!.rxvision.fleet.v1.SessionsReport\x1a .rxvision.fleet.v1.SessionsReply(\x010\x01\x12E\n" +
 	"\x04Call\x12\x1b.rxvision.fleet.v1.PeerCall\x1a\x1e.rxvision.fleet.v1.AnswerChunk0\x01\x12R\n" +
@@ -2525,44 +2660,46 @@ func file_fleet_pb_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_pb_fleet_proto_rawDescData
 }
 
-var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_fleet_pb_fleet_proto_goTypes = []any{
-	(*SessionsReport)(nil),    // 0: rxvision.fleet.v1.SessionsReport
-	(*NodeHeard)(nil),         // 1: rxvision.fleet.v1.NodeHeard
-	(*SessionsReply)(nil),     // 2: rxvision.fleet.v1.SessionsReply
-	(*PeerCall)(nil),          // 3: rxvision.fleet.v1.PeerCall
-	(*NodeMessage)(nil),       // 4: rxvision.fleet.v1.NodeMessage
-	(*Hello)(nil),             // 5: rxvision.fleet.v1.Hello
-	(*NodeChanged)(nil),       // 6: rxvision.fleet.v1.NodeChanged
-	(*Heartbeat)(nil),         // 7: rxvision.fleet.v1.Heartbeat
-	(*AllocUpdates)(nil),      // 8: rxvision.fleet.v1.AllocUpdates
-	(*ServerMessage)(nil),     // 9: rxvision.fleet.v1.ServerMessage
-	(*Welcome)(nil),           // 10: rxvision.fleet.v1.Welcome
-	(*Ack)(nil),               // 11: rxvision.fleet.v1.Ack
-	(*Desired)(nil),           // 12: rxvision.fleet.v1.Desired
-	(*Call)(nil),              // 13: rxvision.fleet.v1.Call
-	(*LogsRequest)(nil),       // 14: rxvision.fleet.v1.LogsRequest
-	(*FileRequest)(nil),       // 15: rxvision.fleet.v1.FileRequest
-	(*NodeStatsRequest)(nil),  // 16: rxvision.fleet.v1.NodeStatsRequest
-	(*AllocStatsRequest)(nil), // 17: rxvision.fleet.v1.AllocStatsRequest
-	(*RestartRequest)(nil),    // 18: rxvision.fleet.v1.RestartRequest
-	(*SignalRequest)(nil),     // 19: rxvision.fleet.v1.SignalRequest
-	(*CheckModelRequest)(nil), // 20: rxvision.fleet.v1.CheckModelRequest
-	(*AnswerChunk)(nil),       // 21: rxvision.fleet.v1.AnswerChunk
-	(*Error)(nil),             // 22: rxvision.fleet.v1.Error
-	(*AnswerInput)(nil),       // 23: rxvision.fleet.v1.AnswerInput
-	(*RoutesRequest)(nil),     // 24: rxvision.fleet.v1.RoutesRequest
-	(*RoutesUpdate)(nil),      // 25: rxvision.fleet.v1.RoutesUpdate
-	(*ModelRoute)(nil),        // 26: rxvision.fleet.v1.ModelRoute
-	(*VersionRoute)(nil),      // 27: rxvision.fleet.v1.VersionRoute
-	(*Endpoint)(nil),          // 28: rxvision.fleet.v1.Endpoint
-	(*ArtifactRequest)(nil),   // 29: rxvision.fleet.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),     // 30: rxvision.fleet.v1.ArtifactChunk
-	(*EnrollRequest)(nil),     // 31: rxvision.fleet.v1.EnrollRequest
-	(*RenewRequest)(nil),      // 32: rxvision.fleet.v1.RenewRequest
-	(*SignWorkerRequest)(nil), // 33: rxvision.fleet.v1.SignWorkerRequest
-	(*Certificate)(nil),       // 34: rxvision.fleet.v1.Certificate
-	nil,                       // 35: rxvision.fleet.v1.ModelRoute.AliasesEntry
+	(*SessionsReport)(nil),      // 0: rxvision.fleet.v1.SessionsReport
+	(*NodeHeard)(nil),           // 1: rxvision.fleet.v1.NodeHeard
+	(*SessionsReply)(nil),       // 2: rxvision.fleet.v1.SessionsReply
+	(*PeerCall)(nil),            // 3: rxvision.fleet.v1.PeerCall
+	(*NodeMessage)(nil),         // 4: rxvision.fleet.v1.NodeMessage
+	(*Hello)(nil),               // 5: rxvision.fleet.v1.Hello
+	(*NodeChanged)(nil),         // 6: rxvision.fleet.v1.NodeChanged
+	(*Heartbeat)(nil),           // 7: rxvision.fleet.v1.Heartbeat
+	(*AllocUpdates)(nil),        // 8: rxvision.fleet.v1.AllocUpdates
+	(*ServerMessage)(nil),       // 9: rxvision.fleet.v1.ServerMessage
+	(*Welcome)(nil),             // 10: rxvision.fleet.v1.Welcome
+	(*Ack)(nil),                 // 11: rxvision.fleet.v1.Ack
+	(*Desired)(nil),             // 12: rxvision.fleet.v1.Desired
+	(*Call)(nil),                // 13: rxvision.fleet.v1.Call
+	(*LogsRequest)(nil),         // 14: rxvision.fleet.v1.LogsRequest
+	(*FileRequest)(nil),         // 15: rxvision.fleet.v1.FileRequest
+	(*NodeStatsRequest)(nil),    // 16: rxvision.fleet.v1.NodeStatsRequest
+	(*AllocStatsRequest)(nil),   // 17: rxvision.fleet.v1.AllocStatsRequest
+	(*RestartRequest)(nil),      // 18: rxvision.fleet.v1.RestartRequest
+	(*SignalRequest)(nil),       // 19: rxvision.fleet.v1.SignalRequest
+	(*CheckModelRequest)(nil),   // 20: rxvision.fleet.v1.CheckModelRequest
+	(*AnswerChunk)(nil),         // 21: rxvision.fleet.v1.AnswerChunk
+	(*Error)(nil),               // 22: rxvision.fleet.v1.Error
+	(*AnswerInput)(nil),         // 23: rxvision.fleet.v1.AnswerInput
+	(*RoutesRequest)(nil),       // 24: rxvision.fleet.v1.RoutesRequest
+	(*RoutesUpdate)(nil),        // 25: rxvision.fleet.v1.RoutesUpdate
+	(*ModelRoute)(nil),          // 26: rxvision.fleet.v1.ModelRoute
+	(*VersionRoute)(nil),        // 27: rxvision.fleet.v1.VersionRoute
+	(*Endpoint)(nil),            // 28: rxvision.fleet.v1.Endpoint
+	(*ArtifactRequest)(nil),     // 29: rxvision.fleet.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),       // 30: rxvision.fleet.v1.ArtifactChunk
+	(*EnrollRequest)(nil),       // 31: rxvision.fleet.v1.EnrollRequest
+	(*RenewRequest)(nil),        // 32: rxvision.fleet.v1.RenewRequest
+	(*SignWorkerRequest)(nil),   // 33: rxvision.fleet.v1.SignWorkerRequest
+	(*Certificate)(nil),         // 34: rxvision.fleet.v1.Certificate
+	(*ResolveTokenRequest)(nil), // 35: rxvision.fleet.v1.ResolveTokenRequest
+	(*ResolveTokenReply)(nil),   // 36: rxvision.fleet.v1.ResolveTokenReply
+	nil,                         // 37: rxvision.fleet.v1.ModelRoute.AliasesEntry
 }
 var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	1,  // 0: rxvision.fleet.v1.SessionsReport.held:type_name -> rxvision.fleet.v1.NodeHeard
@@ -2586,7 +2723,7 @@ var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	20, // 18: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
 	22, // 19: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
 	26, // 20: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
-	35, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
+	37, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
 	27, // 22: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
 	28, // 23: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
 	4,  // 24: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
@@ -2596,21 +2733,23 @@ var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	31, // 28: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
 	32, // 29: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
 	33, // 30: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
-	0,  // 31: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
-	3,  // 32: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
-	29, // 33: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	9,  // 34: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
-	23, // 35: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
-	25, // 36: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
-	30, // 37: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	34, // 38: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
-	34, // 39: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
-	34, // 40: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
-	2,  // 41: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
-	21, // 42: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
-	30, // 43: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	34, // [34:44] is the sub-list for method output_type
-	24, // [24:34] is the sub-list for method input_type
+	35, // 31: rxvision.fleet.v1.Fleet.ResolveToken:input_type -> rxvision.fleet.v1.ResolveTokenRequest
+	0,  // 32: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
+	3,  // 33: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
+	29, // 34: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	9,  // 35: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
+	23, // 36: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
+	25, // 37: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
+	30, // 38: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	34, // 39: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
+	34, // 40: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
+	34, // 41: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
+	36, // 42: rxvision.fleet.v1.Fleet.ResolveToken:output_type -> rxvision.fleet.v1.ResolveTokenReply
+	2,  // 43: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
+	21, // 44: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
+	30, // 45: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	35, // [35:46] is the sub-list for method output_type
+	24, // [24:35] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
 	24, // [24:24] is the sub-list for extension extendee
 	0,  // [0:24] is the sub-list for field type_name
@@ -2649,7 +2788,7 @@ func file_fleet_pb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_pb_fleet_proto_rawDesc), len(file_fleet_pb_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -25,13 +25,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Fleet_Attach_FullMethodName     = "/rxvision.fleet.v1.Fleet/Attach"
-	Fleet_Answer_FullMethodName     = "/rxvision.fleet.v1.Fleet/Answer"
-	Fleet_Routes_FullMethodName     = "/rxvision.fleet.v1.Fleet/Routes"
-	Fleet_Artifact_FullMethodName   = "/rxvision.fleet.v1.Fleet/Artifact"
-	Fleet_Enroll_FullMethodName     = "/rxvision.fleet.v1.Fleet/Enroll"
-	Fleet_Renew_FullMethodName      = "/rxvision.fleet.v1.Fleet/Renew"
-	Fleet_SignWorker_FullMethodName = "/rxvision.fleet.v1.Fleet/SignWorker"
+	Fleet_Attach_FullMethodName       = "/rxvision.fleet.v1.Fleet/Attach"
+	Fleet_Answer_FullMethodName       = "/rxvision.fleet.v1.Fleet/Answer"
+	Fleet_Routes_FullMethodName       = "/rxvision.fleet.v1.Fleet/Routes"
+	Fleet_Artifact_FullMethodName     = "/rxvision.fleet.v1.Fleet/Artifact"
+	Fleet_Enroll_FullMethodName       = "/rxvision.fleet.v1.Fleet/Enroll"
+	Fleet_Renew_FullMethodName        = "/rxvision.fleet.v1.Fleet/Renew"
+	Fleet_SignWorker_FullMethodName   = "/rxvision.fleet.v1.Fleet/SignWorker"
+	Fleet_ResolveToken_FullMethodName = "/rxvision.fleet.v1.Fleet/ResolveToken"
 )
 
 // FleetClient is the client API for Fleet service.
@@ -58,6 +59,8 @@ type FleetClient interface {
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// SignWorker gives a node a certificate for the worker of one of its allocations.
 	SignWorker(ctx context.Context, in *SignWorkerRequest, opts ...grpc.CallOption) (*Certificate, error)
+	// ResolveToken tells a gateway what the holder of a token may do.
+	ResolveToken(ctx context.Context, in *ResolveTokenRequest, opts ...grpc.CallOption) (*ResolveTokenReply, error)
 }
 
 type fleetClient struct {
@@ -162,6 +165,16 @@ func (c *fleetClient) SignWorker(ctx context.Context, in *SignWorkerRequest, opt
 	return out, nil
 }
 
+func (c *fleetClient) ResolveToken(ctx context.Context, in *ResolveTokenRequest, opts ...grpc.CallOption) (*ResolveTokenReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResolveTokenReply)
+	err := c.cc.Invoke(ctx, Fleet_ResolveToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServer is the server API for Fleet service.
 // All implementations must embed UnimplementedFleetServer
 // for forward compatibility.
@@ -186,6 +199,8 @@ type FleetServer interface {
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
 	// SignWorker gives a node a certificate for the worker of one of its allocations.
 	SignWorker(context.Context, *SignWorkerRequest) (*Certificate, error)
+	// ResolveToken tells a gateway what the holder of a token may do.
+	ResolveToken(context.Context, *ResolveTokenRequest) (*ResolveTokenReply, error)
 	mustEmbedUnimplementedFleetServer()
 }
 
@@ -216,6 +231,9 @@ func (UnimplementedFleetServer) Renew(context.Context, *RenewRequest) (*Certific
 }
 func (UnimplementedFleetServer) SignWorker(context.Context, *SignWorkerRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignWorker not implemented")
+}
+func (UnimplementedFleetServer) ResolveToken(context.Context, *ResolveTokenRequest) (*ResolveTokenReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResolveToken not implemented")
 }
 func (UnimplementedFleetServer) mustEmbedUnimplementedFleetServer() {}
 func (UnimplementedFleetServer) testEmbeddedByValue()               {}
@@ -328,6 +346,24 @@ func _Fleet_SignWorker_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Fleet_ResolveToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResolveTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServer).ResolveToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fleet_ResolveToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServer).ResolveToken(ctx, req.(*ResolveTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Fleet_ServiceDesc is the grpc.ServiceDesc for Fleet service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -346,6 +382,10 @@ var Fleet_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignWorker",
 			Handler:    _Fleet_SignWorker_Handler,
+		},
+		{
+			MethodName: "ResolveToken",
+			Handler:    _Fleet_ResolveToken_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
