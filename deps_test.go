@@ -29,6 +29,7 @@ type rule struct {
 // of a sibling declares the small interface it wants. Tests (_test.go) may import anything.
 var imports = []rule{
 	{"cluster", nil, "the nouns and rules must replay alike on every server and in the simulator"},
+	{"cluster/internal/codecgen", []string{"cluster"}, "it writes cluster's codec from cluster's types"},
 	{"acl", nil, "one pure decision that anyone may ask"},
 	{"blob", nil, "bytes by digest; it knows nothing of what they mean"},
 	{"proc", nil, "processes; it knows nothing of what runs in them"},

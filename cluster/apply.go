@@ -260,10 +260,15 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 	return res, refused
 }
 
+// A command was decoded for its rule alone: what it holds may go into the state as it
+// is. Records of the state are shared with those who read: a rule changes a copy, and
+// copies along what it changes below.
+
 // putEvals creates or updates evaluations; creation time and index of known ones stay.
 func (t *tx) putEvals(evals []*Evaluation) {
 	for _, e := range evals {
-		e = Clone(e)
+		c := *e
+		e = &c
 		e.CreateIndex, e.ModifyIndex, e.ModifyTime = t.index, t.index, t.stamp.Time
 		if old := t.Eval(nil, e.ID); old != nil {
 			e.CreateIndex, e.CreateTime = old.CreateIndex, old.CreateTime

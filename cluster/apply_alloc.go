@@ -40,7 +40,7 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 		return res
 	}
 	if p.Deployment != nil {
-		t.putDeployment(Clone(p.Deployment), nil)
+		t.putDeployment(p.Deployment, nil)
 	}
 	for _, u := range p.DeploymentUpdates {
 		t.setDeploymentStatus(u)
@@ -163,8 +163,7 @@ func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
 
 // placeAlloc stores a new allocation, or an update in place of one that runs:
 // then what the node said of it stays.
-func (t *tx) placeAlloc(planned *Allocation, job *Job) {
-	a := Clone(planned)
+func (t *tx) placeAlloc(a *Allocation, job *Job) {
 	old := t.Alloc(nil, a.ID)
 	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
 	if old == nil {

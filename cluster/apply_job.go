@@ -34,7 +34,7 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 	if c.Job.Namespace != DefaultNamespace {
 		return Result{}, Errorf(CodeInvalid, "nonexistent namespace %q: this version has the namespace %q only", c.Job.Namespace, DefaultNamespace)
 	}
-	j := Clone(c.Job)
+	j := c.Job
 	old := t.Job(nil, j.Key())
 	if refused := checkModifyIndex(c, old); refused != nil {
 		return Result{}, refused
@@ -51,7 +51,7 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 	}
 	j = t.putJob(j, old)
 	if c.Submission != nil && c.Submission.Source != "" {
-		s := Clone(c.Submission)
+		s := c.Submission
 		s.Namespace, s.JobID, s.Version, s.JobModifyIndex = j.Namespace, j.ID, j.Version, j.JobModifyIndex
 		t.put(TableSubmissions, s)
 	}
@@ -202,7 +202,8 @@ func (t *tx) deregisterJob(c *DeregisterJob) Result {
 	if c.NoShutdownDelay {
 		t.skipShutdownDelay(key)
 	}
-	j := Clone(old)
+	stopped := *old
+	j := &stopped
 	j.Stop = true
 	if c.Purge {
 		j.ModifyIndex, j.JobModifyIndex = t.index, t.index

@@ -14,7 +14,6 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 		}
 	}
 	t.present(n.ID)
-	n = Clone(n)
 	if n.ReservedResources == nil {
 		n.ReservedResources = &NodeReservedResources{}
 	}

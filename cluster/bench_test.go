@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -207,11 +209,30 @@ func BenchmarkApply(b *testing.B) {
 		s := NewState()
 		b.ReportAllocs()
 		b.ResetTimer()
+		before := cpuTime()
 		for i, e := range entries {
 			if _, err := s.Apply(uint64(i+1), e); err != nil {
 				b.Fatal(err)
 			}
 		}
+		b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
+	})
+	b.Run("Register64", func(b *testing.B) { // in batches, as raft gives them when there is much to do
+		w := newWorld(0)
+		entries := make([]Entry, b.N)
+		for i := range entries {
+			entries[i] = Entry{uint64(i + 1), EncodeCommand(w.register(i))}
+		}
+		s := NewState()
+		b.ReportAllocs()
+		b.ResetTimer()
+		before := cpuTime()
+		for part := range slices.Chunk(entries, 64) {
+			if _, err := s.ApplyBatch(part); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
 	})
 	b.Run("Mixed", func(b *testing.B) {
 		b.ReportAllocs()
@@ -252,6 +273,15 @@ func BenchmarkCommand(b *testing.B) {
 			}
 		})
 	}
+}
+
+// cpuTime is what this process has used of the processors, its collector included.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func heap() uint64 {
