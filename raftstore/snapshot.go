@@ -180,12 +180,11 @@ func readTable(b *bbolt.Bucket, t *cluster.Table, want int, restore *cluster.Res
 	got := 0
 	if b != nil { // a table that did not exist when the file was written is empty
 		err := b.ForEach(func(k, v []byte) error {
-			n := len(v) - crc32.Size
-			if n < 1 || recordSum(t.Name, k, v[:n]) != binary.BigEndian.Uint32(v[n:]) {
-				return fmt.Errorf("table %s: record %q is damaged", t.Name, k)
+			if err := checkRecord(t, k, v); err != nil {
+				return err
 			}
 			got++
-			return restore.Add(t, bytes.Clone(v[:n])) // the file's memory is gone after Close
+			return restore.Add(t, bytes.Clone(v[:len(v)-crc32.Size])) // the file's memory is gone after Close
 		})
 		if err != nil {
 			return err
