@@ -260,10 +260,11 @@ func TestRestartOfAllServers(t *testing.T) {
 
 func TestTTLGrowsWithTheRegion(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		r := newRegion(t, 3, func(c *Config) { c.Rate = 10 })
+		r := newRegion(t, 3, func(c *Config) { c.Rate = 5 })
 		r.attach(many)
 		r.until(time.Second, "the TTL has grown", func() bool {
-			return r.members["s1"].srv.TTL() == 6*time.Second && r.members["s3"].srv.TTL() == 6*time.Second
+			const want = many / 5 * time.Second
+			return r.members["s1"].srv.TTL() == want && r.members["s3"].srv.TTL() == want
 		})
 		r.neverDown(20*time.Second, many)
 	})

@@ -31,6 +31,7 @@ const (
 
 // memStore applies commands to a real state, one after another.
 type memStore struct {
+	apply   func(context.Context, cluster.Command) (cluster.Result, error) // when set, instead
 	mu      sync.Mutex
 	state   *cluster.State
 	index   uint64
@@ -48,7 +49,10 @@ func (m *memStore) State() *cluster.State {
 	return m.state
 }
 
-func (m *memStore) Apply(_ context.Context, c cluster.Command) (cluster.Result, error) {
+func (m *memStore) Apply(ctx context.Context, c cluster.Command) (cluster.Result, error) {
+	if m.apply != nil {
+		return m.apply(ctx, c)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if u, ok := c.(*cluster.UpdateAllocs); ok {

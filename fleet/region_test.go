@@ -24,7 +24,8 @@ import (
 
 // region is several fleet servers over one replicated log, in memory: each server
 // applies the log to a state of its own and may lag, be cut off or be killed, and
-// the leader is whom the test names. Tests on it run in a bubble of virtual time.
+// the leader is whom the test names. Tests on it run in a bubble of virtual time,
+// those over sockets in real time.
 type region struct {
 	*testing.T
 	mu      sync.Mutex
@@ -32,6 +33,7 @@ type region struct {
 	leader  string
 	members map[string]*member
 	changed chan struct{} // closed and made anew at each change
+	sockets bool          // connections are TCP, else in memory
 }
 
 // member is one server: its Store, its PeerNet, and what nodes dial.
@@ -46,14 +48,18 @@ type member struct {
 	cut    bool // from the other servers
 	conns  map[net.Conn]bool
 	frozen chan struct{} // not nil: its connections carry nothing until it is closed
-	nodes  *bufconn.Listener
-	peers  *bufconn.Listener
+	nodes  net.Listener
+	peers  net.Listener
 	stop   func()
 	began  bool
 }
 
 func newRegion(t *testing.T, n int, change func(*Config)) *region {
-	r := &region{T: t, members: map[string]*member{}, changed: make(chan struct{})}
+	return startRegion(t, n, false, change)
+}
+
+func startRegion(t *testing.T, n int, sockets bool, change func(*Config)) *region {
+	r := &region{T: t, members: map[string]*member{}, changed: make(chan struct{}), sockets: sockets}
 	for i := range n {
 		id := fmt.Sprint("s", i+1)
 		r.members[id] = &member{region: r, id: id, state: cluster.NewState(), conns: map[net.Conn]bool{}}
@@ -88,10 +94,29 @@ func (r *region) ids() []string {
 	return ids
 }
 
+func (r *region) listen() net.Listener {
+	if !r.sockets {
+		return bufconn.Listen(1 << 20)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		r.Fatal(err)
+	}
+	return l
+}
+
+func dial(ctx context.Context, l net.Listener) (net.Conn, error) {
+	if b, ok := l.(*bufconn.Listener); ok {
+		return b.DialContext(ctx)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", l.Addr().String())
+}
+
 // start runs a server.
 func (r *region) start(id string, change func(*Config)) {
 	m := r.members[id]
-	m.nodes, m.peers = bufconn.Listen(1<<20), bufconn.Listen(1<<20)
+	m.nodes, m.peers = r.listen(), r.listen()
 	cfg := Config{
 		Name: id, Store: m, Peers: m, ReadIndex: m.ReadIndex, Blobs: bytesOf{"only-" + id: []byte(id)},
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
@@ -272,7 +297,7 @@ func (m *member) Dial(ctx context.Context, id string) (net.Conn, error) {
 	if refused {
 		return nil, errors.New("connection refused")
 	}
-	c, err := to.peers.DialContext(ctx)
+	c, err := dial(ctx, to.peers)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +313,7 @@ func (r *region) dialNode(ctx context.Context, id string) (net.Conn, error) {
 	if !alive {
 		return nil, errors.New("connection refused")
 	}
-	return m.nodes.DialContext(ctx)
+	return dial(ctx, m.nodes)
 }
 
 // guarded is a connection of a server, which stops while the server is frozen.
@@ -381,6 +406,42 @@ func (r *region) any() *member {
 		}
 	}
 	return nil
+}
+
+// at gives the view of one server, with a connection of its own to it.
+func (r *region) at(id string) *fleet {
+	conn, err := grpc.NewClient("passthrough:///"+id, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(r.dialNode))
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { conn.Close() })
+	return &fleet{T: r.T, Server: r.members[id].srv, conn: conn}
+}
+
+// join attaches a node by hand and takes the welcome and the first desired state.
+func (f *fleet) join(id string) (*node, *pb.Desired) {
+	f.Helper()
+	n := f.dial(id, 1)
+	if n.next().GetWelcome() == nil {
+		f.Fatal("the first message is no welcome")
+	}
+	return n, n.desired()
+}
+
+// must applies a command through the leader.
+func (r *region) must(c cluster.Command) cluster.Result {
+	r.Helper()
+	res, err := r.any().Apply(r.Context(), c)
+	if err != nil {
+		r.Fatalf("%T: %v", c, err)
+	}
+	return res
+}
+
+// place puts one allocation of a new job on a node.
+func (r *region) place(job, nodeID string) (alloc string) {
+	f := &fleet{T: r.T, store: &memStore{apply: r.any().Apply, state: r.any().state}}
+	return f.place(job, nodeID, nil)
 }
 
 // count is how many nodes have a status.
