@@ -2,8 +2,6 @@ package acl
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"slices"
 	"strings"
 )
@@ -180,12 +178,4 @@ func matches(glob, name string) bool {
 		}
 	}
 	return strings.Trim(glob[g:], "*") == ""
-}
-
-// HashSecret gives the form in which a token's secret is kept and looked up: its
-// SHA-256 in hex. Secrets are random UUIDs, so nothing slower is needed, and a
-// look-up by hash tells nothing by its time.
-func HashSecret(secret string) string {
-	sum := sha256.Sum256([]byte(secret))
-	return hex.EncodeToString(sum[:])
 }

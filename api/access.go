@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -230,22 +229,10 @@ func inOneNamespace(a access) bool {
 	return !strings.Contains(string(a.anyOf[0][0]), ":")
 }
 
-// secret gives the token that the request carries, "" for none.
-func secret(r *http.Request) string {
-	if v := r.Header.Get("X-Nomad-Token"); v != "" {
-		return v
-	}
-	const scheme = "bearer "
-	if v := r.Header.Get("Authorization"); len(v) > len(scheme) && strings.EqualFold(v[:len(scheme)], scheme) {
-		return strings.TrimSpace(v[len(scheme):])
-	}
-	return ""
-}
-
 // identify finds the caller. A token that this server does not know may be younger
 // than what it has applied; so it catches up before it says no.
 func (s *Server) identify(r *request) (identity, error) {
-	secret := secret(r.Request)
+	secret := acl.Secret(r.Header)
 	if secret == "" {
 		return s.holder(nil)
 	}

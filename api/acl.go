@@ -233,7 +233,7 @@ func (s *Server) readToken(r *request) (any, error) {
 func (s *Server) tokenOf(r *request, accessor string) (any, error) {
 	shown := ""
 	if t := r.caller.token; t != nil && t.AccessorID == accessor {
-		shown = secret(r.Request)
+		shown = acl.Secret(r.Header)
 	}
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
 		t := snap.ACLToken(ws, accessor)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -132,15 +133,20 @@ func (g *Gateway) ask(ctx context.Context, e *endpoint, v *version, model string
 	for _, part := range body {
 		length += len(part)
 	}
+	scheme, host := "http", e.address
+	if g.cfg.WorkerTLS != nil { // a connection belongs to the allocation, not to an address that another may come to have
+		scheme, host = "https", e.alloc
+		ctx = context.WithValue(ctx, endpointKey{}, e)
+	}
 	req := (&http.Request{
 		Method: http.MethodPost, Host: e.address, Header: header, ContentLength: int64(length),
-		URL:  &url.URL{Scheme: "http", Host: e.address, Path: "/v2/models/" + model + "/versions/" + strconv.FormatUint(v.number, 10) + "/infer"},
+		URL:  &url.URL{Scheme: scheme, Host: host, Path: "/v2/models/" + model + "/versions/" + strconv.FormatUint(v.number, 10) + "/infer"},
 		Body: &parts{rest: body}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
 	resp, err := g.client.RoundTrip(req)
 	if err != nil {
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
+		var broken *net.OpError
+		if errors.As(err, &broken) && (broken.Op == "dial" || broken.Op == opAlert) {
 			e.ejectedUntil.Store(time.Now().Add(ejectFor).UnixNano())
 			g.metrics.ejected.Inc()
 			return nil, fmt.Errorf("replica %s at %s: %w: %w", e.alloc, e.address, errNotBegun, err)
@@ -171,6 +177,38 @@ func (g *Gateway) ask(ctx context.Context, e *endpoint, v *version, model string
 		return nil, oip.Errorf(429, "all replicas of model %q are busy; try again in a moment", model)
 	}
 	return a, nil
+}
+
+// opAlert is the Op of errors by which crypto/tls says that the other end refused us.
+const opAlert = "remote error"
+
+// dialWorker connects to a worker.
+func dialWorker(ctx context.Context, network, address string) (net.Conn, error) {
+	return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
+}
+
+// endpointKey is for the endpoint in a request's context, which says where its
+// allocation is.
+type endpointKey struct{}
+
+// dialSecure connects to an endpoint's worker and makes sure that it is the one.
+func (g *Gateway) dialSecure(ctx context.Context, network, _ string) (net.Conn, error) {
+	e, ok := ctx.Value(endpointKey{}).(*endpoint)
+	if !ok {
+		return nil, errors.New("a request for no endpoint") // only ask makes requests
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := dialWorker(ctx, network, e.address)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, g.cfg.WorkerTLS(e.alloc))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close() // the handshake's error says more
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: raw.RemoteAddr(), Err: fmt.Errorf("TLS: %w", err)}
+	}
+	return conn, nil
 }
 
 // parts reads byte slices one after another without joining them.

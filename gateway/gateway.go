@@ -2,12 +2,12 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/oip"
 )
 
@@ -34,6 +35,7 @@ const (
 
 	firstBuffer  = 64 << 10         // a body's buffer begins with this and grows as bytes come
 	bodyPause    = 10 * time.Second // between two pieces of a body
+	dialTimeout  = 2 * time.Second  // to a worker
 	maxAttempts  = 4
 	ejectFor     = time.Second // a replica that cannot be reached rests this long
 	maxHeader    = 64 << 10
@@ -47,10 +49,17 @@ type Config struct {
 	Version    string                   // of rxvision, for GET /v2
 	Servers    grpc.ClientConnInterface // any server of the region
 	RoutesFile string                   // where the last routes are kept; "" for nowhere
+	// WorkerTLS configures connections to the worker of an allocation: it shows who
+	// this gateway is and accepts that worker only. Nil: workers speak plain text.
+	WorkerTLS func(allocID string) *tls.Config
 
 	MaxBody, MaxBodies   int64
 	MaxInFlight, MaxHeld int
 	Hold, Timeout        time.Duration
+
+	// Authorizer decides who may use models; nil: everyone may. With access control
+	// it is a TokenCache.
+	Authorizer Authorizer
 
 	Logger   *slog.Logger
 	Registry *prometheus.Registry
@@ -107,7 +116,7 @@ func New(cfg Config) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, log: cfg.Logger, router: r, mux: http.NewServeMux(),
 		client: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+			DialContext:         dialWorker,
 			MaxIdleConns:        4096,
 			MaxIdleConnsPerHost: cfg.MaxInFlight,
 			IdleConnTimeout:     90 * time.Second,
@@ -142,6 +151,9 @@ func New(cfg Config) (*Gateway, error) {
 			Name: "rxvision_gateway_held", Help: "Requests that wait for a replica.",
 		}, func() float64 { return float64(len(g.held)) }),
 	)
+	if cfg.WorkerTLS != nil {
+		g.client.DialTLSContext = g.dialSecure
+	}
 	g.routes()
 	return g, nil
 }
@@ -186,8 +198,17 @@ func (g *Gateway) HTTPServer() *http.Server {
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.mux.ServeHTTP(w, r) }
 
 func (g *Gateway) routes() {
-	answer := func(pattern, call string, f func(*request) (any, error)) {
-		g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { g.handle(w, r, call, f) })
+	answer := func(pattern, call string, f func(*request) (any, error), anyOf ...acl.Capability) {
+		g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			g.handle(w, r, call, func(c *request) (any, error) {
+				if len(anyOf) > 0 && g.cfg.Authorizer != nil {
+					if err := g.cfg.Authorizer.Authorize(c.Context(), acl.Secret(r.Header), c.model, anyOf...); err != nil {
+						return nil, err
+					}
+				}
+				return f(c)
+			})
+		})
 		method, path, _ := strings.Cut(pattern, " ")
 		g.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Allow", method)
@@ -205,10 +226,10 @@ func (g *Gateway) routes() {
 		return oip.ReadyResponse{Ready: true}, nil
 	})
 	for _, at := range []string{"", "/versions/{version}"} {
-		answer("GET /v2/models/{model}"+at, "metadata", g.metadata)
-		answer("GET /v2/models/{model}"+at+"/ready", "model_ready", g.modelReady)
-		answer("POST /v2/models/{model}"+at+"/infer", "infer", g.infer)
-		answer("POST /v1/models/{model}"+at+"/classify", "classify", g.classify)
+		answer("GET /v2/models/{model}"+at, "metadata", g.metadata, acl.ModelRead, acl.ModelInfer)
+		answer("GET /v2/models/{model}"+at+"/ready", "model_ready", g.modelReady, acl.ModelRead, acl.ModelInfer)
+		answer("POST /v2/models/{model}"+at+"/infer", "infer", g.infer, acl.ModelInfer)
+		answer("POST /v1/models/{model}"+at+"/classify", "classify", g.classify, acl.ModelInfer)
 	}
 	g.mux.Handle("GET /metrics", promhttp.HandlerFor(g.cfg.Registry, promhttp.HandlerOpts{}))
 	g.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -39,6 +39,8 @@ type region struct {
 	addr string
 	stop func()
 
+	tokens map[string]*pb.ResolveTokenReply // by hash
+
 	mu      sync.Mutex
 	updates []*pb.RoutesUpdate
 	more    chan struct{}
