@@ -266,7 +266,7 @@ func (g *guarded) example(r api.Route) (method, path, body string) {
 	}
 	path = strings.NewReplacer(
 		"*job", "web", ":id", id, ":pool", "default", ":model", "fashion", ":alias", "production", ":version", "1", ":digest", digest,
-		":name", "default", ":accessor", "acce5500-0000-4000-8000-00000000ffff", "*path", "a/b", "*what", "x", "*op", "x", ":what", "x", ":profile", "heap", ":op", "x", ":tag", "t",
+		":name", "default", ":accessor", "acce5500-0000-4000-8000-00000000ffff", "*path", "a/b", "*what", "x", "*op", "x", ":what", "x", ":profile", "heap", ":op", "x", ":tag", "t", ":role", "node",
 	).Replace(path)
 	if strings.Contains(path, "/:") || strings.Contains(path, "/*") {
 		g.Fatalf("%s: no example of %s", r, path)

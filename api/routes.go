@@ -186,6 +186,11 @@ var routes = []route{
 	{method: anyMethod, pattern: "/v1/recommendation/*what", access: need(ofRequest, acl.SubmitRecommendations), handle: enterprise},
 
 	// Our own.
+	{method: get, pattern: "/v1/intro-tokens", access: need(region, acl.OperatorRead), handle: (*Server).listIntroTokens},
+	{method: put, pattern: "/v1/intro-tokens", access: need(region, acl.OperatorWrite), handle: (*Server).createIntroToken},
+	{method: del, pattern: "/v1/intro-token/:id", access: need(region, acl.OperatorWrite), handle: (*Server).deleteIntroToken},
+	{method: get, pattern: "/v1/enrollments", access: need(region, acl.OperatorRead), handle: (*Server).listEnrollments},
+	{method: del, pattern: "/v1/enrollment/:role/:name", access: need(region, acl.OperatorWrite), handle: (*Server).deleteEnrollment},
 	{method: get, pattern: "/v1/models", access: need(someplace, acl.ModelRead), handle: (*Server).listModels},
 	{method: get, pattern: "/v1/models/:model", access: need(ofModel, acl.ModelRead), handle: (*Server).readModel},
 	{method: put, pattern: "/v1/models/:model", access: need(ofModel, acl.ModelPush), handle: (*Server).pushModel},
