@@ -304,8 +304,17 @@ func TestMatches(t *testing.T) {
 		glob, name string
 		want       bool
 	}{
-		{"*", "", true}, {"", "", true}, {"", "a", false}, {"a*", "a", true}, {"*a", "ba", true}, {"*a*", "bab", true}, {"a*b*c", "axxbyyc", true},
-		{"a*b*c", "axxbyy", false}, {"**", "x", true}, {"*aab", "aaaab", true}, {"a", "A", false},
+		{"*", "", true},
+		{"", "", true},
+		{"", "a", false},
+		{"a*", "a", true},
+		{"*a", "ba", true},
+		{"*a*", "bab", true},
+		{"a*b*c", "axxbyyc", true},
+		{"a*b*c", "axxbyy", false},
+		{"**", "x", true},
+		{"*aab", "aaaab", true},
+		{"a", "A", false},
 	} {
 		if got := matches(test.glob, test.name); got != test.want {
 			t.Errorf("%q matches %q: %v", test.glob, test.name, got)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rxvision/rxvision/api"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -40,13 +41,14 @@ func nomadBinary(t *testing.T) string {
 // cli runs nomad commands against a world.
 type cli struct {
 	*world
-	bin string
-	dir string
+	bin   string
+	dir   string
+	token string
 }
 
-func newCLI(t *testing.T) *cli {
+func newCLI(t *testing.T, change ...func(*api.Config)) *cli {
 	bin := nomadBinary(t)
-	return &cli{newWorld(t), bin, t.TempDir()}
+	return &cli{world: newWorld(t, change...), bin: bin, dir: t.TempDir()}
 }
 
 // try runs a command and gives its exit code and all that it printed.
@@ -56,7 +58,7 @@ func (c *cli) try(args ...string) (int, string) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.bin, args...)
 	cmd.Dir = c.dir
-	cmd.Env = []string{"NOMAD_ADDR=" + c.url, "HOME=" + c.dir, "PATH=/usr/bin:/bin", "NO_COLOR=1"}
+	cmd.Env = []string{"NOMAD_ADDR=" + c.url, "HOME=" + c.dir, "PATH=/usr/bin:/bin", "NO_COLOR=1", "NOMAD_TOKEN=" + c.token}
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {

@@ -41,7 +41,7 @@ type world struct {
 	url   string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*api.Config)) *world {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	store, err := raftstore.Open(raftstore.Config{
@@ -63,11 +63,15 @@ func newWorld(t *testing.T) *world {
 	}
 	w.background(sched.Run)
 	w.background(w.agents)
-	srv := httptest.NewServer(api.New(api.Config{
+	cfg := api.Config{
 		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store},
 		ID: store.ID(), Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
 		Logger: log, Registry: reg,
-	}))
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	srv := httptest.NewServer(api.New(cfg))
 	t.Cleanup(srv.Close)
 	w.url = srv.URL
 	w.register(gpuNode, "gpu-host", 2)
