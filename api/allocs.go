@@ -52,7 +52,7 @@ func stubOfAlloc(snap *cluster.Snapshot, a *cluster.Allocation, f allocFields) *
 		CreateIndex:           a.CreateIndex, ModifyIndex: a.ModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
 	}
 	if f.states {
-		stub.TaskStates = a.TaskStates
+		stub.TaskStates = a.Whole().TaskStates
 	}
 	if f.resources {
 		stub.AllocatedResources = a.AllocatedResources
@@ -112,6 +112,7 @@ type networkStatus struct {
 }
 
 func showAlloc(snap *cluster.Snapshot, a *cluster.Allocation) *allocation {
+	a = a.Whole()
 	out := &allocation{
 		Allocation: a, Job: jobOf(snap, a), Metrics: showMetric(a.Metrics), TaskResources: map[string]legacyResources{},
 	}

@@ -121,7 +121,7 @@ func (s *Server) readNode(r *request) (any, error) {
 func (s *Server) nodeAllocs(r *request) (any, error) {
 	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
 		at := func(a *cluster.Allocation) position { return created(a.CreateIndex, a.ID) }
-		datum := func(a *cluster.Allocation) any { return a }
+		datum := func(a *cluster.Allocation) any { return a.Whole() }
 		show := func(a *cluster.Allocation) any { return showAlloc(snap, a) }
 		allocs := seen(r, acl.ReadJob, snap.AllocsByNode(ws, r.params["id"]), allocNamespace)
 		return page(r, snap.Index(ws, cluster.TableAllocs), allocs, false, at, datum, show)

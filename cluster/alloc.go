@@ -63,6 +63,8 @@ type Allocation struct {
 	AllocModifyIndex      uint64 // last change of the desired side
 	CreateTime            int64  // unix nanoseconds
 	ModifyTime            int64
+
+	packedStates, packedMetrics string // of TaskStates and Metrics; see Whole
 }
 
 // JobKey is the key of the allocation's job.

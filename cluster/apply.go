@@ -149,12 +149,20 @@ type tx struct {
 	touched []string        // tables, and what else has an entry in the index table
 }
 
+// Alloc gives an allocation as it is kept, packed: rules look at little of it.
+func (t *tx) Alloc(ws WatchSet, id string) *Allocation {
+	return first[Allocation](t.txn, ws, TableAllocs, "id", id)
+}
+
 // put inserts or replaces a record and moves its table's index.
 func (t *tx) put(table string, v any) {
 	of := tableByName[table]
 	key := of.key(v)
 	if key == "" {
 		panic(fmt.Sprintf("state: a record of table %s has no key: %+v", table, v)) // a rule let it pass: a bug
+	}
+	if of.pack != nil {
+		of.pack(v)
 	}
 	old := t.batch.rows(of).put(t.batch.edit, of, key, v)
 	t.batch.changes = append(t.batch.changes, change{of, key, old, v})

@@ -168,7 +168,8 @@ func (t *tx) placeAlloc(a *Allocation, job *Job) {
 	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
 	if old == nil {
 		a.CreateIndex, a.Epoch, a.CreateTime = t.index, t.index, t.stamp.Time
-		a.ClientStatus, a.TaskStates, a.Serving = AllocClientPending, nil, toServe(job, a.TaskGroup)
+		a.ClientStatus, a.Serving = AllocClientPending, toServe(job, a.TaskGroup)
+		a.setStates(nil)
 		if prev := t.Alloc(nil, a.PreviousAllocation); a.PreviousAllocation != "" && prev != nil {
 			p := *prev
 			p.NextAllocation = a.ID
@@ -177,7 +178,8 @@ func (t *tx) placeAlloc(a *Allocation, job *Job) {
 	} else {
 		a.CreateIndex, a.Epoch, a.CreateTime = old.CreateIndex, old.Epoch, old.CreateTime
 		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
-		a.TaskStates, a.Serving, a.UnknownSince = old.TaskStates, old.Serving, old.UnknownSince
+		a.TaskStates, a.packedStates = old.TaskStates, old.packedStates
+		a.Serving, a.UnknownSince = old.Serving, old.UnknownSince
 		a.DesiredTransition = old.DesiredTransition // asked for since the plan was made
 	}
 	t.putAlloc(a, old, true)
@@ -216,7 +218,8 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		}
 		a := *old
 		a.ClientStatus, a.ClientDescription, a.UnknownSince = u.ClientStatus, u.ClientDescription, 0
-		a.TaskStates, a.Serving = trimTaskStates(u.TaskStates), mergeServing(old.Serving, u.Serving)
+		a.setStates(trimTaskStates(u.TaskStates))
+		a.Serving = mergeServing(old.Serving, u.Serving)
 		if a.ClientTerminal() {
 			a.Serving = nil
 		}

@@ -156,6 +156,7 @@ func (w *world) fill(tb testing.TB, s *State, index *uint64, jobs, count int, ea
 			apply(&RegisterNode{Node: n})
 		}
 	}
+	refused := 0
 	for i := range jobs {
 		res := apply(w.register(i))
 		snap := s.Snapshot()
@@ -179,9 +180,12 @@ func (w *world) fill(tb testing.TB, s *State, index *uint64, jobs, count int, ea
 		}
 		if res := apply(&ApplyPlans{Plans: []*Plan{p}}); len(res.Plans[0].Refused) > 0 {
 			// A port that is taken already: real placement would have seen it.
-			tb.Logf("job %d: %d nodes refused", i, len(res.Plans[0].Refused))
+			refused++
 		}
 		apply(u)
+	}
+	if refused > jobs*count/100 {
+		tb.Fatalf("%d nodes refused their allocations", refused)
 	}
 }
 

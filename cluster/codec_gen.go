@@ -119,6 +119,8 @@ var (
 		AllocModifyIndex      uint64
 		CreateTime            int64
 		ModifyTime            int64
+		packedStates          string
+		packedMetrics         string
 	}{})
 	_ = ApplyPlans(struct {
 		Stamp
@@ -1747,6 +1749,40 @@ func copyAllocMetric(v *AllocMetric) {
 	v.ScoreMetaData = copyList(v.ScoreMetaData, func(v **NodeScore) { *v = copyPtr(*v, copyNodeScore) })
 }
 
+func packAllocMetric(p *packer, v *AllocMetric) {
+	p.int(int64(v.AllocationTime))
+	packMap(p, v.ClassExhausted, func(p *packer, v int) { p.int(int64(v)) })
+	packMap(p, v.ClassFiltered, func(p *packer, v int) { p.int(int64(v)) })
+	p.int(int64(v.CoalescedFailures))
+	packMap(p, v.ConstraintFiltered, func(p *packer, v int) { p.int(int64(v)) })
+	packMap(p, v.DimensionExhausted, func(p *packer, v int) { p.int(int64(v)) })
+	p.str(v.NodePool)
+	packMap(p, v.NodesAvailable, func(p *packer, v int) { p.int(int64(v)) })
+	p.int(int64(v.NodesEvaluated))
+	p.int(int64(v.NodesExhausted))
+	p.int(int64(v.NodesFiltered))
+	p.int(int64(v.NodesInPool))
+	packList(p, v.QuotaExhausted, func(p *packer, v string) { p.str(v) })
+	packList(p, v.ScoreMetaData, func(p *packer, v *NodeScore) { packPtr(p, v, packNodeScore) })
+}
+
+func unpackAllocMetric(u *unpacker, v *AllocMetric) {
+	v.AllocationTime = time.Duration(u.int())
+	v.ClassExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	v.ClassFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	v.CoalescedFailures = int(u.int())
+	v.ConstraintFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	v.DimensionExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	v.NodePool = u.str()
+	v.NodesAvailable = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	v.NodesEvaluated = int(u.int())
+	v.NodesExhausted = int(u.int())
+	v.NodesFiltered = int(u.int())
+	v.NodesInPool = int(u.int())
+	v.QuotaExhausted = unpackList(u, func(u *unpacker) string { return u.str() })
+	v.ScoreMetaData = unpackList(u, func(u *unpacker) *NodeScore { return unpackPtr(u, unpackNodeScore) })
+}
+
 func appendAllocStop(b []byte, v *AllocStop) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -1960,6 +1996,7 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
+	v = v.Whole()
 	b = appendMapLen(b, 34)
 	b = appendUint(append(b, "\xb0"+"AllocModifyIndex"...), v.AllocModifyIndex)
 	b = appendAllocatedResources(append(b, "\xb2"+"AllocatedResources"...), v.AllocatedResources)
@@ -4303,6 +4340,18 @@ func copyNodeScore(v *NodeScore) {
 	v.Scores = copyMap(v.Scores, nil)
 }
 
+func packNodeScore(p *packer, v *NodeScore) {
+	p.str(v.NodeID)
+	p.int(v.Norm)
+	packMap(p, v.Scores, func(p *packer, v int64) { p.int(v) })
+}
+
+func unpackNodeScore(u *unpacker, v *NodeScore) {
+	v.NodeID = u.str()
+	v.Norm = u.int()
+	v.Scores = unpackMap(u, func(u *unpacker) int64 { return u.int() })
+}
+
 func appendNodeStatusUpdate(b []byte, v *NodeStatusUpdate) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5488,6 +5537,28 @@ func copyTaskEvent(v *TaskEvent) {
 	v.Details = copyMap(v.Details, nil)
 }
 
+func packTaskEvent(p *packer, v *TaskEvent) {
+	packMap(p, v.Details, func(p *packer, v string) { p.str(v) })
+	p.str(v.DisplayMessage)
+	p.int(int64(v.ExitCode))
+	p.bool(v.FailsTask)
+	p.str(v.Message)
+	p.int(int64(v.Signal))
+	p.moment(v.Time)
+	p.str(v.Type)
+}
+
+func unpackTaskEvent(u *unpacker, v *TaskEvent) {
+	v.Details = unpackMap(u, func(u *unpacker) string { return u.str() })
+	v.DisplayMessage = u.str()
+	v.ExitCode = int(u.int())
+	v.FailsTask = u.bool()
+	v.Message = u.str()
+	v.Signal = int(u.int())
+	v.Time = u.moment()
+	v.Type = u.str()
+}
+
 func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5639,6 +5710,26 @@ func decodeTaskState(d *decoder, v *TaskState) {
 
 func copyTaskState(v *TaskState) {
 	v.Events = copyList(v.Events, func(v **TaskEvent) { *v = copyPtr(*v, copyTaskEvent) })
+}
+
+func packTaskState(p *packer, v *TaskState) {
+	packList(p, v.Events, func(p *packer, v *TaskEvent) { packPtr(p, v, packTaskEvent) })
+	p.bool(v.Failed)
+	p.moment(int64(v.FinishedAt))
+	p.moment(int64(v.LastRestart))
+	p.uint(v.Restarts)
+	p.moment(int64(v.StartedAt))
+	p.str(v.State)
+}
+
+func unpackTaskState(u *unpacker, v *TaskState) {
+	v.Events = unpackList(u, func(u *unpacker) *TaskEvent { return unpackPtr(u, unpackTaskEvent) })
+	v.Failed = u.bool()
+	v.FinishedAt = Time(u.moment())
+	v.LastRestart = Time(u.moment())
+	v.Restarts = u.uint()
+	v.StartedAt = Time(u.moment())
+	v.State = u.str()
 }
 
 func appendTemplate(b []byte, v *Template) []byte {

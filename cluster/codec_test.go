@@ -191,6 +191,33 @@ func spoil(v reflect.Value) {
 	}
 }
 
+// TestPackedAllocations packs random allocations and looks at them whole, stored and copied.
+func TestPackedAllocations(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for i := range 500 {
+		a := new(Allocation)
+		random(r, reflect.ValueOf(a).Elem(), i%7)
+		if i%3 == 0 {
+			a.TaskStates, a.Metrics = newWorld(3).states(), &AllocMetric{ScoreMetaData: []*NodeScore{{NodeID: "4c1ff4f2-3a1c-4b4f-8f0b-0a7c1c8d9e10"}, nil, {NodeID: "4C1ff4f2-3a1c-4b4f-8f0b-0a7c1c8d9e10"}}}
+		}
+		want, whole := Marshal(a), Clone(a)
+		a.pack()
+		if a.TaskStates != nil || a.Metrics != nil {
+			t.Fatal("not all was packed")
+		}
+		if got := a.Whole(); !reflect.DeepEqual(got, whole) {
+			t.Fatalf("%+v\n is packed and unpacked\n%+v", whole, got)
+		}
+		if !bytes.Equal(Marshal(a), want) || !bytes.Equal(Marshal(Clone(a)), want) {
+			t.Fatal("a packed allocation is stored in another form")
+		}
+		a.pack()
+		if !reflect.DeepEqual(a.Whole(), whole) || whole.Whole() != whole {
+			t.Fatal("what is packed is packed again, or unpacked twice")
+		}
+	}
+}
+
 // TestUnknownFieldsAreSkipped reads records with a field that this version does not know.
 func TestUnknownFieldsAreSkipped(t *testing.T) {
 	deep := any("end")

@@ -388,7 +388,7 @@ func reads(r *rand.Rand, s *Snapshot) map[string]func(*Snapshot, WatchSet) []any
 		"evals":                func(s *Snapshot, ws WatchSet) []any { return many(s.Evals(ws, e[:5])) },
 		"job's evals":          func(s *Snapshot, ws WatchSet) []any { return many(s.EvalsByJob(ws, k)) },
 		"open evals":           func(s *Snapshot, ws WatchSet) []any { return many(s.OpenEvals(ws)) },
-		"alloc":                func(s *Snapshot, ws WatchSet) []any { return one(s.Alloc(ws, a)) },
+		"alloc":                func(s *Snapshot, ws WatchSet) []any { return []any{string(Marshal(s.Alloc(ws, a)))} },
 		"allocs":               func(s *Snapshot, ws WatchSet) []any { return many(s.Allocs(ws, a[:6])) },
 		"job's allocs":         func(s *Snapshot, ws WatchSet) []any { return many(s.AllocsByJob(ws, k)) },
 		"node's allocs":        func(s *Snapshot, ws WatchSet) []any { return many(s.AllocsByNode(ws, n)) },

@@ -45,6 +45,7 @@ type Table struct {
 	New    func() any
 	key    func(any) string
 	by     map[string]func(any) string // secondary indexes: value by record, "" for none
+	pack   func(any)                   // makes a record small before it is kept; nil: it stays as it is
 
 	number  int // in Tables
 	indexes []secondary
@@ -118,7 +119,8 @@ var Tables = []*Table{
 	},
 	{
 		Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
-		key: func(v any) string { return v.(*Allocation).ID },
+		key:  func(v any) string { return v.(*Allocation).ID },
+		pack: func(v any) { v.(*Allocation).pack() },
 		by: map[string]func(any) string{
 			"job":  func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
 			"node": func(v any) string { return v.(*Allocation).NodeID },
@@ -346,9 +348,13 @@ func (s *Snapshot) OpenEvals(ws WatchSet) []*Evaluation {
 	return list[Evaluation](s.txn, ws, TableEvals, "open_prefix", "")
 }
 
-// Alloc returns an allocation by its whole ID.
+// Alloc returns an allocation by its whole ID, with TaskStates and Metrics. The lists
+// of allocations leave both packed: Whole gives them.
 func (s *Snapshot) Alloc(ws WatchSet, id string) *Allocation {
-	return first[Allocation](s.txn, ws, TableAllocs, "id", id)
+	if a := first[Allocation](s.txn, ws, TableAllocs, "id", id); a != nil {
+		return a.Whole()
+	}
+	return nil
 }
 
 // Allocs returns the allocations whose ID begins with prefix, by ID.

@@ -216,6 +216,9 @@ func (r *Restore) Add(t *Table, record []byte) error {
 	case *resultEntry:
 		r.results = append(r.results, *v)
 	default:
+		if t.pack != nil {
+			t.pack(v)
+		}
 		r.batch.rows(t).put(r.batch.edit, t, key, v)
 	}
 	return nil

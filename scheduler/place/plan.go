@@ -343,7 +343,7 @@ func (p *planner) updateInPlace(g *group, old *cluster.Allocation) {
 		return
 	}
 	g.counts.InPlaceUpdate++
-	a := *old
+	a := *old.Whole()
 	a.EvalID, a.JobVersion, a.JobCreateIndex = p.in.Eval.ID, p.job.Version, p.job.CreateIndex
 	a.TaskStates = nil // the node's side: the state keeps its own
 	if id := p.deploymentOf(g); a.DeploymentID != id {

@@ -55,7 +55,7 @@ func preferred(d *cluster.DisconnectStrategy, a, b *cluster.Allocation) int {
 
 // startedAt is since when all tasks of an allocation have run without a break.
 func startedAt(a *cluster.Allocation) (at cluster.Time) {
-	for _, s := range a.TaskStates {
+	for _, s := range a.Whole().TaskStates {
 		if s != nil {
 			at = max(at, s.StartedAt)
 		}
@@ -65,8 +65,8 @@ func startedAt(a *cluster.Allocation) (at cluster.Time) {
 
 // score is what the allocation's node was worth when it was placed there.
 func score(a *cluster.Allocation) int64 {
-	if a.Metrics != nil {
-		for _, s := range a.Metrics.ScoreMetaData {
+	if m := a.Whole().Metrics; m != nil {
+		for _, s := range m.ScoreMetaData {
 			if s.NodeID == a.NodeID {
 				return s.Norm
 			}

@@ -31,7 +31,7 @@ func nextReschedule(p *cluster.ReschedulePolicy, a *cluster.Allocation) (cluster
 // failedAt is when the last task of an allocation ended.
 func failedAt(a *cluster.Allocation) cluster.Time {
 	var at cluster.Time
-	for _, s := range a.TaskStates {
+	for _, s := range a.Whole().TaskStates {
 		if s != nil {
 			at = max(at, s.FinishedAt)
 		}

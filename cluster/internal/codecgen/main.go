@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}}
+	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}}
 	var roots []reflect.Type
 	for _, t := range cluster.Tables {
 		r := reflect.TypeOf(t.New()).Elem()
@@ -34,6 +34,10 @@ func main() {
 	}
 	for _, r := range roots {
 		g.add(r, "")
+	}
+	for _, name := range []string{"TaskStates", "Metrics"} { // what allocations keep packed
+		f, _ := reflect.TypeFor[cluster.Allocation]().FieldByName(name)
+		g.addPacked(f.Type)
 	}
 	slices.SortFunc(g.types, func(a, b reflect.Type) int { return cmp.Compare(g.funcs[a], g.funcs[b]) })
 	g.file()
@@ -51,6 +55,7 @@ type generator struct {
 	types   []reflect.Type          // structs, all that the roots reach
 	funcs   map[reflect.Type]string // the last part of their functions' names
 	records map[reflect.Type]bool   // kept one by one in tables: each is allocated on its own
+	packed  map[reflect.Type]bool
 }
 
 func (g *generator) p(format string, args ...any) { fmt.Fprintf(&g.out, format+"\n", args...) }
@@ -72,6 +77,18 @@ func (g *generator) add(t reflect.Type, path string) {
 		g.types = append(g.types, t)
 		for _, f := range fields(t) {
 			g.add(f.Type, g.funcs[t]+f.Name)
+		}
+	}
+}
+
+func (g *generator) addPacked(t reflect.Type) {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Map:
+		g.addPacked(t.Elem())
+	case reflect.Struct:
+		g.packed[t] = true
+		for _, f := range fields(t) {
+			g.addPacked(f.Type)
 		}
 	}
 }
@@ -135,6 +152,9 @@ func (g *generator) file() {
 		g.encoder(t)
 		g.decoder(t)
 		g.copier(t)
+		if g.packed[t] {
+			g.packer(t)
+		}
 	}
 }
 
@@ -172,6 +192,9 @@ func quote(key string) string {
 func (g *generator) encoder(t reflect.Type) {
 	list := fields(t)
 	g.p("\nfunc append%s(b []byte, v *%s) []byte {\nif v == nil { return append(b, 0xc0) }", g.funcs[t], name(t))
+	if _, ok := reflect.PointerTo(t).MethodByName("Whole"); ok {
+		g.p("v = v.Whole()")
+	}
 	always := 0
 	var optional []field
 	for _, f := range list {
@@ -392,4 +415,79 @@ func (g *generator) copyFunc(t reflect.Type) string {
 		return "copy" + g.funcs[t]
 	}
 	return fmt.Sprintf("func(v *%s) { *v = %s }", name(t), g.copy(t, "*v"))
+}
+
+func (g *generator) packer(t reflect.Type) {
+	g.p("\nfunc pack%s(p *packer, v *%s) {", g.funcs[t], name(t))
+	for _, f := range fields(t) {
+		g.p("%s", g.pack(f, "v."+f.Name))
+	}
+	g.p("}\n\nfunc unpack%s(u *unpacker, v *%s) {", g.funcs[t], name(t))
+	for _, f := range fields(t) {
+		g.p("v.%s = %s", f.Name, g.unpack(f))
+	}
+	g.p("}")
+}
+
+// moment says whether a field is a time, of which records have many that lie close together.
+func moment(f field) bool { return f.Type == reflect.TypeFor[cluster.Time]() || f.Name == "Time" }
+
+// pack is the statement that packs v.
+func (g *generator) pack(f field, v string) string {
+	t := f.Type
+	switch t.Kind() {
+	case reflect.String:
+		return fmt.Sprintf("p.str(%s)", plain(t, "string", v))
+	case reflect.Bool:
+		return fmt.Sprintf("p.bool(%s)", v)
+	case reflect.Int, reflect.Int64:
+		if moment(f) {
+			return fmt.Sprintf("p.moment(%s)", plain(t, "int64", v))
+		}
+		return fmt.Sprintf("p.int(%s)", plain(t, "int64", v))
+	case reflect.Uint64:
+		return fmt.Sprintf("p.uint(%s)", plain(t, "uint64", v))
+	case reflect.Pointer:
+		return fmt.Sprintf("packPtr(p, %s, pack%s)", v, g.funcs[t.Elem()])
+	case reflect.Slice:
+		return fmt.Sprintf("packList(p, %s, %s)", v, g.packFunc(t.Elem()))
+	case reflect.Map:
+		return fmt.Sprintf("packMap(p, %s, %s)", v, g.packFunc(t.Elem()))
+	}
+	log.Fatalf("codecgen: no packing of %s", t)
+	return ""
+}
+
+func (g *generator) packFunc(t reflect.Type) string {
+	return fmt.Sprintf("func(p *packer, v %s) { %s }", name(t), g.pack(field{StructField: reflect.StructField{Type: t}}, "v"))
+}
+
+// unpack is the expression for a packed value.
+func (g *generator) unpack(f field) string {
+	t := f.Type
+	switch t.Kind() {
+	case reflect.String:
+		return strings.ReplaceAll(name(t)+"(u.str())", "string(u.str())", "u.str()")
+	case reflect.Bool:
+		return "u.bool()"
+	case reflect.Int, reflect.Int64:
+		if moment(f) {
+			return strings.ReplaceAll(name(t)+"(u.moment())", "int64(u.moment())", "u.moment()")
+		}
+		return strings.ReplaceAll(name(t)+"(u.int())", "int64(u.int())", "u.int()")
+	case reflect.Uint64:
+		return "u.uint()"
+	case reflect.Pointer:
+		return fmt.Sprintf("unpackPtr(u, unpack%s)", g.funcs[t.Elem()])
+	case reflect.Slice:
+		return fmt.Sprintf("unpackList(u, %s)", g.unpackFunc(t.Elem()))
+	case reflect.Map:
+		return fmt.Sprintf("unpackMap(u, %s)", g.unpackFunc(t.Elem()))
+	}
+	log.Fatalf("codecgen: no unpacking of %s", t)
+	return ""
+}
+
+func (g *generator) unpackFunc(t reflect.Type) string {
+	return fmt.Sprintf("func(u *unpacker) %s { return %s }", name(t), g.unpack(field{StructField: reflect.StructField{Type: t}}))
 }
