@@ -28,6 +28,21 @@ func (s *Snapshot) NextJobKey(k JobKey) (next JobKey, found bool) {
 	return next, found
 }
 
+// NodesVersion stands for the records of all nodes: equal values, of whatever
+// snapshots, mean equal records.
+func (s *Snapshot) NodesVersion() any { return s.txn.rows[tableByName[TableNodes].number] }
+
+// HoldingVersions calls fn for each node on which something holds resources, by ID,
+// with what stands for that: equal versions, of whatever snapshots, mean the same
+// allocations with the same resources.
+func (s *Snapshot) HoldingVersions(fn func(nodeID string, version any)) {
+	q := newQuery(TableAllocs, "holds", nil)
+	s.txn.rows[q.table.number].by[q.by].ascend("", func(nodeID string, x *set) bool {
+		fn(nodeID, x)
+		return true
+	})
+}
+
 // next gives the smallest key that is greater than key.
 func (t *tree[V]) next(key string) (string, bool) {
 	if t.root == nil {

@@ -350,12 +350,13 @@ func (c *checker) migrate(jobType string, job, group *api.MigrateStrategy, path 
 func (c *checker) disconnect(in *api.TaskGroup, path string) *cluster.DisconnectStrategy {
 	d := &cluster.DisconnectStrategy{Replace: true, Reconcile: cluster.ReconcileBestScore}
 	at := join(path, "disconnect")
+	lostAfter, prevent := in.MaxClientDisconnect, or(in.PreventRescheduleOnLost, false) //nolint:staticcheck // the older names are read on purpose
 	for _, old := range []struct {
 		name, now string
 		set       bool
 	}{
-		{"max_client_disconnect", "lost_after", in.MaxClientDisconnect != nil},
-		{"prevent_reschedule_on_lost", "replace", or(in.PreventRescheduleOnLost, false)},
+		{"max_client_disconnect", "lost_after", lostAfter != nil},
+		{"prevent_reschedule_on_lost", "replace", prevent},
 	} {
 		if old.set && in.Disconnect != nil {
 			c.fault(join(path, old.name), "cannot stand beside a disconnect block; use its %s", old.now)
@@ -363,11 +364,11 @@ func (c *checker) disconnect(in *api.TaskGroup, path string) *cluster.Disconnect
 			c.warn(join(path, old.name), "is an old name; use disconnect { %s }", old.now)
 		}
 	}
-	if in.MaxClientDisconnect != nil {
-		d.LostAfter = *in.MaxClientDisconnect
+	if lostAfter != nil {
+		d.LostAfter = *lostAfter
 		c.notNegative(d.LostAfter, join(path, "max_client_disconnect"))
 	}
-	if or(in.PreventRescheduleOnLost, false) {
+	if prevent {
 		d.Replace = false
 	}
 	if b := in.Disconnect; b != nil {

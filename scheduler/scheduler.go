@@ -142,18 +142,34 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 
 // watchState calls look on a snapshot, and again whenever something that look
 // read through its watch set has changed, another state has taken this one's
-// place, or the time that look gave (0: none) has come. It ends with ctx.
+// place, or the time that look gave (0: none) has come. A look that took long is
+// followed by a pause, so that a state that changes all the time costs no more than
+// a part of a core. It ends with ctx.
 func (s *Scheduler) watchState(ctx context.Context, look func(*cluster.Snapshot, cluster.WatchSet) (next cluster.Time)) error {
 	for {
 		snap := s.store.State().Snapshot()
 		ws := make(cluster.WatchSet)
+		start := time.Now()
 		next := look(snap, ws)
+		took := time.Since(start)
 		ws.Add(snap.Abandoned())
 		if err := waitChange(ctx, ws, next); err != nil {
 			return err
 		}
+		if took > quickLook {
+			if err := sleep(ctx, min(lookShare*took, maxLookPause)); err != nil {
+				return err
+			}
+		}
 	}
 }
+
+// Pauses between looks at a state that changes all the time.
+const (
+	quickLook    = 50 * time.Microsecond // needs none
+	lookShare    = 4                     // times what the look took
+	maxLookPause = 100 * time.Millisecond
+)
 
 // waitChange returns when a watch fires or the time comes; with ctx's error when that ends.
 func waitChange(ctx context.Context, ws cluster.WatchSet, at cluster.Time) error {

@@ -16,6 +16,7 @@ type Steps struct {
 	newID func() string
 
 	collector *collector
+	cache     place.Cache
 }
 
 // NewSteps begins a reign; zero values of keep take the defaults.
@@ -44,7 +45,7 @@ func (s *Steps) Plan(snap *cluster.Snapshot, now cluster.Time, max int) (b *Batc
 	}
 	next, _ = s.queue.sync(snap.OpenEvals(nil), snap.Index(nil, cluster.IndexCapacity), snap.SchedulerConfig(nil).PauseEvalBroker, now)
 	b = &Batch{steps: s}
-	view := place.NewView(snap)
+	view := s.cache.View(snap)
 	for _, i := range s.queue.takeReady(max) {
 		eval := snap.Eval(nil, i.eval.ID)
 		if eval == nil || eval.Terminal() {

@@ -42,6 +42,7 @@ type worker struct {
 	*Scheduler
 	queue   *queue
 	applier *applier
+	cache   place.Cache
 }
 
 func (w *worker) run(ctx context.Context) error {
@@ -75,7 +76,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 		}
 		return nil
 	}
-	view := place.NewView(snap)
+	view := w.cache.View(snap)
 	var items []*item
 	var results []*place.Result
 	var plans []*submission

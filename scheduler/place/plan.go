@@ -24,7 +24,7 @@ const (
 const followupWindow = 5 * time.Second
 
 // Reader is what placement reads; *cluster.Snapshot is one. Its watch sets are
-// always nil.
+// always nil. Equal versions mean equal records, in whatever snapshots.
 type Reader interface {
 	Index(ws cluster.WatchSet, tables ...string) uint64
 	Nodes(ws cluster.WatchSet, prefix string) []*cluster.Node
@@ -36,34 +36,23 @@ type Reader interface {
 	EvalsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Evaluation
 	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
 	FleetHold(ws cluster.WatchSet) *cluster.FleetHold
+	NodesVersion() any
+	HoldingVersions(fn func(nodeID string, version any)) // by ID
 }
 
 // View is a snapshot made ready for placement. Plans made from one view know of
 // each other's placements, so several jobs can be planned on one snapshot
 // without meeting on a node. It is not safe for concurrent use.
 type View struct {
+	*Cache
 	reader Reader
 	config *cluster.SchedulerConfiguration
 	freeze *cluster.FleetHold // nil: what is on silent nodes is replaced
 	index  uint64
-	hosts  []*host // by node ID
-	byID   map[string]*host
 }
 
-// NewView prepares a snapshot. What nodes have in use is read when it is first
-// asked for.
-func NewView(r Reader) *View {
-	nodes := r.Nodes(nil, "")
-	v := &View{
-		reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
-		hosts: make([]*host, len(nodes)), byID: make(map[string]*host, len(nodes)),
-	}
-	for i, n := range nodes {
-		v.hosts[i] = &host{node: n}
-		v.byID[n.ID] = v.hosts[i]
-	}
-	return v
-}
+// NewView prepares a snapshot that nothing is known of yet.
+func NewView(r Reader) *View { return new(Cache).View(r) }
 
 // Input is one question to placement.
 type Input struct {
@@ -112,9 +101,10 @@ type planner struct {
 	deployment *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
 	deferred   bool                // something waits for the allocation it replaces to end
 	paused     bool                // something would be replaced but for the hold on replacements
-	onJob      map[string]int      // live allocations of the job by node
-	onGroup    map[string]map[string]int
-	left       int // bytes that the plan may still grow by
+	onJob      tallies             // live allocations of the job
+	onGroup    map[string]tallies
+	moved      []move // not counted there yet
+	left       int    // bytes that the plan may still grow by
 	bounded    bool
 	followups  []*cluster.Evaluation
 	result     *Result
@@ -126,8 +116,8 @@ func (v *View) Plan(in Input) *Result {
 	key := in.Eval.JobKey()
 	p := &planner{
 		View: v, in: in, job: in.Job, allocs: v.reader.AllocsByJob(nil, key),
-		onJob: map[string]int{}, onGroup: map[string]map[string]int{},
-		left: in.MaxBytes, bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
+		onGroup: map[string]tallies{},
+		left:    in.MaxBytes, bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
 		result: &Result{
 			Plan: &cluster.Plan{
 				EvalID: in.Eval.ID, EvalEpoch: in.Eval.ModifyIndex, Namespace: key.Namespace, JobID: key.ID,
@@ -161,14 +151,31 @@ func (v *View) Plan(in Input) *Result {
 
 // count keeps how many live allocations the job has on each node.
 func (p *planner) count(a *cluster.Allocation, by int) {
-	p.onJob[a.NodeID] += by
-	if p.onGroup[a.TaskGroup] == nil {
-		p.onGroup[a.TaskGroup] = map[string]int{}
+	if h := p.byID[a.NodeID]; h != nil { // else its node is gone
+		p.moved = append(p.moved, move{h.index, a.TaskGroup, int32(by)})
 	}
-	p.onGroup[a.TaskGroup][a.NodeID] += by
-	if h := p.byID[a.NodeID]; h != nil {
-		h.revision++
+}
+
+// move is a change of what the job has on a host.
+type move struct {
+	host  int
+	group string
+	by    int32
+}
+
+// tally brings the counts up to date, for whoever is going to read them.
+func (p *planner) tally() {
+	for _, m := range p.moved {
+		if p.onJob == nil {
+			p.onJob = make(tallies, len(p.hosts))
+		}
+		if p.onGroup[m.group] == nil {
+			p.onGroup[m.group] = make(tallies, len(p.hosts))
+		}
+		p.onJob[m.host] += m.by
+		p.onGroup[m.group][m.host] += m.by
 	}
+	p.moved = p.moved[:0]
 }
 
 // oldDeployment ends the deployment of an older version, or of a stopped job,
@@ -292,7 +299,7 @@ func (p *planner) planGroup(g *group) {
 	if len(g.wants) == 0 {
 		return
 	}
-	nodes := p.newCandidates(newDemand(p.job, g.spec), p.in.Eval.ID)
+	nodes := p.newSearch(newDemand(p.job, g.spec), p.in.Eval.ID)
 	for _, w := range g.wants {
 		if p.full() {
 			p.result.Queued[g.name]++
@@ -405,7 +412,7 @@ func (p *planner) followUp(list []later, trigger, description string, set func(l
 }
 
 // place finds a node for one allocation, or says why there is none.
-func (p *planner) place(g *group, nodes *candidates, w want) {
+func (p *planner) place(g *group, nodes *search, w want) {
 	if w.stop != "" {
 		p.vacate(w.prev, -1) // it leaves its place to the new one
 	}
@@ -415,9 +422,8 @@ func (p *planner) place(g *group, nodes *candidates, w want) {
 			avoid = append(avoid, e.PrevNodeID)
 		}
 	}
-	h, metric := nodes.best(avoid, func(nodeID string) (job, group int) {
-		return p.onJob[nodeID], p.onGroup[g.name][nodeID]
-	})
+	p.tally()
+	h, metric := nodes.best(avoid, p.onJob, p.onGroup[g.name])
 	if h == nil {
 		p.fail(g, nodes.demand, w, metric)
 		return
@@ -445,8 +451,7 @@ func (p *planner) place(g *group, nodes *candidates, w want) {
 		p.left -= stopBytes
 		p.result.Plan.Stop = append(p.result.Plan.Stop, stopOf(w.prev, w.stop))
 	}
-	h.planned = append(h.planned, a)
-	h.use.Add(a)
+	p.plan(h, a)
 	p.count(a, 1)
 	p.add(a)
 }
@@ -490,7 +495,7 @@ func (p *planner) placeNothing() {
 			continue
 		}
 		h.planned = slices.Delete(h.planned, i, i+1)
-		h.use = nil
+		p.forget(h)
 		p.count(a, -1)
 		p.result.Queued[a.TaskGroup]++
 		replaced[a.PreviousAllocation] = true

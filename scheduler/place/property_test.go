@@ -14,7 +14,8 @@ import (
 // nodes on the real state. Whatever happens: a plan made on a fresh snapshot is
 // never refused, plans of one view never meet, the state's invariants hold (no
 // device or port twice, no node over its capacity), the same question gets the
-// same answer, and once all nodes are back no name lives twice.
+// same answer whether or not placement remembers earlier ones, and once all nodes
+// are back no name lives twice.
 func TestPlansHold(t *testing.T) {
 	seeds := uint64(25)
 	if testing.Short() {
@@ -36,6 +37,7 @@ type randomCluster struct {
 	now   cluster.Time
 	ids   int
 	nodes []string
+	cache Cache
 }
 
 func newRandomCluster(t *testing.T, seed uint64) *randomCluster {
@@ -265,8 +267,7 @@ func (c *randomCluster) answer() {
 			return
 		}
 		maxBytes := pick(c.rnd, []int{0, 2000})
-		plan := func(ids *int) (plans []*cluster.Plan) {
-			v := NewView(snap)
+		plan := func(v *View, ids *int) (plans []*cluster.Plan) {
 			for _, e := range open {
 				newID := func() string { *ids++; return fmt.Sprintf("%08d-0000-0000-0000-000000000000", *ids) }
 				r := v.Plan(Input{Job: snap.Job(nil, e.JobKey()), Eval: e, Now: c.now, NewID: newID, MaxBytes: maxBytes})
@@ -278,9 +279,9 @@ func (c *randomCluster) answer() {
 			return plans
 		}
 		again := c.ids
-		plans := plan(&c.ids)
-		if !bytes.Equal(cluster.Marshal(plans), cluster.Marshal(plan(&again))) {
-			c.t.Fatal("the same snapshot, evaluations and IDs gave two different plans")
+		plans := plan(c.cache.View(snap), &c.ids)
+		if !bytes.Equal(cluster.Marshal(plans), cluster.Marshal(plan(NewView(snap), &again))) {
+			c.t.Fatal("the same snapshot, evaluations and IDs gave two different plans, with and without what was known before")
 		}
 		cmd := &cluster.ApplyPlans{Plans: plans}
 		for i, r := range c.apply(cmd, &cmd.Stamp).Plans {

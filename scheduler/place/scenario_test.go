@@ -71,7 +71,9 @@ type world struct {
 func (w *world) Index(cluster.WatchSet, ...string) uint64                         { return 100 }
 func (w *world) Nodes(cluster.WatchSet, string) []*cluster.Node                   { return w.nodes }
 func (w *world) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &w.config }
-func (w *world) FleetHold(cluster.WatchSet) *cluster.FleetHold                    { return w.hold }
+
+func (w *world) NodesVersion() any                             { return new(int) }
+func (w *world) FleetHold(cluster.WatchSet) *cluster.FleetHold { return w.hold }
 
 func (w *world) AllocsHolding(_ cluster.WatchSet, id string) []*cluster.Allocation {
 	return w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id && a.Occupies() })
@@ -116,6 +118,12 @@ func (w *world) Eval(_ cluster.WatchSet, id string) *cluster.Evaluation {
 }
 
 func (w *world) EvalsByJob(cluster.WatchSet, cluster.JobKey) []*cluster.Evaluation { return w.evals }
+
+func (w *world) HoldingVersions(fn func(string, any)) {
+	for _, n := range w.nodes {
+		fn(n.ID, new(int))
+	}
+}
 
 func runScenario(t *testing.T, ar *txtar.Archive) string {
 	t.Helper()

@@ -24,12 +24,13 @@ const maxScores = 3
 
 // host is a node with what is in use there, the placements of this view included.
 type host struct {
-	node     *cluster.Node
-	use      *cluster.NodeUse
-	ports    portRanges
-	parsed   bool
-	planned  []*cluster.Allocation
-	revision int // moves when use, or what the job has there, changes
+	node    *cluster.Node
+	index   int // in the view's hosts
+	hash    uint64
+	use     *cluster.NodeUse
+	ports   portRanges
+	parsed  bool
+	planned []*cluster.Allocation
 }
 
 // reservedPorts are those that the node keeps for itself.
@@ -41,13 +42,6 @@ func (h *host) reservedPorts() portRanges {
 		}
 	}
 	return h.ports
-}
-
-// load reads what is in use on the host, once.
-func (v *View) load(h *host) {
-	if h.use == nil {
-		h.use = v.usage(h, "")
-	}
 }
 
 // usage adds up what occupies the host, leaving out the allocation without.
@@ -72,38 +66,33 @@ func (v *View) fitsWithout(d *demand, h *host, without string) bool {
 	return d.filter(h.node) == "" && d.exhausted(&freed) == ""
 }
 
-// candidates are the nodes that may take allocations of one group, with their
-// state as of the last placement.
+// candidates are the nodes that may run what is demanded, each with how it stood
+// when it was looked at last. They are the same for all groups that demand the same.
 type candidates struct {
-	view   *View
 	demand *demand
 	spread bool
 	metric cluster.AllocMetric // what is the same for every placement
 	list   []candidate
+	at     []int32 // by index of the host: its place in list, -1 for none
+	era    uint64  // of the changes that list has seen
+	seen   int     // … and how many of them
 	// Counts over list, kept as candidates change.
-	distinct       int
 	exhausted      map[string]int
 	classExhausted map[string]int
 }
 
-// candidate is one node. Its state is good while revision is the host's.
+// candidate is one node.
 type candidate struct {
 	host      *host
-	revision  int
-	distinct  bool   // another allocation is there and distinct_hosts forbids it
+	hash      uint64 // the host's
 	exhausted string // the dimension that is full
-	scores    map[string]int64
-	sum       int64
-	tie       uint64 // orders equal scores; depends on the evaluation, so that plans made side by side seldom meet
+	packing   int64  // score by what would be left free
+	spare     bool   // it has devices to spare that the demand has no use for
 }
 
 // newCandidates filters all nodes once.
-func (v *View) newCandidates(d *demand, evalID string) *candidates {
-	c := &candidates{
-		view: v, demand: d, spread: v.config.SchedulerAlgorithm == "spread",
-		exhausted: map[string]int{}, classExhausted: map[string]int{},
-	}
-	d.oversubscribe = v.config.MemoryOversubscriptionEnabled
+func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
+	c := &candidates{demand: d, spread: spread, exhausted: map[string]int{}, classExhausted: map[string]int{}}
 	m := &c.metric
 	m.NodePool = nodePool(d.job.NodePool)
 	m.NodesAvailable = map[string]int{}
@@ -113,8 +102,10 @@ func (v *View) newCandidates(d *demand, evalID string) *candidates {
 		}
 	}
 	m.ClassFiltered, m.ConstraintFiltered = map[string]int{}, map[string]int{}
-	for _, h := range v.hosts {
+	c.at = make([]int32, len(hosts))
+	for i, h := range hosts {
 		n := h.node
+		c.at[i] = -1
 		if !n.Ready() || n.NodeResources == nil || !inPool(m.NodePool, n) {
 			continue
 		}
@@ -132,19 +123,34 @@ func (v *View) newCandidates(d *demand, evalID string) *candidates {
 			}
 			continue
 		}
-		c.list = append(c.list, candidate{host: h, revision: -1, tie: hash(evalID, n.ID)})
+		c.at[i] = int32(len(c.list))
+		c.list = append(c.list, candidate{host: h, hash: h.hash})
 	}
 	return c
+}
+
+// search looks for nodes for one group of a job.
+type search struct {
+	*candidates
+	view   *View
+	demand *demand // of this group, with its tasks
+	seed   uint64  // orders equal scores; depends on the evaluation, so that plans made side by side seldom meet
+}
+
+func (v *View) newSearch(d *demand, evalID string) *search {
+	return &search{candidates: v.candidatesFor(d), view: v, demand: d, seed: hash(evalID)}
 }
 
 // choice is a node that can take a placement.
 type choice struct {
 	*candidate
-	avoid bool
+	group int  // live allocations of the group there
+	avoid bool // something of the group failed there
 	norm  int64
+	tie   uint64
 }
 
-func (a choice) better(b choice) bool {
+func (a *choice) better(b *choice) bool {
 	switch {
 	case b.candidate == nil:
 		return true
@@ -154,43 +160,48 @@ func (a choice) better(b choice) bool {
 	return a.tie < b.tie
 }
 
+// tallies counts a job's live allocations by the index of their host; nil: none.
+type tallies []int32
+
 // best finds the node with the highest score for one placement; nil when none
 // can take it. Nodes in avoid are taken only when they are still the best with a
-// penalty. live says how many allocations the job, and the group, have on a node.
-func (c *candidates) best(avoid []string, live func(nodeID string) (job, group int)) (*host, *cluster.AllocMetric) {
+// penalty. job and group say how many live allocations there are on each node.
+func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.AllocMetric) {
 	var top [maxScores]choice
-	for i := range c.list {
-		k := &c.list[i]
-		if k.revision != k.host.revision {
-			c.refresh(k, live)
+	var distinct []*candidate // another allocation is there and distinct_hosts forbids it
+	s.catchUp()
+	for i := range s.list {
+		k := &s.list[i]
+		x := choice{candidate: k}
+		if group != nil {
+			x.group = int(group[k.host.index])
 		}
-		if k.distinct || k.exhausted != "" {
+		if (s.demand.distinctHosts && job != nil && job[k.host.index] > 0) || (s.demand.distinctInGroup && x.group > 0) {
+			distinct = append(distinct, k)
 			continue
 		}
-		x := choice{candidate: k, avoid: slices.Contains(avoid, k.host.node.ID)}
-		x.norm = k.sum / int64(len(k.scores))
-		if x.avoid {
-			x.norm = (k.sum - thousand) / int64(len(k.scores)+1)
+		if k.exhausted != "" {
+			continue
 		}
+		x.avoid = len(avoid) > 0 && slices.Contains(avoid, k.host.node.ID)
+		x.norm = s.norm(&x)
+		if last := &top[maxScores-1]; last.candidate != nil && x.norm < last.norm {
+			continue
+		}
+		x.tie = mix(s.seed ^ k.hash)
 		for j := range top {
-			if x.better(top[j]) {
+			if x.better(&top[j]) {
 				copy(top[j+1:], top[j:])
 				top[j] = x
 				break
 			}
 		}
 	}
-	m := c.metrics()
-	for _, x := range top {
-		if x.candidate == nil {
-			break
+	m := s.metrics(distinct)
+	for i := range top {
+		if x := &top[i]; x.candidate != nil {
+			m.ScoreMetaData = append(m.ScoreMetaData, &cluster.NodeScore{NodeID: x.host.node.ID, Scores: s.scores(x), Norm: x.norm})
 		}
-		scores := x.scores
-		if x.avoid {
-			scores = maps.Clone(scores)
-			scores[scoreAvoid] = -thousand
-		}
-		m.ScoreMetaData = append(m.ScoreMetaData, &cluster.NodeScore{NodeID: x.host.node.ID, Scores: scores, Norm: x.norm})
 	}
 	if top[0].candidate == nil {
 		return nil, m
@@ -198,101 +209,153 @@ func (c *candidates) best(avoid []string, live func(nodeID string) (job, group i
 	return top[0].host, m
 }
 
+// mix spreads the bits of a number (the finalizer of MurmurHash3).
+func mix(x uint64) uint64 {
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
+	return x ^ x>>33
+}
+
+// norm is the mean of the scores that apply to a choice.
+func (s *search) norm(x *choice) int64 {
+	if !x.spare && x.group == 0 && !x.avoid {
+		return x.packing
+	}
+	sum, n := x.packing, int64(1)
+	if x.spare {
+		sum, n = sum-thousand, n+1
+	}
+	if x.group > 0 {
+		sum, n = sum+s.antiAffinity(x), n+1
+	}
+	if x.avoid {
+		sum, n = sum-thousand, n+1
+	}
+	return sum / n
+}
+
+func (s *search) antiAffinity(x *choice) int64 {
+	return -int64(x.group+1) * thousand / int64(max(s.demand.group.Count, 1))
+}
+
+// scores names what norm is made of.
+func (s *search) scores(x *choice) map[string]int64 {
+	scores := map[string]int64{scoreBinpack: x.packing}
+	if s.spread {
+		scores = map[string]int64{scoreSpread: x.packing}
+	}
+	if x.spare {
+		scores[scoreSpareGPU] = -thousand
+	}
+	if x.group > 0 {
+		scores[scoreAnti] = s.antiAffinity(x)
+	}
+	if x.avoid {
+		scores[scoreAvoid] = -thousand
+	}
+	return scores
+}
+
 // refresh judges a candidate anew and keeps the counts right.
-func (c *candidates) refresh(k *candidate, live func(string) (job, group int)) {
-	c.view.load(k.host)
-	if k.distinct {
-		c.distinct--
+func (s *search) refresh(k *candidate) {
+	s.view.load(k.host)
+	s.countExhausted(k, -1)
+	k.exhausted = s.candidates.demand.exhausted(k.host)
+	s.countExhausted(k, 1)
+	if k.exhausted == "" {
+		k.packing, k.spare = s.score(k.host)
 	}
-	c.countExhausted(k, -1)
-	job, group := live(k.host.node.ID)
-	k.distinct = (c.demand.distinctHosts && job > 0) || (c.demand.distinctInGroup && group > 0)
-	k.exhausted = ""
-	if k.distinct {
-		c.distinct++
+}
+
+// catchUp judges anew where something has changed since the last time.
+func (s *search) catchUp() {
+	c, cache := s.candidates, s.view.Cache
+	if c.era != cache.era {
+		for i := range c.list {
+			s.refresh(&c.list[i])
+		}
 	} else {
-		k.exhausted = c.demand.exhausted(k.host)
-		c.countExhausted(k, 1)
-	}
-	if !k.distinct && k.exhausted == "" {
-		k.scores = c.score(k.host, group)
-		k.sum = 0
-		for _, s := range k.scores {
-			k.sum += s
+		for _, host := range cache.changes[c.seen:] {
+			if i := c.at[host]; i >= 0 {
+				s.refresh(&c.list[i])
+			}
 		}
 	}
-	k.revision = k.host.revision
+	c.era, c.seen = cache.era, len(cache.changes)
 }
 
 func (c *candidates) countExhausted(k *candidate, by int) {
+	countExhausted(c.exhausted, c.classExhausted, k, by)
+}
+
+// countExhausted counts a full node by dimension and class; what comes to nothing
+// leaves no trace.
+func countExhausted(dimensions, classes map[string]int, k *candidate, by int) {
 	if k.exhausted == "" {
 		return
 	}
-	c.exhausted[k.exhausted] += by
+	count(dimensions, k.exhausted, by)
 	if class := k.host.node.NodeClass; class != "" {
-		c.classExhausted[class] += by
+		count(classes, class, by)
 	}
 }
 
-// metrics gives the counts for one placement, or for its failure.
-func (c *candidates) metrics() *cluster.AllocMetric {
+func count(m map[string]int, key string, by int) {
+	if m[key] += by; m[key] == 0 {
+		delete(m, key)
+	}
+}
+
+// metrics gives the counts for one placement, or for its failure. Nodes that
+// distinct_hosts forbids count as filtered, whether they are full or not.
+func (c *candidates) metrics(distinct []*candidate) *cluster.AllocMetric {
 	m := c.metric
-	m.DimensionExhausted, m.ClassExhausted = map[string]int{}, map[string]int{}
-	for k, n := range c.exhausted {
-		if n > 0 {
-			m.DimensionExhausted[k] = n
-			m.NodesExhausted += n
-		}
-	}
-	for k, n := range c.classExhausted {
-		if n > 0 {
-			m.ClassExhausted[k] = n
-		}
-	}
-	if c.distinct > 0 {
-		m.NodesFiltered += c.distinct
+	m.DimensionExhausted, m.ClassExhausted = maps.Clone(c.exhausted), maps.Clone(c.classExhausted)
+	if len(distinct) > 0 {
+		m.NodesFiltered += len(distinct)
 		m.ConstraintFiltered = maps.Clone(m.ConstraintFiltered)
-		m.ConstraintFiltered[operandDistinctHosts] += c.distinct
+		m.ConstraintFiltered[operandDistinctHosts] += len(distinct)
+		for _, k := range distinct {
+			countExhausted(m.DimensionExhausted, m.ClassExhausted, k, -1)
+		}
+	}
+	for _, n := range m.DimensionExhausted {
+		m.NodesExhausted += n
 	}
 	return &m
 }
 
-// score rates a host for one more allocation; there are group of them already.
-func (c *candidates) score(h *host, group int) map[string]int64 {
+// score rates a host for one more allocation by what would be left free, and says
+// whether it has devices to spare.
+func (c *candidates) score(h *host) (packing int64, spare bool) {
 	d := c.demand
 	cpu, memory, _ := h.node.Available()
-	free := []int64{
+	free := [3]int64{
 		share(cpu-h.use.CPU-d.cpu, cpu),
 		share(memory-h.use.Memory-d.memory, memory),
 	}
+	n := 2
 	healthy, idle := h.deviceCount()
 	if len(d.devices) > 0 {
 		asked := int64(0)
 		for _, a := range d.devices {
 			asked += int64(a.request.Count)
 		}
-		free = append(free, share(idle-asked, healthy))
+		free[2], n = share(idle-asked, healthy), 3
 	}
 	// The emptier a node stays, the lower its packing; squares make one nearly
 	// full dimension count more than two half full ones.
 	waste := int64(0)
-	for _, f := range free {
+	for _, f := range free[:n] {
 		waste += f * f / thousand
 	}
-	waste /= int64(len(free))
-	scores := map[string]int64{}
-	if c.spread {
-		scores[scoreSpread] = waste
-	} else {
-		scores[scoreBinpack] = thousand - waste
+	waste /= int64(n)
+	if !c.spread {
+		waste = thousand - waste
 	}
-	if group > 0 {
-		scores[scoreAnti] = -int64(group+1) * thousand / int64(max(d.group.Count, 1))
-	}
-	if len(d.devices) == 0 && idle > 0 {
-		scores[scoreSpareGPU] = -thousand
-	}
-	return scores
+	return waste, len(d.devices) == 0 && idle > 0
 }
 
 // share is part/whole in thousandths, 0 for a node that has none.

@@ -1,0 +1,186 @@
+package place
+
+import (
+	"encoding/binary"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// maxJudged bounds the judged nodes that a Cache keeps, over all demands.
+const maxJudged = 250_000
+
+// Cache carries what was worked out on one snapshot over to the next: which nodes
+// can run what, what they have in use, how well it fits. Of that it takes only what
+// the snapshots say is the same, so that it changes no answer. The zero value is
+// ready; it belongs to one goroutine, and the View that it gave last is the one that
+// may be used.
+type Cache struct {
+	version any      // of the nodes
+	hosts   []*host  // by node ID
+	ids     []string // of hosts
+	holding []any    // what stands for what their use adds up
+	byID    map[string]*host
+	planned []*host // with placements of the last view
+	changes []int32 // indexes of hosts whose use has changed, oldest first
+	era     uint64  // moves when changes begins anew; then all may have changed
+
+	judged map[string]*candidates // by demand
+	order  []string               // … the oldest first
+}
+
+// View prepares a snapshot.
+func (c *Cache) View(r Reader) *View {
+	for _, h := range c.planned {
+		h.planned = nil
+		c.forget(h)
+	}
+	c.planned = c.planned[:0]
+	if v := r.NodesVersion(); c.hosts == nil || v != c.version {
+		c.version = v
+		c.takeNodes(r.Nodes(nil, ""))
+	}
+	c.takeUse(r)
+	return &View{Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil)}
+}
+
+// takeNodes begins with other nodes; what those that stay have in use is still true.
+func (c *Cache) takeNodes(nodes []*cluster.Node) {
+	old := c.byID
+	holding := c.holding
+	c.hosts, c.byID = make([]*host, len(nodes)), make(map[string]*host, len(nodes))
+	c.ids, c.holding = make([]string, len(nodes)), make([]any, len(nodes))
+	for i, n := range nodes {
+		h := &host{node: n, index: i, hash: hash(n.ID)}
+		if was := old[n.ID]; was != nil {
+			h.use, c.holding[i] = was.use, holding[was.index]
+		}
+		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
+	}
+	c.judged, c.order = map[string]*candidates{}, nil
+	c.changes, c.era = c.changes[:0], c.era+1
+}
+
+// takeUse forgets what is in use on the hosts where that has changed.
+func (c *Cache) takeUse(r Reader) {
+	i := 0
+	next := func(version any) {
+		if c.holding[i] != version {
+			c.holding[i] = version
+			c.forget(c.hosts[i])
+		}
+		i++
+	}
+	r.HoldingVersions(func(nodeID string, version any) {
+		for i < len(c.ids) && c.ids[i] < nodeID {
+			next(nil)
+		}
+		if i < len(c.ids) && c.ids[i] == nodeID {
+			next(version)
+		}
+	})
+	for i < len(c.ids) {
+		next(nil)
+	}
+}
+
+// forget drops what is in use on a host: it must be added up again.
+func (c *Cache) forget(h *host) {
+	h.use = nil
+	c.changed(h)
+}
+
+func (c *Cache) changed(h *host) {
+	if len(c.changes) > 2*len(c.hosts) {
+		c.changes, c.era = c.changes[:0], c.era+1
+	}
+	c.changes = append(c.changes, int32(h.index))
+}
+
+// load adds up what is in use on the host, where that is not known.
+func (v *View) load(h *host) {
+	if h.use == nil {
+		h.use = v.usage(h, "")
+	}
+}
+
+// plan counts a placement of this view.
+func (v *View) plan(h *host, a *cluster.Allocation) {
+	if len(h.planned) == 0 {
+		v.planned = append(v.planned, h)
+	}
+	h.planned = append(h.planned, a)
+	h.use.Add(a)
+	v.changed(h)
+}
+
+// candidatesFor gives the nodes for a demand, judged before where they are.
+func (v *View) candidatesFor(d *demand) *candidates {
+	d.oversubscribe = v.config.MemoryOversubscriptionEnabled
+	spread := v.config.SchedulerAlgorithm == "spread"
+	key := string(d.key(spread))
+	if c := v.judged[key]; c != nil {
+		return c
+	}
+	c := newCandidates(v.hosts, d, spread)
+	for n := (len(v.order) + 1) * len(v.hosts); n > maxJudged && len(v.order) > 0; n -= len(v.hosts) {
+		delete(v.judged, v.order[0])
+		v.order = v.order[1:]
+	}
+	v.judged[key], v.order = c, append(v.order, key)
+	return c
+}
+
+// key holds all that says which nodes suit the demand, and how well.
+func (d *demand) key(spread bool) []byte {
+	b := make([]byte, 0, 256)
+	text := func(ss ...string) {
+		for _, s := range ss {
+			b = binary.AppendUvarint(b, uint64(len(s)))
+			b = append(b, s...)
+		}
+	}
+	number := func(n int64) { b = binary.AppendVarint(b, n) }
+	flag := func(on bool) {
+		if on {
+			b = append(b, 1)
+		} else {
+			b = append(b, 0)
+		}
+	}
+	constraints := func(list []*cluster.Constraint) {
+		number(int64(len(list)))
+		for _, c := range list {
+			text(c.LTarget, c.Operand, c.RTarget)
+		}
+	}
+	flag(spread)
+	flag(d.oversubscribe)
+	flag(d.distinctHosts)
+	flag(d.distinctInGroup)
+	number(d.cpu)
+	number(d.memory)
+	number(d.disk)
+	text(d.job.NodePool)
+	number(int64(len(d.job.Datacenters)))
+	text(d.job.Datacenters...)
+	number(int64(len(d.drivers)))
+	text(d.drivers...)
+	constraints(d.constraints)
+	number(int64(len(d.networks)))
+	for _, n := range d.networks {
+		for _, ports := range [][]cluster.Port{n.ReservedPorts, n.DynamicPorts} {
+			number(int64(len(ports)))
+			for _, p := range ports {
+				text(p.Label)
+				number(int64(p.Value))
+			}
+		}
+	}
+	number(int64(len(d.devices)))
+	for _, a := range d.devices {
+		text(a.request.Name)
+		number(int64(a.request.Count))
+		constraints(a.request.Constraints)
+	}
+	return b
+}
