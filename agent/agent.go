@@ -21,6 +21,7 @@ import (
 	"github.com/rxvision/rxvision/blob"
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/fleet/pb"
+	"github.com/rxvision/rxvision/pki"
 )
 
 const goArch = runtime.GOARCH
@@ -77,6 +78,10 @@ type Config struct {
 	// them again. By default they run on.
 	StopTasksOnExit bool
 
+	// Identity opens the holder of the node's certificate; with it all of the wire is
+	// mTLS, and workers get certificates too. Nil: plain text.
+	Identity func(nodeID, name string) (*pki.Holder, error)
+
 	GPUs        gpu.Source        // nil: NVML, or none
 	DialOptions []grpc.DialOption // added to every connection: TLS, keep-alive
 	Log         *slog.Logger
@@ -101,17 +106,20 @@ type Agent struct {
 	metrics   *metrics
 	listener  net.Listener
 	nodeID    string
+	holder    *pki.Holder // of the node's certificate, nil without TLS
 	allocRoot string
 
 	nodeChanged chan struct{} // capacity 1
 
-	mu      sync.Mutex
-	node    *cluster.Node
-	runners map[string]*runner
-	client  pb.FleetClient // of the stream that is up, nil when none is
-	conns   map[string]*grpc.ClientConn
-	warned  map[string]bool
-	told    map[string]string // allocation → job version key, as this session's server named them
+	mu           sync.Mutex
+	node         *cluster.Node
+	runners      map[string]*runner
+	client       pb.FleetClient // of the stream that is up, nil when none is
+	conns        map[string]*grpc.ClientConn
+	warned       map[string]bool
+	reintroduced time.Time // when the node last tried to enrol again; of connect's goroutine
+
+	told map[string]string // allocation → job version key, as this session's server named them
 
 	runCtx     context.Context // what runners live by
 	suspend    context.Context // ends when tasks shall end with the agent
@@ -201,6 +209,13 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.log = a.log.With("node", a.nodeID)
+	var workers task.WorkerTLS
+	if cfg.Identity != nil {
+		if a.holder, err = cfg.Identity(a.nodeID, cfg.Name); err != nil {
+			return nil, err
+		}
+		workers = workerTLS{a}
+	}
 	if a.cache, err = blob.OpenCache(filepath.Join(cfg.DataDir, "artifacts"), cfg.CacheBytes, a.log, cfg.Metrics); err != nil {
 		return nil, err
 	}
@@ -212,7 +227,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	a.drivers = task.NewDrivers(ctx, task.Options{
 		RawExec: cfg.RawExec, CgroupParent: cfg.Cgroup, Hidden: append([]string{cfg.DataDir}, cfg.Hidden...),
 		Executable: cfg.Executable, WorkerEnv: cfg.WorkerEnv, ORTLibrary: cfg.ORTLibrary,
-		Cache: a.cache, Fetch: a.fetch,
+		Cache: a.cache, Fetch: a.fetch, WorkerTLS: workers,
 	})
 	if cfg.Drivers != nil {
 		cfg.Drivers(a.drivers)
@@ -255,6 +270,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		wg.Go(func() { a.watchGPUs(background) })
 		wg.Go(func() { a.collectGarbage(background) })
+		if a.holder != nil {
+			wg.Go(func() { _ = a.holder.Run(background) }) // gives no errors
+			wg.Go(func() { a.keepWorkersCertified(background) })
+		}
 		streaming, stopStream := context.WithCancel(context.Background())
 		wg.Go(func() { a.connect(streaming) })
 		<-ctx.Done()

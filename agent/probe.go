@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/rxvision/rxvision/agent/task"
 	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/pki"
 )
 
 // How a model server's readiness is probed.
@@ -20,9 +22,10 @@ const (
 	probeBody     = 4 << 10
 )
 
-// probe keeps the allocation's Serving true to what the server at address says,
-// until ctx ends.
-func (t *taskRunner) probe(ctx context.Context, address string) {
+// probe keeps the allocation's Serving true to what the server of a run says, until
+// ctx ends.
+func (t *taskRunner) probe(ctx context.Context, run task.State) {
+	address := run.Address
 	_, _, _, spec := t.r.spec(t.name)
 	if spec.Model == nil {
 		return
@@ -37,10 +40,15 @@ func (t *taskRunner) probe(ctx context.Context, address string) {
 	was := t.served()
 	ready := was != nil && was.Ready && was.Address == address
 	set(ready)
-	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	transport, scheme := &http.Transport{DisableKeepAlives: true}, "http"
+	if run.TLS && t.r.a.holder != nil {
+		scheme = "https"
+		transport.TLSClientConfig = t.r.a.holder.Material().Client(pki.Exactly(pki.RoleWorker, t.r.id))
+	}
+	client := &http.Client{Timeout: probeTimeout, Transport: transport}
 	failures := 0
 	for {
-		ok := probeOnce(ctx, client, "http://"+address+probePath)
+		ok := probeOnce(ctx, client, scheme+"://"+address+probePath)
 		if ok {
 			failures = 0
 		}

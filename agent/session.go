@@ -11,12 +11,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rxvision/rxvision/blob"
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/fleet/pb"
+	"github.com/rxvision/rxvision/pki"
 )
 
 // The wire to the servers.
@@ -58,6 +60,7 @@ func (a *Agent) connect(ctx context.Context) {
 		if served >= steady {
 			tries, order = 0, nil
 		}
+		a.reintroduce(ctx, err)
 		wait := retryIn(tries)
 		tries++
 		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", wait)
@@ -85,8 +88,15 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 	if c := a.conns[address]; c != nil {
 		return c, nil
 	}
+	wire := insecure.NewCredentials()
+	if a.holder != nil {
+		if !a.holder.Valid() { // a connection without a certificate would stay one
+			return nil, errors.New("this node has no valid certificate")
+		}
+		wire = credentials.NewTLS(a.holder.Material().Client(pki.Only(pki.RoleServer)))
+	}
 	options := append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(wire),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAlive, Timeout: keepAlive / 2, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{ // by itself gRPC would come to wait for two minutes
 			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redial},
@@ -106,6 +116,9 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 // and calls the other. served says how long it was of use: since the first desired
 // state was taken over. tries counts the attempts in vain before.
 func (a *Agent) session(ctx context.Context, address string, tries int) (served time.Duration, err error) {
+	if err := a.introduce(ctx); err != nil {
+		return 0, err
+	}
 	conn, err := a.dial(address)
 	if err != nil {
 		return 0, err

@@ -346,7 +346,7 @@ func (t *taskRunner) watch(ctx context.Context, h task.Handle) (end ending) {
 	probes, stopProbes := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	if h.State().Address != "" {
-		wg.Go(func() { t.probe(probes, h.State().Address) })
+		wg.Go(func() { t.probe(probes, h.State()) })
 	}
 	defer func() {
 		stopProbes()

@@ -1,8 +1,8 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // maxFile bounds a PEM file, in bytes.
@@ -67,14 +68,15 @@ func Create(path string, content []byte, mode os.FileMode) error {
 	return nil
 }
 
-// Replace puts content in the place of a file, so that a reader finds the old or the new one whole.
+// Replace puts content in the place of a file, so that a reader finds the old or the new one whole. The file belongs to
+// whom the folder belongs to, where this process may give it away.
 func Replace(path string, content []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".new-*") // 0600 from the start
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(mode), chownAs(f, filepath.Dir(path)), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -86,6 +88,21 @@ func Replace(path string, content []byte, mode os.FileMode) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// chownAs gives a file to the owner of a folder.
+func chownAs(f *os.File, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 {
+		return f.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	return nil
 }
 
 // readPEM reads the blocks of a file.
@@ -208,15 +225,32 @@ func LoadAuthority(certFile, keyFile string) (*Authority, error) {
 	return a, nil
 }
 
-// ecdsaKey reads a key file that this package wrote.
-func ecdsaKey(path string) (*ecdsa.PrivateKey, error) {
-	key, err := ReadKey(path)
+// EnsureKey reads a key file, which it makes first if it is not there.
+func EnsureKey(path string) (crypto.Signer, error) {
+	if !exists(path) {
+		key, err := NewKey()
+		if err != nil {
+			return nil, err
+		}
+		text, err := EncodeKey(key)
+		if err != nil {
+			return nil, err
+		}
+		if err := Replace(path, text, ModeKey); err != nil {
+			return nil, fmt.Errorf("store the key: %w", err)
+		}
+	}
+	return ReadKey(path)
+}
+
+// CopyIfChanged makes the file to hold what from holds.
+func CopyIfChanged(from, to string) error {
+	want, err := os.ReadFile(from)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	k, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s is no ECDSA key", path)
+	if is, err := os.ReadFile(to); err == nil && bytes.Equal(is, want) {
+		return nil
 	}
-	return k, nil
+	return Replace(to, want, ModeCert)
 }

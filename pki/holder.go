@@ -2,7 +2,7 @@ package pki
 
 import (
 	"context"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -32,6 +32,7 @@ const (
 	// Bounds of the pause after a renewal that failed: a hundredth of the life within these.
 	minRetry = 200 * time.Millisecond
 	maxRetry = 5 * time.Minute
+	maxPause = 30 * time.Second // between attempts of Keep
 )
 
 // Remote is where a Holder gets its certificate: a server, over the wire.
@@ -60,7 +61,7 @@ type HolderConfig struct {
 type Holder struct {
 	cfg      HolderConfig
 	log      *slog.Logger
-	key      *ecdsa.PrivateKey
+	key      crypto.Signer
 	material *Material
 	getting  sync.Mutex
 }
@@ -82,21 +83,8 @@ func OpenHolder(cfg HolderConfig) (*Holder, error) {
 	}
 	h := &Holder{cfg: cfg, log: cfg.Logger}
 	keyFile := filepath.Join(cfg.Dir, keyName)
-	if !exists(keyFile) {
-		key, err := NewKey()
-		if err != nil {
-			return nil, err
-		}
-		text, err := EncodeKey(key)
-		if err != nil {
-			return nil, err
-		}
-		if err := Replace(keyFile, text, ModeKey); err != nil {
-			return nil, fmt.Errorf("store the key: %w", err)
-		}
-	}
 	var err error
-	if h.key, err = ecdsaKey(keyFile); err != nil {
+	if h.key, err = EnsureKey(keyFile); err != nil {
 		return nil, fmt.Errorf("TLS: key: %w", err)
 	}
 	h.material, err = Load(Config{
@@ -189,9 +177,31 @@ func (h *Holder) get(ctx context.Context, ask func(csr []byte) ([][]byte, error)
 	return h.material.Reload()
 }
 
+// Keep is Run for who does nothing else with the Holder: it also gets the first certificate.
+func (h *Holder) Keep(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { _ = h.Run(ctx) }) // gives no errors
+	for pause := time.Second; ; pause = min(2*pause, maxPause) {
+		err := h.Ensure(ctx)
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		h.log.Error("there is no certificate", "identity", h.cfg.Identity.String(), "again_in", pause, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // Run renews the certificate before it expires, until ctx ends. While there is none Ensure is somebody else's to call.
 func (h *Holder) Run(ctx context.Context) error {
-	failing := time.Duration(0) // since the last certificate was due
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { _ = h.material.Run(ctx) }) // gives no errors
+	failing := time.Duration(0)               // since the last certificate was due
 	for {
 		wait := minRetry
 		if leaf := h.material.Leaf(); leaf != nil {
@@ -208,7 +218,6 @@ func (h *Holder) Run(ctx context.Context) error {
 		if leaf == nil {
 			continue
 		}
-		h.material.check(time.Now()) // the CA's file may have changed
 		if err := h.renew(ctx); err != nil && ctx.Err() == nil {
 			failing = clampDuration(life(leaf)/100, minRetry, maxRetry)
 			left := time.Until(leaf.NotAfter).Round(time.Second)
@@ -241,14 +250,18 @@ func life(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore
 
 // untilRenewal is how long to wait before a certificate is renewed.
 func untilRenewal(c *x509.Certificate, share float64, now time.Time) time.Duration {
-	whole := float64(life(c))
-	due := c.NotBefore.Add(skew).Add(time.Duration(whole * share)).Add(rand.N(max(1, time.Duration(whole*renewJitter))))
-	return max(0, due.Sub(now))
+	jitter := rand.N(max(1, time.Duration(float64(life(c))*renewJitter)))
+	return max(0, DueTime(c, share).Add(jitter).Sub(now))
+}
+
+// DueTime is when a certificate has lived the given share of its life.
+func DueTime(c *x509.Certificate, share float64) time.Time {
+	return c.NotBefore.Add(skew).Add(time.Duration(float64(life(c)) * share))
 }
 
 // Due says whether a certificate has lived the given share of its life.
 func Due(c *x509.Certificate, share float64, now time.Time) bool {
-	return !now.Before(c.NotBefore.Add(skew).Add(time.Duration(float64(life(c)) * share)))
+	return !now.Before(DueTime(c, share))
 }
 
 func clampDuration(d, low, high time.Duration) time.Duration { return max(low, min(d, high)) }

@@ -200,6 +200,9 @@ func (m *Material) checkOwn(l *loaded, certs []*x509.Certificate, now time.Time)
 	return faults
 }
 
+// CAFile is the file of the region's CA.
+func (m *Material) CAFile() string { return m.cfg.CA }
+
 // Identity is who the own certificate names, the zero one while there is none.
 func (m *Material) Identity() Identity { return m.current.Load().id }
 
@@ -269,12 +272,12 @@ func (m *Material) check(now time.Time) {
 func (m *Material) warn(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cfg.MayLack || now.Sub(m.warned) < warnEvery { // a Holder speaks for itself
+	if now.Sub(m.warned) < warnEvery {
 		return
 	}
 	l := m.current.Load()
 	certs := slices.Clone(l.cas)
-	if l.cert != nil {
+	if l.cert != nil && !m.cfg.MayLack { // a Holder speaks for itself
 		certs = append(certs, l.cert.Leaf)
 	}
 	for _, c := range certs {

@@ -8,6 +8,7 @@ package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,12 +56,13 @@ const (
 
 // Config says what a worker serves and how much at once. A zero means the default.
 type Config struct {
-	Model   string // its name in URLs
-	Version string // its version in URLs; when empty no version can be asked for
-	Path    string // the model file
-	Listen  string // host:port; port 0 chooses a free one
-	Library string // path of ONNX Runtime's shared library
-	Release string // version of this program, shown by GET /v2
+	Model   string      // its name in URLs
+	Version string      // its version in URLs; when empty no version can be asked for
+	Path    string      // the model file
+	Listen  string      // host:port; port 0 chooses a free one
+	Library string      // path of ONNX Runtime's shared library
+	TLS     *tls.Config // for the listener: says who may call; nil: plain text
+	Release string      // version of this program, shown by GET /v2
 
 	Threads       int   // of one run; default 1
 	MaxConcurrent int   // runs at once; default GOMAXPROCS / Threads
@@ -224,6 +226,9 @@ func run(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.Regist
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("worker: %w", err)
+	}
+	if c.TLS != nil {
+		listener = tls.NewListener(listener, c.TLS)
 	}
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx)) // of requests
 	defer end(nil)

@@ -89,6 +89,7 @@ type State struct {
 	Digest   string `json:",omitempty"` // onnx: the artifact in use
 	Size     int64  `json:",omitempty"`
 	Address  string `json:",omitempty"` // onnx: where the worker listens, host:port
+	TLS      bool   `json:",omitempty"` // onnx: … by TLS
 }
 
 // Config is one start of a task.
@@ -118,6 +119,15 @@ type Options struct {
 	ORTLibrary   string      // path of the ONNX Runtime library for workers
 	Cache        *blob.Cache // for models
 	Fetch        blob.Fetch
+	WorkerTLS    WorkerTLS // nil: workers speak plain text
+}
+
+// WorkerTLS gives workers their certificates.
+type WorkerTLS interface {
+	// Certify makes sure that dir, which belongs to the worker's user, holds a key and
+	// a valid certificate of an allocation's worker, and gives the arguments by which
+	// the worker finds them.
+	Certify(ctx context.Context, allocID, dir string) (args []string, err error)
 }
 
 // Drivers are the drivers of a node with what the host allows them.

@@ -70,10 +70,18 @@ func (o *onnx) Start(ctx context.Context, c *Config) (Handle, error) {
 	if cfg.Threads > 0 {
 		args = append(args, "-threads", strconv.Itoa(cfg.Threads))
 	}
+	if o.d.opts.WorkerTLS != nil {
+		tls, err := o.d.opts.WorkerTLS.Certify(ctx, c.Alloc.ID, c.Dir.Secrets())
+		if err != nil {
+			release()
+			return nil, transient{fmt.Errorf("certificate of the worker: %w", err)}
+		}
+		args = append(args, tls...)
+	}
 	spec := o.d.spec(c, o.d.executable(), args)
 	spec.Env = o.d.workerEnv(spec.Env)
 	s := c.state(DriverONNX)
-	s.Digest, s.Size, s.Address = m.Digest, m.Size, address
+	s.Digest, s.Size, s.Address, s.TLS = m.Digest, m.Size, address, o.d.opts.WorkerTLS != nil
 	p, err := startProcess(spec, s, c.Keep, release)
 	if err != nil {
 		release()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 
@@ -9,11 +11,13 @@ import (
 
 	"github.com/rxvision/rxvision/agent"
 	"github.com/rxvision/rxvision/agent/gpu"
+	"github.com/rxvision/rxvision/pki"
 )
 
 func newAgent() *cobra.Command {
 	var (
 		c        agent.Config
+		identity identityFlags
 		meta     []string
 		ort      string
 		nvml     string
@@ -24,11 +28,12 @@ func newAgent() *cobra.Command {
 		Short: "Run an agent: own this host's GPUs and allocations",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := loopbackOnly(map[string]string{"http-addr": c.HTTPAddr}); err != nil {
-				return err
+			plain := map[string]string{"http-addr": c.HTTPAddr}
+			if !identity.tls() {
+				plain["address"] = net.JoinHostPort(c.Address, "0") // of workers
 			}
 			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
-			if err != nil {
+			if err := errors.Join(err, identity.check(c.Servers), loopbackOnly(plain)); err != nil {
 				return err
 			}
 			c.Log, c.Metrics, c.Version, c.Meta = log, newMetrics(), version, map[string]string{}
@@ -42,6 +47,12 @@ func newAgent() *cobra.Command {
 			c.ORTLibrary = ortLibrary(ort)
 			if dir, err := filepath.Abs(c.DataDir); err == nil {
 				c.DataDir = dir
+			}
+			if c.Region = identity.region; identity.tls() {
+				c.Identity = func(nodeID, name string) (*pki.Holder, error) {
+					id := pki.Identity{Role: pki.RoleNode, Region: identity.region, Name: nodeID}
+					return identity.holder(id, name, filepath.Join(c.DataDir, "identity"), c.Servers, 0, log, c.Metrics)
+				}
 			}
 			if nvml != "" {
 				source, err := gpu.Open(gpu.Options{Library: nvml})
@@ -60,6 +71,8 @@ func newAgent() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&c.DataDir, "data-dir", filepath.Join(defaultDataDir, "agent"), "folder of allocations, artifacts and the agent's memory")
 	f.StringSliceVar(&c.Servers, "server", []string{defaultRPCAddr}, "host:port of a server's agent listener; may be given several times")
+	f.StringVar(&c.Address, "address", agent.DefaultAddress, "IP address that tasks' ports are bound to and advertised at")
+	identity.add(f)
 	f.StringVar(&c.HTTPAddr, "http-addr", defaultAgentAddr, "address of metrics and health")
 	f.StringVar(&c.Name, "name", "", "the node's name; default: the host's")
 	f.StringVar(&c.Datacenter, "datacenter", agent.DefaultDatacenter, "the datacenter")

@@ -71,8 +71,7 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 	return out
 }
 
-// loopbackOnly refuses addresses that other machines can reach: this version
-// speaks plain text.
+// loopbackOnly refuses plain text at addresses that other machines can reach.
 func loopbackOnly(addrs map[string]string) error {
 	var faults []error
 	for _, flag := range sortedKeys(addrs) {
@@ -82,7 +81,7 @@ func loopbackOnly(addrs map[string]string) error {
 			continue
 		}
 		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			faults = append(faults, fmt.Errorf("--%s %q: this version listens on loopback addresses only, because it cannot do TLS yet; use 127.0.0.1", flag, addrs[flag]))
+			faults = append(faults, fmt.Errorf("--%s %q: plain text is for loopback addresses such as 127.0.0.1; for others configure TLS", flag, addrs[flag]))
 		}
 	}
 	return errors.Join(faults...)

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,84 +17,153 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	"github.com/rxvision/rxvision/fleet"
 	"github.com/rxvision/rxvision/gateway"
 	"github.com/rxvision/rxvision/oip"
+	"github.com/rxvision/rxvision/pki"
 )
 
 func newGateway() *cobra.Command {
 	var (
-		c                             gateway.Config
-		dataDir, server, addr, logLvl string
+		g      gatewayConfig
+		logLvl string
 	)
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run a gateway: the front door for inference",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := loopbackOnly(map[string]string{"http-addr": addr}); err != nil {
-				return err
-			}
 			log, err := newLogger(cmd.ErrOrStderr(), logLvl)
-			if err != nil {
+			if err := errors.Join(err, g.check()); err != nil {
 				return err
 			}
-			if err := os.MkdirAll(dataDir, 0o700); err != nil {
+			if err := os.MkdirAll(g.dataDir, 0o700); err != nil {
 				return fmt.Errorf("data folder: %w", err)
 			}
-			c.Logger, c.Registry, c.Version, c.RoutesFile = log, newMetrics(), version, filepath.Join(dataDir, "routes.pb")
-			return runGateway(cmd.Context(), c, server, addr)
+			g.Logger, g.Registry, g.Version, g.RoutesFile = log, newMetrics(), version, filepath.Join(g.dataDir, "routes.pb")
+			return runGateway(cmd.Context(), g)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&dataDir, "data-dir", filepath.Join(defaultDataDir, "gateway"), "folder where the last routes are kept")
-	f.StringVar(&server, "server", defaultRPCAddr, "host:port of a server's gateway listener")
-	f.StringVar(&addr, "http-addr", defaultGatewayAddr, "address of the inference API")
-	f.Int64Var(&c.MaxBody, "max-body-bytes", gateway.DefaultMaxBody, "largest request or answer")
-	f.IntVar(&c.MaxInFlight, "max-in-flight", gateway.DefaultMaxInFlight, "requests answered at once; more get 429")
-	f.IntVar(&c.MaxHeld, "max-held", gateway.DefaultMaxHeld, "requests that may wait for a replica; more get 503")
-	f.DurationVar(&c.Hold, "hold", gateway.DefaultHold, "how long a request waits for a replica")
-	f.DurationVar(&c.Timeout, "timeout", gateway.DefaultTimeout, "of a whole request")
-	f.StringVar(&logLvl, "log-level", "info", "debug, info, warn or error")
-	return cmd
-}
-
-func runGateway(ctx context.Context, c gateway.Config, server, addr string) error {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "gateway"
 	}
-	c.Name = host
-	conn, err := grpc.NewClient(server,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // loopback only
+	f := cmd.Flags()
+	f.StringVar(&g.dataDir, "data-dir", filepath.Join(defaultDataDir, "gateway"), "folder where the last routes, and the certificate, are kept")
+	f.StringVar(&g.Name, "name", host, "this gateway's name, unique in the region")
+	f.StringSliceVar(&g.servers, "server", []string{defaultRPCAddr}, "host:port of a server's gateway listener; may be given several times")
+	f.StringVar(&g.addr, "http-addr", defaultGatewayAddr, "address of the inference API")
+	f.StringVar(&g.httpCert, "http-tls-cert", "", "PEM file of a certificate: serve the inference API by HTTPS")
+	f.StringVar(&g.httpKey, "http-tls-key", "", "PEM file of its key")
+	g.identity.add(f)
+	f.StringVar(&g.identity.cert, "tls-cert", "", "PEM file of the gateway's certificate (rxvision tls cert create -gateway); default: enrol with an introduction token")
+	f.StringVar(&g.identity.key, "tls-key", "", "PEM file of its key")
+	f.Int64Var(&g.MaxBody, "max-body-bytes", gateway.DefaultMaxBody, "largest request or answer")
+	f.IntVar(&g.MaxInFlight, "max-in-flight", gateway.DefaultMaxInFlight, "requests answered at once; more get 429")
+	f.IntVar(&g.MaxHeld, "max-held", gateway.DefaultMaxHeld, "requests that may wait for a replica; more get 503")
+	f.DurationVar(&g.Hold, "hold", gateway.DefaultHold, "how long a request waits for a replica")
+	f.DurationVar(&g.Timeout, "timeout", gateway.DefaultTimeout, "of a whole request")
+	f.StringVar(&logLvl, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+// gatewayConfig is what the flags of a gateway say.
+type gatewayConfig struct {
+	gateway.Config
+	dataDir, addr     string
+	servers           []string
+	identity          gatewayIdentity
+	httpCert, httpKey string // of HTTPS
+}
+
+func (g *gatewayConfig) check() error {
+	faults := []error{g.identity.check(g.servers)}
+	if g.httpCert+g.httpKey == "" {
+		faults = append(faults, loopbackOnly(map[string]string{"http-addr": g.addr}))
+	}
+	return errors.Join(faults...)
+}
+
+// connect makes the connection to the servers: to the first of them, in an order
+// drawn by lot, that answers.
+func (g *gatewayConfig) connect(m *pki.Material) (*grpc.ClientConn, error) {
+	wire := insecure.NewCredentials() // loopback only
+	if m != nil {
+		wire = credentials.NewTLS(m.Client(pki.Only(pki.RoleServer)))
+	}
+	all := manual.NewBuilderWithScheme("servers")
+	var state resolver.State
+	for _, i := range rand.Perm(len(g.servers)) {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: g.servers[i], ServerName: g.servers[i]})
+	}
+	all.InitialState(state)
+	return grpc.NewClient("servers:///",
+		grpc.WithResolvers(all),
+		grpc.WithTransportCredentials(wire),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			if m != nil && m.Leaf() == nil { // a connection without a certificate would stay one
+				return nil, errors.New("this gateway has no certificate yet")
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(fleet.MaxRoutes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}),
 	)
+}
+
+func runGateway(ctx context.Context, c gatewayConfig) error {
+	identity, keep, err := c.identity.open(c.Name, c.dataDir, c.servers, c.Logger, c.Registry)
+	if err != nil {
+		return err
+	}
+	if identity != nil {
+		c.WorkerTLS = func(allocID string) *tls.Config { return identity.Client(pki.Exactly(pki.RoleWorker, allocID)) }
+	}
+	var https *pki.Material
+	if c.httpCert+c.httpKey != "" {
+		if https, err = pki.Load(pki.Config{Cert: c.httpCert, Key: c.httpKey, Use: "https", Logger: c.Logger, Registerer: c.Registry}); err != nil {
+			return fmt.Errorf("--http-tls-cert and --http-tls-key: %w", err)
+		}
+	}
+	conn, err := c.connect(identity)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	c.Servers = conn
-	gw, err := gateway.New(c)
+	gw, err := gateway.New(c.Config)
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", c.addr)
 	if err != nil {
 		return fmt.Errorf("listen for inference: %w", err)
 	}
 	srv := gw.HTTPServer()
-	srv.Handler = guard(srv.Handler, addr, func(w http.ResponseWriter, why string) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusForbidden)
-		_ = json.NewEncoder(w).Encode(oip.ErrorResponse{Error: why}) // the client may be gone
-	})
+	if https != nil {
+		l = tls.NewListener(l, https.HTTPS(pki.Peers{}))
+	} else {
+		srv.Handler = guard(srv.Handler, c.addr, func(w http.ResponseWriter, why string) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			_ = json.NewEncoder(w).Encode(oip.ErrorResponse{Error: why}) // the client may be gone
+		})
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return gw.Run(ctx) })
+	if keep != nil {
+		g.Go(func() error { return keep(ctx) })
+	}
+	if https != nil {
+		g.Go(func() error { return https.Run(ctx) })
+	}
 	g.Go(func() error {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -108,7 +179,7 @@ func runGateway(ctx context.Context, c gateway.Config, server, addr string) erro
 		}
 		return nil
 	})
-	c.Logger.Info("gateway is up", "addr", addr, "server", server, "version", version)
+	c.Logger.Info("gateway is up", "addr", c.addr, "servers", c.servers, "tls", identity != nil, "version", version)
 	return g.Wait()
 }
 
