@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -286,22 +287,20 @@ func (s *Server) Answer(stream pb.Fleet_AnswerServer) error {
 // With no such node it waits up to Config.CheckWait for one, since servers and
 // agents start in any order.
 func (s *Server) CheckModel(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
-	wait := time.NewTimer(s.cfg.CheckWait)
-	defer wait.Stop()
+	soon, cancel := context.WithTimeout(ctx, s.cfg.CheckWait)
+	defer cancel()
 	for {
+		snap, ws := s.cfg.Store.State().Snapshot(), cluster.WatchSet{}
+		ws.Add(snap.Abandoned())
 		s.mu.Lock()
-		attached := s.attached
+		ws.Add(s.attached)
 		s.mu.Unlock()
-		v, err := s.checkNow(ctx, digest, size)
+		v, err := s.checkNow(ctx, snap.Nodes(ws, ""), digest, size)
 		if cluster.CodeOf(err) != cluster.CodeUnavailable {
 			return v, err
 		}
-		select {
-		case <-attached:
-		case <-wait.C:
-			return nil, err
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if ws.WatchCtx(soon) != nil {
+			return nil, cmp.Or(ctx.Err(), err)
 		}
 	}
 }
@@ -315,8 +314,9 @@ func (s *Server) one(ctx context.Context, nodeID string, call *pb.Call) ([]byte,
 	return a.One()
 }
 
-func (s *Server) checkNow(ctx context.Context, digest string, size int64) (*cluster.ModelVersion, error) {
-	for _, n := range s.cfg.Store.State().Snapshot().Nodes(nil, "") {
+// checkNow asks the nodes one after another.
+func (s *Server) checkNow(ctx context.Context, nodes []*cluster.Node, digest string, size int64) (*cluster.ModelVersion, error) {
+	for _, n := range nodes {
 		if d := n.Drivers["onnx"]; n.Status != cluster.NodeStatusReady || d == nil || !d.Healthy {
 			continue
 		}

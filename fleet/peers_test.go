@@ -19,7 +19,7 @@ import (
 )
 
 // through makes a call at one server to a node that another one holds.
-func (n *node) through(at *Server, ctx context.Context) (*Answer, pb.Fleet_AnswerClient) {
+func (n *node) through(ctx context.Context, at *Server) (*Answer, pb.Fleet_AnswerClient) {
 	n.Helper()
 	ch := make(chan called, 1)
 	go func() {
@@ -46,7 +46,7 @@ func TestCallThroughAnotherServer(t *testing.T) {
 		s3 := r.members["s3"].srv
 		r.until(5*time.Second, "the others know where the node is", func() bool { return s3.Connected(nodeA) && r.members["s1"].srv.Connected(nodeA) })
 
-		a, stream := n.through(s3, t.Context())
+		a, stream := n.through(t.Context(), s3)
 		for i := range 3 * answerQueue {
 			if err := stream.Send(&pb.AnswerChunk{Data: []byte{byte(i)}, Offset: int64(i)}); err != nil {
 				t.Fatal(err)
@@ -62,7 +62,7 @@ func TestCallThroughAnotherServer(t *testing.T) {
 			t.Errorf("at the end: %v", err)
 		}
 		// The node's error keeps its code and text.
-		a, stream = n.through(s3, t.Context())
+		a, stream = n.through(t.Context(), s3)
 		if err := stream.Send(&pb.AnswerChunk{Error: &pb.Error{Code: string(cluster.CodeNotFound), Text: "no such task"}}); err != nil {
 			t.Fatal(err)
 		}
@@ -70,13 +70,13 @@ func TestCallThroughAnotherServer(t *testing.T) {
 			t.Errorf("the node's error: %v", err)
 		}
 		// The node hears that nobody listens.
-		a, stream = n.through(s3, t.Context())
+		a, stream = n.through(t.Context(), s3)
 		a.Close()
 		if _, err := stream.Recv(); status.Code(err) != codes.Canceled {
 			t.Errorf("closed: %v", err)
 		}
 		// A half answer is no whole one.
-		a, _ = n.through(s3, t.Context())
+		a, _ = n.through(t.Context(), s3)
 		n.cancel()
 		if _, err := a.Recv(); cluster.CodeOf(err) != cluster.CodeUnavailable {
 			t.Errorf("the node left: %v", err)
@@ -94,7 +94,7 @@ func TestCallEndsWithTheServerThatHoldsTheNode(t *testing.T) {
 		n, _ := r.at("s2").join(nodeA)
 		s3 := r.members["s3"].srv
 		r.until(5*time.Second, "s3 knows where the node is", func() bool { return s3.Connected(nodeA) })
-		a, _ := n.through(s3, t.Context())
+		a, _ := n.through(t.Context(), s3)
 		r.kill("s2")
 		if _, err := a.Recv(); cluster.CodeOf(err) != cluster.CodeUnavailable {
 			t.Errorf("the server died: %v", err)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"sync"
@@ -19,6 +20,9 @@ const (
 	// routesPause is the least time between updates to one gateway: what changes
 	// meanwhile goes together.
 	routesPause = 20 * time.Millisecond
+	// routesWait is how long the first update waits for this server to catch up with
+	// what another one may have told the gateway; old routes are better than none.
+	routesWait = 2 * time.Second
 )
 
 // Routes implements pb.FleetServer: everything first, then each change as it is
@@ -32,6 +36,11 @@ func (s *Server) Routes(_ *pb.RoutesRequest, stream pb.Fleet_RoutesServer) error
 	s.mu.Unlock()
 	defer func() { s.mu.Lock(); s.gateways--; s.mu.Unlock() }()
 	ctx := stream.Context()
+	soon, cancel := context.WithTimeout(ctx, routesWait)
+	if err := s.caught.wait(soon); err != nil {
+		s.log.Debug("routes may be old: this server could not catch up", "error", err)
+	}
+	cancel()
 	var sent *routes
 	for {
 		now := s.routes.now()

@@ -120,7 +120,7 @@ type Server struct {
 	born      time.Time // what silence is measured by: this clock does not jump
 	updates   *batcher
 	routes    *routeTable
-	caught    barrier
+	caught    *barrier
 	ttl       atomic.Int64 // as nodes are told, nanoseconds
 	judge     judge        // of Run's goroutine
 	metrics   *metrics
@@ -158,19 +158,18 @@ func NewServer(cfg Config) *Server {
 	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}
 	s.updates = newBatcher(cfg.Store, s.log)
 	s.routes = &routeTable{store: cfg.Store}
-	s.caught.turn = make(chan struct{}, 1)
-	s.caught.read = func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), catchUpLimit)
-		defer cancel()
+	s.caught = newBarrier(func(ctx context.Context) error {
 		if cfg.ReadIndex == nil {
 			return nil
 		}
+		ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
+		defer cancel()
 		err := cfg.ReadIndex(ctx, false)
-		if errors.Is(err, context.DeadlineExceeded) {
+		if ctx.Err() != nil && err != nil {
 			return cluster.Errorf(cluster.CodeUnavailable, "this server could not catch up with the leader within %s", catchUpLimit)
 		}
 		return err
-	}
+	})
 	s.metrics = &metrics{
 		silenced: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rxvision_fleet_nodes_silent_total", Help: "Nodes that this leader counted as down or disconnected because they were silent.",
@@ -219,6 +218,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer s.caught.close()
 	defer cancel(nil)
 	wg.Go(func() { s.updates.run(ctx) })
 	if s.cfg.Peers != nil {
@@ -408,45 +408,6 @@ func (s *Server) registered(n *cluster.Node) bool {
 		}
 	}
 	return bytes.Equal(cluster.Marshal(&is), cluster.Marshal(&said))
-}
-
-// barrier shares one reading of the leader's index among all who ask before it
-// begins: a thousand nodes that attach at once cost a few.
-type barrier struct {
-	read func() error
-	turn chan struct{} // capacity 1: held by who reads
-	mu   sync.Mutex
-	next *round
-}
-
-type round struct {
-	done chan struct{}
-	err  error
-}
-
-func (b *barrier) wait(ctx context.Context) error {
-	b.mu.Lock()
-	r, first := b.next, b.next == nil
-	if first {
-		r = &round{done: make(chan struct{})}
-		b.next = r
-	}
-	b.mu.Unlock()
-	if first {
-		b.turn <- struct{}{}
-		b.mu.Lock()
-		b.next = nil // who comes from here on may have heard of something newer
-		b.mu.Unlock()
-		r.err = b.read()
-		<-b.turn
-		close(r.done)
-	}
-	select {
-	case <-r.done:
-		return r.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // toStatus carries a cluster.Error over gRPC: its text stays, its code maps to

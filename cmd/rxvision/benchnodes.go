@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -95,14 +94,13 @@ func (b *benchNodes) run(ctx context.Context, out, live io.Writer) error {
 		defer cancel()
 	}
 	began := time.Now()
-	var end swarm.Stats // as it was before the nodes left
-	g, running := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.Run(running) })
-	g.Go(func() error {
-		end = showSwarm(running, s, live)
-		return nil
-	})
-	if err := g.Wait(); err != nil {
+	attached, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(attached) }()
+	end := showSwarm(ctx, s, live)
+	leave() // once the figures are taken
+	if err := <-done; err != nil {
 		return err
 	}
 	if problem := s.Problem(); end.Attached == 0 && problem != nil {
