@@ -419,6 +419,7 @@ func TestCommandLineOperators(t *testing.T) {
 	c.run("service list", "No service registrations found")
 	c.fails(1, "acl policy list", "ACL support disabled")
 	c.fails(1, "quota list", "does not support quotas")
-	c.fails(1, "system gc", "does not support")
 	c.fails(1, "namespace apply dev", "does not support namespaces besides default")
+	c.run("system gc")
+	c.run("job status web", "Status = running")
 }

@@ -64,7 +64,7 @@ func newWorld(t *testing.T, change ...func(*api.Config)) *world {
 	w.background(sched.Run)
 	w.background(w.agents)
 	cfg := api.Config{
-		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store},
+		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store}, Collector: sched,
 		ID: store.ID(), Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
 		Logger: log, Registry: reg,
 	}

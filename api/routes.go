@@ -133,7 +133,7 @@ var routes = []route{
 	{method: anyMethod, pattern: "/v1/operator/utilization", access: need(region, acl.OperatorWrite), handle: enterprise},
 	{method: get, pattern: "/v1/operator/license", access: need(region, acl.OperatorRead), handle: noLicense},
 	{method: put, pattern: "/v1/operator/upgrade-check/:what", access: need(region, acl.Management), handle: later("upgrade checks")},
-	{method: put, pattern: "/v1/system/gc", access: need(region, acl.Management), handle: later("collecting on demand")},
+	{method: put, pattern: "/v1/system/gc", access: need(region, acl.Management), handle: (*Server).collect},
 	{method: put, pattern: "/v1/system/reconcile/summaries", access: need(region, acl.Management), handle: later("counting summaries anew; every change keeps them true")},
 	{method: put, pattern: "/v1/search", access: need(visible), handle: (*Server).search},
 	{method: put, pattern: "/v1/search/fuzzy", access: need(visible), handle: later("fuzzy search")},

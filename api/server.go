@@ -85,6 +85,8 @@ type Config struct {
 	Archives Archives
 	Models   Models
 	Servers  Servers
+	// Collector forgets what has ended, when an operator asks for it.
+	Collector Collector
 
 	ID         string // this server's, as in Servers
 	Name       string
