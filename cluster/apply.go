@@ -302,15 +302,22 @@ func (t *tx) newEval(j *Job, trigger, id string) *Evaluation {
 	}
 }
 
-// evalJobs creates one evaluation for each job in keys that still exists.
+// evalJobs creates one evaluation for each job in keys that exists, or of which at
+// least a version is kept, since something of it still runs.
 func (t *tx) evalJobs(keys []JobKey, trigger string, fill func(*Evaluation)) {
 	seen := map[JobKey]bool{}
 	for _, k := range keys {
-		j := t.Job(nil, k)
-		if j == nil || seen[k] {
+		if seen[k] {
 			continue
 		}
 		seen[k] = true
+		j := t.Job(nil, k)
+		if kept := t.JobVersions(nil, k); j == nil && len(kept) > 0 {
+			j = kept[0]
+		}
+		if j == nil {
+			continue
+		}
 		e := t.newEval(j, trigger, "")
 		if fill != nil {
 			fill(e)

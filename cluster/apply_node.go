@@ -64,11 +64,14 @@ func (t *tx) nodeEvent(n *Node, message string, details map[string]string) {
 	n.Events = events
 }
 
-// evalNode evaluates every job with live work on the node.
+// evalNode evaluates every job with live work on the node. When the node is lost
+// that includes work that was asked to stop, and work of purged jobs: nobody else
+// will say that it has ended.
 func (t *tx) evalNode(n *Node, trigger string) {
+	lost := n.Silent() || t.Node(nil, n.ID) == nil
 	var keys []JobKey
 	for _, a := range t.AllocsByNode(nil, n.ID) {
-		if !a.Terminal() {
+		if !a.Terminal() || lost && !a.ClientTerminal() {
 			keys = append(keys, a.JobKey())
 		}
 	}
