@@ -110,6 +110,7 @@ type Agent struct {
 	allocRoot string
 
 	nodeChanged chan struct{} // capacity 1
+	certified   chan struct{} // capacity 1: a worker began with a certificate
 
 	mu           sync.Mutex
 	node         *cluster.Node
@@ -184,7 +185,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, updates: newUpdates(), cpu: newCPUSampler(),
-		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1),
+		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1), certified: make(chan struct{}, 1),
 		runners: map[string]*runner{}, conns: map[string]*grpc.ClientConn{}, warned: map[string]bool{},
 		told: map[string]string{},
 	}

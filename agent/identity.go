@@ -173,6 +173,7 @@ func (a *Agent) keepWorkersCertified(ctx context.Context) {
 		}
 		select {
 		case <-time.After(max(pause, minCertPause)):
+		case <-a.certified:
 		case <-ctx.Done():
 			return
 		}
@@ -189,7 +190,7 @@ func (c certified) due() time.Duration {
 	if err != nil {
 		return maxCertPause
 	}
-	return max(time.Until(pki.DueTime(certs[0], renewShare(c.alloc))), certs[0].NotAfter.Sub(certs[0].NotBefore)/100)
+	return max(time.Until(pki.DueTime(certs[0], renewShare(c.alloc))), pki.Life(certs[0])/100)
 }
 
 // workers lists the workers that run with certificates.

@@ -88,6 +88,10 @@ func fakeWorker(args []string) int {
 	mux.HandleFunc("POST /unready", func(http.ResponseWriter, *http.Request) { unready.Store(true) })
 	mux.HandleFunc("POST /ready", func(http.ResponseWriter, *http.Request) { unready.Store(false) })
 	mux.HandleFunc("POST /crash", func(http.ResponseWriter, *http.Request) { crash() })
+	if flagValue(args, "-tls-cert") != "" {
+		fmt.Fprintln(os.Stderr, serveTLS(args, mux))
+		return 1
+	}
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(flagValue(args, "-listen"), mux))
 	return 1
 }

@@ -338,6 +338,12 @@ func (t *taskRunner) started(h task.Handle) {
 			addEvent(l.State, event(eventStarted, "Task started by client"))
 		}
 	})
+	if s.TLS {
+		select {
+		case t.r.a.certified <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // watch waits for the end of a run, or ends it when asked to. After letGo the task

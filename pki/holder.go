@@ -219,7 +219,7 @@ func (h *Holder) Run(ctx context.Context) error {
 			continue
 		}
 		if err := h.renew(ctx); err != nil && ctx.Err() == nil {
-			failing = clampDuration(life(leaf)/100, minRetry, maxRetry)
+			failing = clampDuration(Life(leaf)/100, minRetry, maxRetry)
 			left := time.Until(leaf.NotAfter).Round(time.Second)
 			h.log.Warn("the certificate could not be renewed", "identity", h.cfg.Identity.String(), "left", left, "again_in", failing, "error", err)
 			continue
@@ -245,18 +245,18 @@ func (h *Holder) renew(ctx context.Context) error {
 	return nil
 }
 
-// life is how long a certificate was made for.
-func life(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore.Add(skew)) }
+// Life is how long a certificate was made for.
+func Life(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore.Add(skew)) }
 
 // untilRenewal is how long to wait before a certificate is renewed.
 func untilRenewal(c *x509.Certificate, share float64, now time.Time) time.Duration {
-	jitter := rand.N(max(1, time.Duration(float64(life(c))*renewJitter)))
+	jitter := rand.N(max(1, time.Duration(float64(Life(c))*renewJitter)))
 	return max(0, DueTime(c, share).Add(jitter).Sub(now))
 }
 
 // DueTime is when a certificate has lived the given share of its life.
 func DueTime(c *x509.Certificate, share float64) time.Time {
-	return c.NotBefore.Add(skew).Add(time.Duration(float64(life(c)) * share))
+	return c.NotBefore.Add(skew).Add(time.Duration(float64(Life(c)) * share))
 }
 
 // Due says whether a certificate has lived the given share of its life.
