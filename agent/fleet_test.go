@@ -39,6 +39,10 @@ type fleetServer struct {
 	reported map[string]*cluster.Allocation
 	batches  int
 	mute     bool // keep acknowledgements back
+	replies  bool // promise to answer heartbeats …
+	silent   bool // … and do not
+	refuse   int  // that many hellos
+	any      bool // as the last hello said
 	out      chan *pb.ServerMessage
 	hangUp   context.CancelFunc
 	answers  map[string]chan *pb.AnswerChunk
@@ -126,10 +130,20 @@ func (s *fleetServer) Attach(stream pb.Fleet_AttachServer) error {
 	if h := first.GetHello(); h == nil || h.Protocol != 1 || cluster.Unmarshal(h.Node, n) != nil {
 		return status.Error(codes.InvalidArgument, "bad hello")
 	}
+	refused := false
+	s.change(func() {
+		s.any = first.GetHello().Any
+		if refused = s.refuse > 0; refused {
+			s.refuse--
+		}
+	})
+	if refused {
+		return status.Error(codes.Unavailable, "not now")
+	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	out := make(chan *pb.ServerMessage, 1000)
-	out <- &pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{TtlMs: 3000, Server: "fake"}}}
+	out <- &pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{TtlMs: 3000, Server: "fake", Answers: s.replies}}}
 	s.change(func() {
 		s.node, s.out, s.hangUp = n, out, cancel
 		s.hellos++
@@ -166,6 +180,12 @@ func (s *fleetServer) receive(stream pb.Fleet_AttachServer, out chan *pb.ServerM
 			return err
 		}
 		switch m := m.Message.(type) {
+		case *pb.NodeMessage_Heartbeat:
+			s.change(func() {
+				if s.replies && !s.silent {
+					out <- &pb.ServerMessage{Message: &pb.ServerMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}}
+				}
+			})
 		case *pb.NodeMessage_Node:
 			n := new(cluster.Node)
 			if err := cluster.Unmarshal(m.Node.Node, n); err != nil {
