@@ -1,0 +1,5 @@
+//go:build simbug
+
+package cluster
+
+const fitChecked = false
