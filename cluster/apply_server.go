@@ -29,7 +29,7 @@ func (t *tx) removeServer(c *RemoveServer) {
 		return
 	}
 	s := *old
-	s.Left, s.ModifyIndex = true, t.index
+	s.Left, s.Start, s.ModifyIndex = true, c.Start, t.index
 	t.put(TableServers, &s)
 	var oldest *Server
 	left := 0
@@ -81,20 +81,38 @@ func (t *tx) setClusterMeta(c *SetClusterMeta) *Error {
 	return nil
 }
 
-// AdoptMembership replaces what s knows of servers and of the cluster's name by
-// what live knows: a restored archive brings jobs, not other servers. It is
-// called before anyone else has s.
-func (s *State) AdoptMembership(live *Snapshot) error {
-	b := s.begin()
-	for _, name := range []string{TableServers, TableClusterMeta} {
-		t := tableByName[name]
-		b.view.rows[t.number] = newRows(t, b.edit)
-		live.txn.scan(newQuery(name, "id_prefix", []string{""}), func(v any) bool {
-			b.rows(t).put(b.edit, t, t.key(v), v)
-			return true
-		})
-		b.setIndex(name, live.txn.indexOf(name))
+// OfMembership says whether a record, as Marshal writes it, belongs to what a
+// restore leaves as it is: the servers and the cluster's name. An archive brings
+// jobs, not other servers.
+func OfMembership(t *Table, record []byte) bool {
+	switch t.Name {
+	case TableServers, TableClusterMeta:
+		return true
+	case TableIndex:
+		var e IndexEntry
+		return Unmarshal(record, &e) == nil && (e.Table == TableServers || e.Table == TableClusterMeta)
 	}
-	b.commit()
+	return false
+}
+
+// Membership calls fn for every record for which OfMembership is true.
+func (s *Snapshot) Membership(fn func(t *Table, record []byte) error) error {
+	for _, server := range s.Servers(nil) {
+		if err := fn(tableByName[TableServers], Marshal(server)); err != nil {
+			return err
+		}
+	}
+	if meta := s.ClusterMeta(nil); meta != nil {
+		if err := fn(tableByName[TableClusterMeta], Marshal(meta)); err != nil {
+			return err
+		}
+	}
+	for _, table := range []string{TableServers, TableClusterMeta} {
+		if index := s.Index(nil, table); index > 0 {
+			if err := fn(tableByName[TableIndex], Marshal(&IndexEntry{Table: table, Index: index})); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }

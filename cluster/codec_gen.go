@@ -602,8 +602,9 @@ var (
 	}{})
 	_ = RemoveServer(struct {
 		Stamp
-		ID   string
-		Left bool
+		ID    string
+		Left  bool
+		Start string
 	}{})
 	_ = RequestedDevice(struct {
 		Name        string
@@ -675,8 +676,8 @@ var (
 		RPCAddr     string
 		HTTPAddr    string
 		Version     string
-		Start       string
 		Left        bool
+		Start       string
 		CreateIndex uint64
 		ModifyIndex uint64
 	}{})
@@ -4767,10 +4768,11 @@ func appendRemoveServer(b []byte, v *RemoveServer) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
 	b = appendBool(append(b, "\xa4"+"Left"...), v.Left)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendStr(append(b, "\xa5"+"Start"...), v.Start)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -4784,6 +4786,8 @@ func decodeRemoveServer(d *decoder, v *RemoveServer) {
 			v.Left = d.bool()
 		case "RequestID":
 			v.RequestID = d.text()
+		case "Start":
+			v.Start = d.str()
 		case "Time":
 			v.Time = d.int()
 		default:

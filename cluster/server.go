@@ -16,10 +16,10 @@ type Server struct {
 	RPCAddr    string // host:port for agents and gateways
 	HTTPAddr   string // host:port for users
 	Version    string // of the program
-	// Start is new at each start of the process: a server that an operator removed
-	// may join again only after a restart.
+	Left       bool   // it left, or was removed by an operator
+	// Start names the run of the process that left: it may join again only after a
+	// restart. "" otherwise.
 	Start       string
-	Left        bool // it left, or was removed by an operator
 	CreateIndex uint64
 	ModifyIndex uint64
 }
@@ -61,8 +61,9 @@ type RegisterServer struct {
 // RemoveServer forgets a server, or with Left keeps its record as one that left.
 type RemoveServer struct {
 	Stamp
-	ID   string
-	Left bool
+	ID    string
+	Left  bool
+	Start string // of the process, with Left
 }
 
 // SetAutopilotConfig replaces the autopilot settings; with CheckIndex only if

@@ -96,9 +96,7 @@ func (s *Store) SaveArchive(ctx context.Context) (_ *Archive, err error) {
 			err = fmt.Errorf("save snapshot: %w", err)
 		}
 	}()
-	wait, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
-	defer cancel()
-	if err := s.waitLeader(wait); err != nil { // before that the log may not be applied
+	if err := s.ReadIndex(ctx, false); err != nil { // before that the log may not be applied
 		return nil, err
 	}
 	snap, index, term, err := s.fsm.view()
@@ -295,25 +293,35 @@ func (a *Archive) finish() error {
 // the state that they make is checked. The error is one sentence with
 // CodeInvalid or CodeTooLarge.
 func VerifyArchive(r io.Reader, limit int64) (*Info, error) {
-	info, _, err := readArchive(context.Background(), r, limit)
+	info, _, err := readArchive(context.Background(), r, limit, nil)
 	return info, err
 }
 
 // RestoreArchive replaces the state by an archive's: all of it, or nothing when
 // there is any error. Records keep their indexes; later writes get indexes above
-// both the archive's and the log's. Only the leader can do it.
+// both the archive's and the log's. The servers' records and the cluster's name
+// stay those of the running cluster. A server that is not the leader brings the
+// archive to it.
 func (s *Store) RestoreArchive(ctx context.Context, r io.Reader) (*Info, error) {
 	end, err := s.begin()
 	if err != nil {
 		return nil, err
 	}
 	defer end()
+	if s.IsLeader() {
+		return s.restoreHere(ctx, r)
+	}
+	return s.forwardRestore(ctx, r)
+}
+
+// restoreHere is the leader's part of RestoreArchive.
+func (s *Store) restoreHere(ctx context.Context, r io.Reader) (*Info, error) {
 	s.restoring.Lock()
 	defer s.restoring.Unlock()
 	if !s.IsLeader() {
 		return nil, cluster.ErrNoLeader
 	}
-	info, state, err := readArchive(ctx, r, s.cfg.MaxArchive)
+	info, state, err := readArchive(ctx, r, s.cfg.MaxArchive, s.State().Snapshot())
 	if err != nil {
 		return nil, err
 	}
@@ -344,6 +352,9 @@ func (s *Store) RestoreArchive(ctx context.Context, r io.Reader) (*Info, error) 
 	if err != nil {
 		return nil, fmt.Errorf("restore snapshot: %w", err)
 	}
+	if err := s.barrier(); err != nil { // raft has written an entry of its own
+		return nil, cmpErr(s.Err(), cluster.ErrNoLeader)
+	}
 	s.log.Info("restored a snapshot", "index", info.Index, "created", info.Created, "created_by", info.CreatedBy)
 	return info, nil
 }
@@ -352,8 +363,9 @@ func invalid(format string, args ...any) *cluster.Error {
 	return cluster.Errorf(cluster.CodeInvalid, "snapshot archive "+format, args...)
 }
 
-// readArchive reads, checks and decodes an archive.
-func readArchive(ctx context.Context, r io.Reader, limit int64) (*Info, *cluster.State, error) {
+// readArchive reads, checks and decodes an archive. What live, if any, knows of
+// servers and of the cluster's name takes the place of what the archive knows.
+func readArchive(ctx context.Context, r io.Reader, limit int64, live *cluster.Snapshot) (*Info, *cluster.State, error) {
 	setDefault(&limit, DefaultMaxArchive)
 	raw := &limitReader{ctx: ctx, r: r, left: limit, limit: limit}
 	begin := make([]byte, len(sealPrefix)+sha256.Size)
@@ -368,7 +380,7 @@ func readArchive(ctx context.Context, r io.Reader, limit int64) (*Info, *cluster
 		return nil, nil, invalid("was not written by rxvision, or its first bytes were changed")
 	}
 	sum := sha256.New()
-	a := archiveReader{limit: limit}
+	a := archiveReader{limit: limit, live: live}
 	err := a.read(bufio.NewReader(io.MultiReader(bytes.NewReader(begin), io.TeeReader(raw, sum))))
 	// Whatever was found inside, a file that is not what was written is the better reason.
 	if _, e := io.Copy(sum, raw); e != nil {
@@ -433,6 +445,7 @@ type archiveReader struct {
 	limit   int64
 	info    Info
 	restore *cluster.Restore
+	live    *cluster.Snapshot
 	meta    raft.SnapshotMeta
 	sums    map[string]string // member → hex, as SHA256SUMS says
 	found   map[string]hash.Hash
@@ -545,7 +558,10 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 		kind, err := r.ReadByte()
 		if errors.Is(err, io.EOF) {
 			a.info.Tables = tally.tables
-			return nil
+			if a.live == nil {
+				return nil
+			}
+			return a.live.Membership(a.restore.Add)
 		}
 		if err != nil {
 			return err
@@ -558,6 +574,9 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 			return err
 		}
 		tally.add(table, len(value))
+		if a.live != nil && cluster.OfMembership(table, value) {
+			continue
+		}
 		if err := a.restore.Add(table, bytes.Clone(value)); err != nil {
 			return invalid("holds a record that cannot be read (number %d): %v", n, err)
 		}

@@ -124,12 +124,12 @@ func TestRestoreOnFullDisk(t *testing.T) {
 		mustApply(t, from, c)
 	}
 	b, _ := mustSave(t, from)
-	dir := filepath.Join(mustMountSmall(t, "10m"), "server")
+	dir := filepath.Join(mustMountSmall(t, "5m"), "server")
 	s := mustOpen(t, dir)
 	mustApply(t, s, register("kept"))
 	want := dump(t, s)
 	if _, err := s.RestoreArchive(t.Context(), strings.NewReader(string(b))); err == nil || !strings.Contains(err.Error(), "no space left") {
-		t.Errorf("restore of 10 MB on 8 MB: %v", err)
+		t.Errorf("restore of 5 MB on 5 MB: %v", err)
 	}
 	mustEqual(t, "after the restore that did not fit", dump(t, s), want)
 	mustApply(t, s, register("next"))

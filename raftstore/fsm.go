@@ -57,6 +57,7 @@ type fsm struct {
 	index      uint64     // of the last command applied, or above it after a restore
 	term       uint64
 	members    uint64 // index of the newest Raft configuration
+	barrier    uint64 // everything up to there is applied, entries that never come here included
 	bytes      int    // applied since the last snapshot
 	failure    error
 	restoreErr error
@@ -85,6 +86,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		switch l.Type {
 		case raft.LogConfiguration:
 			f.members = max(f.members, l.Index)
+			defer f.wakeAll()
 		case raft.LogCommand:
 			if damage == nil {
 				var data []byte
@@ -135,6 +137,7 @@ func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.members = max(f.members, index)
+	f.wakeAll()
 }
 
 func (f *fsm) membersIndex() uint64 {
@@ -146,10 +149,23 @@ func (f *fsm) membersIndex() uint64 {
 // moved sets the index and wakes those who wait for it.
 func (f *fsm) moved(index, term uint64) {
 	f.index, f.term = max(f.index, index), term
+	f.wakeAll()
+}
+
+// wakeAll wakes those who wait. The caller holds mu.
+func (f *fsm) wakeAll() {
 	if f.changed != nil {
 		close(f.changed)
 		f.changed = nil
 	}
+}
+
+// sawBarrier notes that everything up to index is applied.
+func (f *fsm) sawBarrier(index uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.barrier = max(f.barrier, index)
+	f.wakeAll()
 }
 
 // view is a consistent view of the state and where in the log it stands.
@@ -174,9 +190,18 @@ func (f *fsm) appliedIndex() uint64 {
 // wait returns when the command at index is applied, or with an error when ctx
 // ends or one of the channels is closed.
 func (f *fsm) wait(ctx context.Context, index uint64, failed, closing <-chan struct{}) error {
+	return f.waitFor(ctx, func() bool { return f.index >= index }, failed, closing)
+}
+
+// waitSeen is wait for an index that may be one of raft's own entries.
+func (f *fsm) waitSeen(ctx context.Context, index uint64, failed, closing <-chan struct{}) error {
+	return f.waitFor(ctx, func() bool { return max(f.index, f.members, f.barrier) >= index }, failed, closing)
+}
+
+func (f *fsm) waitFor(ctx context.Context, ok func() bool, failed, closing <-chan struct{}) error {
 	for {
 		f.mu.Lock()
-		if f.index >= index {
+		if ok() {
 			f.mu.Unlock()
 			return nil
 		}

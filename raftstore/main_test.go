@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -66,6 +67,11 @@ func mustOpen(tb testing.TB, dir string, change ...func(*Config)) *Store {
 	}
 	tb.Cleanup(func() { mustClose(tb, s) })
 	eventually(tb, "this server leads", s.IsLeader)
+	eventually(tb, "the server and its cluster are known", func() bool {
+		snap := s.State().Snapshot()
+		self := snap.Server(nil, s.ID())
+		return snap.ClusterMeta(nil) != nil && self != nil && self.RaftAddr == s.Addr()
+	})
 	return s
 }
 
@@ -144,13 +150,25 @@ func fill(tb testing.TB, s *Store, jobs int) {
 	}
 }
 
-// dump is every record of the state, by table and key.
+// dump is every record of the state, by table and key, but what it knows of
+// servers: that changes with each start, and no restore brings it.
 func dump(tb testing.TB, s *Store) map[string]string {
 	tb.Helper()
 	return dumpState(tb, s.State())
 }
 
+// dumpState leaves out what a state knows of servers: that changes with each
+// start, and no restore brings it.
 func dumpState(tb testing.TB, state *cluster.State) map[string]string {
+	tb.Helper()
+	out := dumpAll(tb, state)
+	maps.DeleteFunc(out, func(key, _ string) bool {
+		return strings.Contains(key, cluster.TableServers) || strings.Contains(key, cluster.TableClusterMeta)
+	})
+	return out
+}
+
+func dumpAll(tb testing.TB, state *cluster.State) map[string]string {
 	tb.Helper()
 	out := map[string]string{}
 	err := state.Snapshot().Records(func(t *cluster.Table, key string, record any) error {

@@ -99,6 +99,11 @@ func (s *Store) lead(notify <-chan bool) {
 			}
 			s.leading.set(leader)
 			s.log.Debug("leadership changed", "leader", leader)
+			if leader {
+				s.ops.Go(s.nameCluster)
+			} else {
+				s.campaignAlone()
+			}
 		case <-s.closing:
 			s.leading.set(false)
 			return
@@ -109,7 +114,7 @@ func (s *Store) lead(notify <-chan bool) {
 // catchUp waits until the log up to now is applied; false when leadership was lost meanwhile.
 func (s *Store) catchUp() bool {
 	for {
-		err := s.raft.Barrier(enqueueTimeout).Error()
+		err := s.barrier()
 		if err == nil {
 			break
 		}
@@ -121,20 +126,34 @@ func (s *Store) catchUp() bool {
 	return true
 }
 
-// moveAddress records the address that a lone server listens at now. (With
-// peers, they would have to be told before they can elect it.)
+// moveAddress records the address at which this leader listens now. (The others
+// learn it of a follower when that joins.)
 func (s *Store) moveAddress() {
-	servers := s.raft.GetConfiguration()
-	if err := servers.Error(); err != nil {
-		return // only on shutdown
+	here := s.trans.LocalAddr()
+	for _, m := range s.configuration().Servers {
+		if m.ID != s.id || m.Address == here {
+			continue
+		}
+		if err := s.raft.AddVoter(s.id, here, 0, enqueueTimeout).Error(); err != nil {
+			s.log.Warn("could not record this server's new address", "address", here, "error", err)
+		}
 	}
-	c, here := servers.Configuration(), s.trans.LocalAddr()
-	if len(c.Servers) != 1 || c.Servers[0].ID != s.id || c.Servers[0].Address == here {
+}
+
+// nameCluster gives the cluster its ID in the state, if it has none: the one that
+// its servers met under, or a new one where they have none.
+func (s *Store) nameCluster() {
+	if s.State().Snapshot().ClusterMeta(nil) != nil {
 		return
 	}
-	if err := s.raft.AddVoter(s.id, here, 0, enqueueTimeout).Error(); err != nil {
-		s.log.Warn("could not record this server's new address", "address", here, "error", err)
+	id := s.member.cluster()
+	setDefault(&id, newUUID())
+	ctx, cancel := context.WithTimeout(s.ending, s.cfg.LeaderWait)
+	defer cancel()
+	if err := s.note(ctx, &cluster.SetClusterMeta{ClusterID: id}); err != nil && s.ending.Err() == nil {
+		s.log.Warn("could not name the cluster; the next leader will", "error", err)
 	}
+	s.poke()
 }
 
 func (s *Store) isClosing() bool {
@@ -155,26 +174,78 @@ func (s *Store) NoLeader() error {
 	return cluster.ErrNoLeader
 }
 
-// waitLeader returns when this server is the leader; when ctx ends first
-// ErrNoLeader, or that the disk is full if this is why.
-func (s *Store) waitLeader(ctx context.Context) error {
+// reigns tells of raft's leader, whoever it is.
+type reigns struct {
+	mu      sync.Mutex
+	current context.Context // ends when another begins
+	end     context.CancelFunc
+}
+
+func (r *reigns) init() { r.current, r.end = context.WithCancel(context.Background()) }
+
+// next ends the current one. Who reigns now is for raft to say.
+func (r *reigns) next() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.end()
+	r.current, r.end = context.WithCancel(context.Background())
+}
+
+func (r *reigns) get() context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current
+}
+
+// followReigns begins to follow raft's leaders.
+func (s *Store) followReigns() {
+	news := make(chan raft.Observation, 16)
+	observer := raft.NewObserver(news, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	s.raft.RegisterObserver(observer)
+	s.ops.Go(func() {
+		defer s.reigns.end()
+		defer s.raft.DeregisterObserver(observer)
+		for {
+			select {
+			case <-news:
+				s.reigns.next()
+				s.poke()
+			case <-s.closing:
+				return
+			}
+		}
+	})
+}
+
+// waitLeader gives the leader's ID, which may be this server's own, and a context
+// that ends with its reign; when ctx ends first ErrNoLeader, or that the disk is
+// full if this is why. This server counts as leader once it has caught up.
+func (s *Store) waitLeader(ctx context.Context) (id string, reign context.Context, err error) {
 	for {
 		if err := s.Err(); err != nil {
-			return err
+			return "", nil, err
 		}
 		if ctx.Err() != nil {
-			return s.NoLeader()
+			return "", nil, s.NoLeader()
 		}
+		reign := s.reigns.get()
 		leader, changed := s.leading.get()
 		if leader {
-			return nil
+			return string(s.id), reign, nil
+		}
+		if id, _ := s.Leader(); id != "" && id != string(s.id) {
+			return id, reign, nil
 		}
 		select {
 		case <-changed:
+		case <-reign.Done():
 		case <-s.failed:
 		case <-ctx.Done():
 		case <-s.closing:
-			return errClosing
+			return "", nil, errClosing
 		}
 	}
 }
@@ -241,6 +312,8 @@ func (s *Store) Servers() ([]Server, uint64, error) {
 		server := Server{ID: string(m.ID), Address: string(m.Address), Leader: string(m.ID) == leader, Voter: m.Suffrage == raft.Voter}
 		if m.ID == s.id {
 			server.Name = s.cfg.Name
+		} else if known := s.record(server.ID); known != nil {
+			server.Name = known.Name
 		}
 		out = append(out, server)
 	}

@@ -40,7 +40,7 @@ func Rebuild(dir string, force bool) (moved string, err error) {
 		return "", err
 	}
 	defer lock.Close()
-	names := existing(dir, walFolder, boltLogFile, snapFolder, failureFile, idFile, stableFile) // last what knows the most
+	names := existing(dir, walFolder, boltLogFile, snapFolder, failureFile, clusterFile, idFile, stableFile) // last what knows the most
 	if len(names) == 0 {
 		return "", errors.New("it holds no server")
 	}

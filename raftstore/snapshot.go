@@ -254,6 +254,9 @@ func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, memb
 		return nil, snapshotHead{}, 0, fmt.Errorf("snapshot comes as %T, not from this store", source)
 	}
 	state, head, err := readSnapshot(s.path)
+	// Who waits for this snapshot waits for raft's index: after a restore on the
+	// leader nothing else tells the new state from the old.
+	head.Index = max(head.Index, s.index)
 	return state, head, s.members, err
 }
 

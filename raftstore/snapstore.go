@@ -178,6 +178,7 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 type snapshotSource struct {
 	io.ReadCloser
 	path, sum string
+	index     uint64 // raft's: at or above the last command's
 	members   uint64 // index of the Raft configuration in it
 }
 
@@ -196,7 +197,7 @@ func (s *snapshots) Open(id string) (_ *raft.SnapshotMeta, _ io.ReadCloser, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	return &meta.SnapshotMeta, snapshotSource{f, path, meta.SHA256, meta.ConfigurationIndex}, nil
+	return &meta.SnapshotMeta, snapshotSource{f, path, meta.SHA256, meta.Index, meta.ConfigurationIndex}, nil
 }
 
 func (s *snapshots) note(what string, err error) {

@@ -1,5 +1,4 @@
-// Package raftstore keeps a cluster.State on disk and, later, on several
-// servers: hashicorp/raft over a bbolt log, snapshots in bbolt files, and the
+// Package raftstore keeps a cluster.State on disk and on several servers: hashicorp/raft over a bbolt log, snapshots in bbolt files, and the
 // archives of `nomad operator snapshot`. The rules live in package cluster; here
 // is only machinery. DESIGN.md tells what is promised and why.
 //
@@ -20,12 +19,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -45,17 +44,30 @@ const (
 	enqueueTimeout = 2 * time.Second
 	lockTimeout    = time.Second // for the data folder's lock
 	retryPause     = 5 * time.Millisecond
+	// commitTimeout bounds how long an idle follower does not know that an entry is
+	// committed, which its callers wait for.
+	commitTimeout = 5 * time.Millisecond
 )
 
 // Config is what Open needs. Dir, Bind and Logger are required.
 type Config struct {
 	Dir       string // data folder, created when missing; one server at a time may use it
-	Bind      string // host:port of the Raft listener; port 0 takes any free one
+	Bind      string // host:port of the Raft port, for servers only; port 0 takes any free one
 	Advertise string // host:port at which other servers reach Bind; "": Bind itself
 	Name      string // this server's name, shown to operators
 	Version   string // of the program, recorded in snapshots
-	// Bootstrap makes an empty data folder the only voter of a new region. It
-	// changes nothing in a folder that is in use already.
+	// Region and Datacenter are this server's; servers of another region are refused.
+	Region, Datacenter string
+	RPCAddr, HTTPAddr  string // of agents' and users' ports, told to the other servers
+	// BootstrapExpect is how many servers with empty folders begin a new cluster
+	// together, 1, 3 or 5; the same on all. 0: this one only joins. It changes
+	// nothing in a folder that is in use already.
+	BootstrapExpect int
+	// RetryJoin are Raft addresses, host:port, of any servers of the region; this
+	// one's own may be among them. They are tried until a cluster is found or begun.
+	RetryJoin []string
+	TLS       *PeerTLS // nil: plain text, on loopback only
+	// Bootstrap is the same as BootstrapExpect 1.
 	Bootstrap bool
 	// LogStore is the store of the log of a new data folder: LogWAL or LogBbolt; "":
 	// DefaultLogStore. A folder in use keeps its own.
@@ -65,11 +77,12 @@ type Config struct {
 	Tuning
 	segment int                   // bytes of a segment of the log; walSegment
 	fault   func(op string) error // for tests: called where a write begins; its error is the write's
+	dialer  dialer                // for tests; nil: net.Dialer's
 }
 
 // Tuning holds the timers and thresholds; zero values take the defaults.
 type Tuning struct {
-	Heartbeat         time.Duration // a follower without contact for this long starts an election; 50 ms alone, else 1 s
+	Heartbeat         time.Duration // a follower without contact for this long starts an election; 1 s
 	Election          time.Duration // a candidate tries again; as Heartbeat
 	LeaderLease       time.Duration // a leader without a quorum for this long steps down; half of Heartbeat
 	LeaderWait        time.Duration // how long Apply waits for a leader before it gives ErrNoLeader; 5 s
@@ -77,15 +90,13 @@ type Tuning struct {
 	SnapshotThreshold uint64        // log entries that make a snapshot due; 8192
 	TrailingLogs      uint64        // log entries kept behind a snapshot for slow followers; 2048
 	MaxArchive        int64         // bytes of an archive, packed and unpacked, that RestoreArchive takes; DefaultMaxArchive
+	MeetInterval      time.Duration // how often servers look after each other; 1 s
+	FailedAfter       time.Duration // a server that has not answered for this long has failed; 10 s
+	AutopilotInterval time.Duration // how often the leader judges the servers' health, and a fifth as often acts; 2 s
 }
 
-func (t *Tuning) defaults(alone bool) {
-	if t.Heartbeat == 0 {
-		t.Heartbeat = time.Second
-		if alone {
-			t.Heartbeat = 50 * time.Millisecond // nobody else can be heard or lead
-		}
-	}
+func (t *Tuning) defaults() {
+	setDefault(&t.Heartbeat, time.Second)
 	setDefault(&t.Election, t.Heartbeat)
 	setDefault(&t.LeaderLease, t.Heartbeat/2)
 	setDefault(&t.LeaderWait, 5*time.Second)
@@ -93,6 +104,9 @@ func (t *Tuning) defaults(alone bool) {
 	setDefault(&t.SnapshotThreshold, 8192)
 	setDefault(&t.TrailingLogs, 2048)
 	setDefault(&t.MaxArchive, DefaultMaxArchive)
+	setDefault(&t.MeetInterval, time.Second)
+	setDefault(&t.FailedAfter, 10*time.Second)
+	setDefault(&t.AutopilotInterval, 2*time.Second)
 }
 
 func setDefault[T comparable](v *T, d T) {
@@ -104,29 +118,42 @@ func setDefault[T comparable](v *T, d T) {
 
 // Store is a replicated cluster.State. All methods may be called by any goroutine.
 type Store struct {
-	cfg     Config
-	log     *slog.Logger
-	id      raft.ServerID
-	lock    *os.File // the data folder's
-	disk    *disk
-	trans   *raft.NetworkTransport
-	raft    *raft.Raft
-	fsm     *fsm
-	leading leadership
-	metrics *metrics
-	weight  *semaphore.Weighted
+	cfg      Config
+	log      *slog.Logger
+	id       raft.ServerID
+	lock     *os.File // the data folder's
+	disk     *disk
+	port     *port
+	trans    *raft.NetworkTransport
+	service  *grpc.Server
+	clients  clients
+	member   *membership
+	circle   *circle
+	pilot    pilot
+	raft     *raft.Raft
+	fsm      *fsm
+	leading  leadership
+	reigns   reigns
+	confirms rounds
+	start    string // new for each Open
+	metrics  *metrics
+	weight   *semaphore.Weighted
 
-	fatal     chan error    // gets the reason once
-	failed    chan struct{} // closed after that
-	failure   error
-	failedAt  time.Time
-	failOnce  sync.Once
-	closing   chan struct{}
-	closeOnce sync.Once
-	closeErr  error
-	mu        sync.Mutex     // orders the begin of an operation against closing
-	ops       sync.WaitGroup // operations and goroutines under way
-	restoring sync.Mutex     // one RestoreArchive at a time
+	fatal      chan error    // gets the reason once
+	failed     chan struct{} // closed after that
+	failure    error
+	failedAt   time.Time
+	failOnce   sync.Once
+	closing    chan struct{}
+	ending     context.Context // ends with closing
+	end        context.CancelFunc
+	closeOnce  sync.Once
+	closeErr   error
+	mu         sync.Mutex     // orders the begin of an operation against closing
+	ops        sync.WaitGroup // operations and goroutines under way
+	serving    sync.WaitGroup // the gRPC service
+	restoring  sync.Mutex     // one RestoreArchive at a time
+	succeeding sync.Mutex     // one search for the leader's heir at a time
 }
 
 // Open opens the data folder and starts this server's part of the region. It
@@ -140,8 +167,12 @@ func Open(cfg Config) (_ *Store, err error) {
 		cfg: cfg, log: cfg.Logger,
 		weight: semaphore.NewWeighted(maxInFlight),
 		fatal:  make(chan error, 1), failed: make(chan struct{}), closing: make(chan struct{}),
+		circle: newCircle(), start: newUUID(),
 	}
+	s.ending, s.end = context.WithCancel(context.Background())
+	s.clients = clients{dial: s.dialPeers, conns: map[string]*grpc.ClientConn{}}
 	s.leading.init()
+	s.reigns.init()
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open store in %s: %w", cfg.Dir, errors.Join(unwritable(cfg.Dir, wayOut(cfg.Dir, err)), s.release()))
@@ -161,19 +192,26 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !used && !cfg.Bootstrap {
-		return nil, errors.New("it holds no server yet, and joining a region is not supported; start with bootstrap on to begin a new region")
+	if err := s.cfg.checkBegin(used); err != nil {
+		return nil, err
+	}
+	alone := !used && s.cfg.BootstrapExpect == 1 && len(cfg.RetryJoin) == 0
+	if s.member, err = openMembership(cfg.Dir, used); err != nil {
+		return nil, err
 	}
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
-	s.cfg.defaults(cfg.Bootstrap)
+	s.cfg.defaults()
 	s.disk.patience = max(stallFactor*s.cfg.LeaderLease, minStall)
 	conf, notify := s.raftConfig()
-	if !used {
+	if alone {
 		self := raft.Server{Suffrage: raft.Voter, ID: s.id, Address: s.trans.LocalAddr()}
 		if err := raft.BootstrapCluster(conf, s.disk, s.disk, snaps, s.trans, raft.Configuration{Servers: []raft.Server{self}}); err != nil {
 			return nil, fmt.Errorf("begin a new region: %w", err)
+		}
+		if err := s.member.belong(newUUID()); err != nil {
+			return nil, err
 		}
 	}
 	s.metrics = newMetrics(s)
@@ -183,7 +221,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s.fsm.running.Store(true)
 	s.disk.running.Store(true)
-	s.ops.Go(func() { s.lead(notify) })
+	s.run(notify)
 	s.ops.Go(s.snapshotWhenDue)
 	s.disk.voters.Store(s.voterCount())
 	s.ops.Go(func() { s.disk.watch(s.progress) })
@@ -207,26 +245,54 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-func (s *Store) listen() error {
-	var advertise net.Addr
-	if s.cfg.Advertise != "" {
-		a, err := net.ResolveTCPAddr("tcp", s.cfg.Advertise)
-		if err != nil {
-			return fmt.Errorf("raft address to advertise: %w", err)
-		}
-		advertise = a
+// checkBegin says whether this server knows how to come to a cluster.
+func (c *Config) checkBegin(used bool) error {
+	if c.Bootstrap && c.BootstrapExpect == 0 {
+		c.BootstrapExpect = 1
 	}
-	trans, err := raft.NewTCPTransportWithConfig(s.cfg.Bind, advertise, &raft.NetworkTransportConfig{
+	switch c.BootstrapExpect {
+	case 0, 1, 3, 5:
+	default:
+		return fmt.Errorf("bootstrap_expect is %d; a cluster begins with 1, 3 or 5 servers", c.BootstrapExpect)
+	}
+	if len(c.RetryJoin) > maxAcquaintances {
+		return fmt.Errorf("retry_join names %d servers, over the limit of %d", len(c.RetryJoin), maxAcquaintances)
+	}
+	if !used && c.BootstrapExpect != 1 && len(c.RetryJoin) == 0 {
+		return errors.New("it holds no server yet; set retry_join to find the other servers, or bootstrap_expect to 1 to begin a new region with this one alone")
+	}
+	return nil
+}
+
+// listen opens the port, which lets nobody in before run.
+func (s *Store) listen() error {
+	p, err := listenPort(s.cfg.Bind, s.cfg.Advertise, s.cfg.TLS, s.log)
+	if err != nil {
+		return err
+	}
+	p.greet, p.admit, p.lost, p.rarely, p.dialer = s.greet, s.admit, s.lostConnection, s.circle.rarely, s.cfg.dialer
+	if p.dialer == nil {
+		p.dialer = (&net.Dialer{}).DialContext
+	}
+	s.port = p
+	s.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: &raftLayer{p.kinds[kindRaft], p}, ServerAddressProvider: s,
 		MaxPool: 3, Timeout: 10 * time.Second, Logger: raftLogger(s.log), MsgpackUseNewTimeFormat: true,
 	})
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("raft address %s is taken by another program; end that one or choose another port", s.cfg.Bind)
-	}
-	if err != nil {
-		return fmt.Errorf("raft address %s: %w", s.cfg.Bind, err)
-	}
-	s.trans = trans
 	return nil
+}
+
+// run starts what needs raft, and lets other servers in.
+func (s *Store) run(notify <-chan bool) {
+	s.pilot.init(s)
+	s.followReigns()
+	s.ops.Go(func() { s.lead(notify) })
+	s.ops.Go(s.meetAll)
+	s.ops.Go(s.runPilot)
+	s.service = s.newService()
+	s.serving.Go(func() { _ = s.service.Serve(s.port.kinds[kindPeers]) }) // ends with Stop
+	s.port.serve()
+	s.campaignAlone()
 }
 
 func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
@@ -236,7 +302,8 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 	c.Logger = raftLogger(s.log)
 	c.NotifyCh = notify
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = s.cfg.Heartbeat, s.cfg.Election, s.cfg.LeaderLease
-	c.CommitTimeout = min(c.CommitTimeout, s.cfg.Heartbeat/2)
+	c.CommitTimeout = min(commitTimeout, s.cfg.Heartbeat/2)
+	c.ShutdownOnRemove = false // it may come back
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = s.cfg.SnapshotInterval, s.cfg.SnapshotThreshold, s.cfg.TrailingLogs
 	return c, notify
 }
@@ -258,15 +325,22 @@ func newRaft(conf *raft.Config, f *fsm, d *disk, snaps *snapshots, trans raft.Tr
 	return raft.NewRaft(conf, f, d, d, snaps, trans)
 }
 
-// Close stops this server's part and returns when everything of it has ended.
-// Writes under way are answered first. It gives the reason on which the store
+// Close stops this server's part and returns when everything of it has ended. A
+// leader hands its leadership over first; writes under way are answered. It gives the reason on which the store
 // had failed before, if it had.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
+		s.stepAside()
 		s.mu.Lock()
 		close(s.closing)
 		s.mu.Unlock()
-		s.ops.Wait() // while raft still answers them
+		s.end()
+		late := time.AfterFunc(enqueueTimeout, s.clients.close) // a leader that does not answer
+		s.ops.Wait()                                            // while raft still answers them
+		late.Stop()
+		s.service.Stop()
+		s.clients.close()
+		s.serving.Wait()
 		err := s.raft.Shutdown().Error()
 		s.metrics.unregister(s.cfg.Registerer)
 		s.leading.close()
@@ -282,8 +356,12 @@ func (s *Store) Close() error {
 // release closes what Open opened first.
 func (s *Store) release() error {
 	var errs []error
+	s.end()
 	if s.trans != nil {
 		errs = append(errs, s.trans.Close())
+	}
+	if s.port != nil {
+		errs = append(errs, s.port.close())
 	}
 	if s.disk != nil {
 		errs = append(errs, s.disk.close())
@@ -343,100 +421,6 @@ func (s *Store) Err() error {
 	default:
 		return nil
 	}
-}
-
-// Apply writes a command to the log and gives what applying it returned. It
-// stamps RequestID and Time when they are empty. The error is Result.Err when
-// the rules refused the command, ErrNoLeader when nobody could take it within
-// the leader wait, CodeTooLarge when it is over MaxEntry, CodeUnavailable when
-// the disk is full or the store has ended, and ctx's when that ended first.
-func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
-	end, err := s.begin()
-	if err != nil {
-		return cluster.Result{}, err
-	}
-	defer end()
-	stamp := cluster.StampOf(cmd)
-	setDefault(&stamp.RequestID, newUUID())
-	setDefault(&stamp.Time, time.Now().UnixNano())
-	entry := seal(cluster.EncodeCommand(cmd))
-	if len(entry) > MaxEntry {
-		return cluster.Result{}, cluster.Errorf(cluster.CodeTooLarge,
-			"the change takes %d bytes, over the limit of %d bytes for one change", len(entry), MaxEntry)
-	}
-	start := time.Now()
-	res, err := s.applyEntry(ctx, entry)
-	if err == nil && res.Err != nil {
-		err = res.Err
-	}
-	s.metrics.applied(start, err)
-	return res, err
-}
-
-// applyEntry proposes an entry until it is answered. Trying again is safe: the
-// request ID inside makes it apply once.
-func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, error) {
-	weight := int64(max(len(entry), minWeight))
-	if err := s.weight.Acquire(ctx, weight); err != nil {
-		return cluster.Result{}, fmt.Errorf("wait for earlier writes: %w", err)
-	}
-	wait, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
-	defer cancel()
-	for {
-		if err := s.waitLeader(wait); err != nil {
-			s.weight.Release(weight)
-			if ctx.Err() != nil {
-				err = fmt.Errorf("wait for a leader: %w", ctx.Err())
-			}
-			return cluster.Result{}, err
-		}
-		answer := make(chan outcome, 1)
-		s.ops.Go(func() { answer <- s.propose(entry) }) // outlives a caller who gives up
-		select {
-		case out := <-answer:
-			if out.err != nil && lostLeader(out.err) {
-				select { // raft tells before lead has heard of it
-				case <-time.After(retryPause):
-				case <-wait.Done():
-				}
-				continue
-			}
-			s.weight.Release(weight)
-			return out.Result, out.err
-		case <-ctx.Done():
-			s.ops.Go(func() { <-answer; s.weight.Release(weight) })
-			return cluster.Result{}, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err())
-		}
-	}
-}
-
-// propose hands the entry to raft and waits until it is applied here.
-func (s *Store) propose(entry []byte) outcome {
-	future := s.raft.Apply(entry, enqueueTimeout)
-	if err := future.Error(); err != nil {
-		if fatal := s.Err(); fatal != nil {
-			err = fatal
-		}
-		if errors.Is(err, raft.ErrRaftShutdown) {
-			err = errClosing
-		}
-		return outcome{err: err}
-	}
-	return future.Response().(outcome)
-}
-
-// lostLeader says whether raft's error means that this server was not, or did
-// not stay, the leader for the entry.
-func lostLeader(err error) bool {
-	for _, e := range []error{
-		raft.ErrNotLeader, raft.ErrLeadershipLost, raft.ErrLeadershipTransferInProgress,
-		raft.ErrAbortedByRestore, raft.ErrEnqueueTimeout,
-	} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // State is the current state. A restore replaces it by another one; snapshots

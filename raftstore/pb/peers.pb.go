@@ -632,6 +632,50 @@ func (x *ReadIndexReply) GetIndex() uint64 {
 	return 0
 }
 
+type TermReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TermReply) Reset() {
+	*x = TermReply{}
+	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TermReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TermReply) ProtoMessage() {}
+
+func (x *TermReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TermReply.ProtoReflect.Descriptor instead.
+func (*TermReply) Descriptor() ([]byte, []int) {
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TermReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
 type Chunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -641,7 +685,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +697,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +710,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{11}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -685,7 +729,7 @@ type Restored struct {
 
 func (x *Restored) Reset() {
 	*x = Restored{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +741,7 @@ func (x *Restored) String() string {
 func (*Restored) ProtoMessage() {}
 
 func (x *Restored) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +754,7 @@ func (x *Restored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restored.ProtoReflect.Descriptor instead.
 func (*Restored) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{12}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Restored) GetInfo() []byte {
@@ -729,7 +773,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +785,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +798,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{13}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -773,7 +817,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +829,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +842,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{14}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TransferRequest) GetId() string {
@@ -817,7 +861,7 @@ type HealthReply struct {
 
 func (x *HealthReply) Reset() {
 	*x = HealthReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +873,7 @@ func (x *HealthReply) String() string {
 func (*HealthReply) ProtoMessage() {}
 
 func (x *HealthReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +886,7 @@ func (x *HealthReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthReply.ProtoReflect.Descriptor instead.
 func (*HealthReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{15}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HealthReply) GetHealth() []byte {
@@ -862,7 +906,7 @@ type WitnessRequest struct {
 
 func (x *WitnessRequest) Reset() {
 	*x = WitnessRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +918,7 @@ func (x *WitnessRequest) String() string {
 func (*WitnessRequest) ProtoMessage() {}
 
 func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +931,7 @@ func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessRequest.ProtoReflect.Descriptor instead.
 func (*WitnessRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{16}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WitnessRequest) GetLeaderId() string {
@@ -915,7 +959,7 @@ type WitnessReply struct {
 
 func (x *WitnessReply) Reset() {
 	*x = WitnessReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +971,7 @@ func (x *WitnessReply) String() string {
 func (*WitnessReply) ProtoMessage() {}
 
 func (x *WitnessReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +984,7 @@ func (x *WitnessReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessReply.ProtoReflect.Descriptor instead.
 func (*WitnessReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{17}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WitnessReply) GetGone() bool {
@@ -1010,7 +1054,9 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\x10ReadIndexRequest\x12\x16\n" +
 	"\x06verify\x18\x01 \x01(\bR\x06verify\"&\n" +
 	"\x0eReadIndexReply\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x1b\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x1f\n" +
+	"\tTermReply\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x1e\n" +
 	"\bRestored\x12\x12\n" +
@@ -1029,14 +1075,15 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x1b\n" +
-	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\xfa\x06\n" +
+	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\xc4\a\n" +
 	"\x05Peers\x12P\n" +
 	"\x04Meet\x12#.rxvision.raftstore.v1.Introduction\x1a#.rxvision.raftstore.v1.Introduction\x12K\n" +
 	"\aPromise\x12 .rxvision.raftstore.v1.Formation\x1a\x1e.rxvision.raftstore.v1.Nothing\x12K\n" +
 	"\aRelease\x12 .rxvision.raftstore.v1.Formation\x1a\x1e.rxvision.raftstore.v1.Nothing\x12L\n" +
 	"\x04Join\x12\".rxvision.raftstore.v1.JoinRequest\x1a .rxvision.raftstore.v1.JoinReply\x12E\n" +
 	"\x05Apply\x12\x1c.rxvision.raftstore.v1.Entry\x1a\x1e.rxvision.raftstore.v1.Applied\x12[\n" +
-	"\tReadIndex\x12'.rxvision.raftstore.v1.ReadIndexRequest\x1a%.rxvision.raftstore.v1.ReadIndexReply\x12J\n" +
+	"\tReadIndex\x12'.rxvision.raftstore.v1.ReadIndexRequest\x1a%.rxvision.raftstore.v1.ReadIndexReply\x12H\n" +
+	"\x04Term\x12\x1e.rxvision.raftstore.v1.Nothing\x1a .rxvision.raftstore.v1.TermReply\x12J\n" +
 	"\aRestore\x12\x1c.rxvision.raftstore.v1.Chunk\x1a\x1f.rxvision.raftstore.v1.Restored(\x01\x12N\n" +
 	"\x06Remove\x12$.rxvision.raftstore.v1.RemoveRequest\x1a\x1e.rxvision.raftstore.v1.Nothing\x12R\n" +
 	"\bTransfer\x12&.rxvision.raftstore.v1.TransferRequest\x1a\x1e.rxvision.raftstore.v1.Nothing\x12L\n" +
@@ -1055,7 +1102,7 @@ func file_raftstore_pb_peers_proto_rawDescGZIP() []byte {
 	return file_raftstore_pb_peers_proto_rawDescData
 }
 
-var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*Nothing)(nil),          // 0: rxvision.raftstore.v1.Nothing
 	(*Refusal)(nil),          // 1: rxvision.raftstore.v1.Refusal
@@ -1068,13 +1115,14 @@ var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*Applied)(nil),          // 8: rxvision.raftstore.v1.Applied
 	(*ReadIndexRequest)(nil), // 9: rxvision.raftstore.v1.ReadIndexRequest
 	(*ReadIndexReply)(nil),   // 10: rxvision.raftstore.v1.ReadIndexReply
-	(*Chunk)(nil),            // 11: rxvision.raftstore.v1.Chunk
-	(*Restored)(nil),         // 12: rxvision.raftstore.v1.Restored
-	(*RemoveRequest)(nil),    // 13: rxvision.raftstore.v1.RemoveRequest
-	(*TransferRequest)(nil),  // 14: rxvision.raftstore.v1.TransferRequest
-	(*HealthReply)(nil),      // 15: rxvision.raftstore.v1.HealthReply
-	(*WitnessRequest)(nil),   // 16: rxvision.raftstore.v1.WitnessRequest
-	(*WitnessReply)(nil),     // 17: rxvision.raftstore.v1.WitnessReply
+	(*TermReply)(nil),        // 11: rxvision.raftstore.v1.TermReply
+	(*Chunk)(nil),            // 12: rxvision.raftstore.v1.Chunk
+	(*Restored)(nil),         // 13: rxvision.raftstore.v1.Restored
+	(*RemoveRequest)(nil),    // 14: rxvision.raftstore.v1.RemoveRequest
+	(*TransferRequest)(nil),  // 15: rxvision.raftstore.v1.TransferRequest
+	(*HealthReply)(nil),      // 16: rxvision.raftstore.v1.HealthReply
+	(*WitnessRequest)(nil),   // 17: rxvision.raftstore.v1.WitnessRequest
+	(*WitnessReply)(nil),     // 18: rxvision.raftstore.v1.WitnessReply
 }
 var file_raftstore_pb_peers_proto_depIdxs = []int32{
 	3,  // 0: rxvision.raftstore.v1.Introduction.known:type_name -> rxvision.raftstore.v1.Acquaintance
@@ -1085,24 +1133,26 @@ var file_raftstore_pb_peers_proto_depIdxs = []int32{
 	5,  // 5: rxvision.raftstore.v1.Peers.Join:input_type -> rxvision.raftstore.v1.JoinRequest
 	7,  // 6: rxvision.raftstore.v1.Peers.Apply:input_type -> rxvision.raftstore.v1.Entry
 	9,  // 7: rxvision.raftstore.v1.Peers.ReadIndex:input_type -> rxvision.raftstore.v1.ReadIndexRequest
-	11, // 8: rxvision.raftstore.v1.Peers.Restore:input_type -> rxvision.raftstore.v1.Chunk
-	13, // 9: rxvision.raftstore.v1.Peers.Remove:input_type -> rxvision.raftstore.v1.RemoveRequest
-	14, // 10: rxvision.raftstore.v1.Peers.Transfer:input_type -> rxvision.raftstore.v1.TransferRequest
-	0,  // 11: rxvision.raftstore.v1.Peers.Health:input_type -> rxvision.raftstore.v1.Nothing
-	16, // 12: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
-	2,  // 13: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
-	0,  // 14: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 15: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
-	6,  // 16: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
-	8,  // 17: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
-	10, // 18: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
-	12, // 19: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
-	0,  // 20: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 21: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
-	15, // 22: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
-	17, // 23: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
-	13, // [13:24] is the sub-list for method output_type
-	2,  // [2:13] is the sub-list for method input_type
+	0,  // 8: rxvision.raftstore.v1.Peers.Term:input_type -> rxvision.raftstore.v1.Nothing
+	12, // 9: rxvision.raftstore.v1.Peers.Restore:input_type -> rxvision.raftstore.v1.Chunk
+	14, // 10: rxvision.raftstore.v1.Peers.Remove:input_type -> rxvision.raftstore.v1.RemoveRequest
+	15, // 11: rxvision.raftstore.v1.Peers.Transfer:input_type -> rxvision.raftstore.v1.TransferRequest
+	0,  // 12: rxvision.raftstore.v1.Peers.Health:input_type -> rxvision.raftstore.v1.Nothing
+	17, // 13: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
+	2,  // 14: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
+	0,  // 15: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 16: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
+	6,  // 17: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
+	8,  // 18: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
+	10, // 19: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
+	11, // 20: rxvision.raftstore.v1.Peers.Term:output_type -> rxvision.raftstore.v1.TermReply
+	13, // 21: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
+	0,  // 22: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 23: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
+	16, // 24: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
+	18, // 25: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
+	14, // [14:26] is the sub-list for method output_type
+	2,  // [2:14] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -1119,7 +1169,7 @@ func file_raftstore_pb_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftstore_pb_peers_proto_rawDesc), len(file_raftstore_pb_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

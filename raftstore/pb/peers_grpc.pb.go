@@ -29,6 +29,7 @@ const (
 	Peers_Join_FullMethodName      = "/rxvision.raftstore.v1.Peers/Join"
 	Peers_Apply_FullMethodName     = "/rxvision.raftstore.v1.Peers/Apply"
 	Peers_ReadIndex_FullMethodName = "/rxvision.raftstore.v1.Peers/ReadIndex"
+	Peers_Term_FullMethodName      = "/rxvision.raftstore.v1.Peers/Term"
 	Peers_Restore_FullMethodName   = "/rxvision.raftstore.v1.Peers/Restore"
 	Peers_Remove_FullMethodName    = "/rxvision.raftstore.v1.Peers/Remove"
 	Peers_Transfer_FullMethodName  = "/rxvision.raftstore.v1.Peers/Transfer"
@@ -52,6 +53,8 @@ type PeersClient interface {
 	Apply(ctx context.Context, in *Entry, opts ...grpc.CallOption) (*Applied, error)
 	// ReadIndex gives the index that a reader has to wait for; only the leader knows it.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexReply, error)
+	// Term gives the server's Raft term: a leader whose term a majority has leads still.
+	Term(ctx context.Context, in *Nothing, opts ...grpc.CallOption) (*TermReply, error)
 	// Restore brings an archive to the leader.
 	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[Chunk, Restored], error)
 	// Remove, Transfer and Health are for the leader.
@@ -130,6 +133,16 @@ func (c *peersClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opts 
 	return out, nil
 }
 
+func (c *peersClient) Term(ctx context.Context, in *Nothing, opts ...grpc.CallOption) (*TermReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TermReply)
+	err := c.cc.Invoke(ctx, Peers_Term_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peersClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[Chunk, Restored], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Peers_ServiceDesc.Streams[0], Peers_Restore_FullMethodName, cOpts...)
@@ -199,6 +212,8 @@ type PeersServer interface {
 	Apply(context.Context, *Entry) (*Applied, error)
 	// ReadIndex gives the index that a reader has to wait for; only the leader knows it.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexReply, error)
+	// Term gives the server's Raft term: a leader whose term a majority has leads still.
+	Term(context.Context, *Nothing) (*TermReply, error)
 	// Restore brings an archive to the leader.
 	Restore(grpc.ClientStreamingServer[Chunk, Restored]) error
 	// Remove, Transfer and Health are for the leader.
@@ -234,6 +249,9 @@ func (UnimplementedPeersServer) Apply(context.Context, *Entry) (*Applied, error)
 }
 func (UnimplementedPeersServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
+}
+func (UnimplementedPeersServer) Term(context.Context, *Nothing) (*TermReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Term not implemented")
 }
 func (UnimplementedPeersServer) Restore(grpc.ClientStreamingServer[Chunk, Restored]) error {
 	return status.Error(codes.Unimplemented, "method Restore not implemented")
@@ -379,6 +397,24 @@ func _Peers_ReadIndex_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peers_Term_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Nothing)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeersServer).Term(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peers_Term_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeersServer).Term(ctx, req.(*Nothing))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Peers_Restore_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PeersServer).Restore(&grpc.GenericServerStream[Chunk, Restored]{ServerStream: stream})
 }
@@ -488,6 +524,10 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReadIndex",
 			Handler:    _Peers_ReadIndex_Handler,
+		},
+		{
+			MethodName: "Term",
+			Handler:    _Peers_Term_Handler,
 		},
 		{
 			MethodName: "Remove",
