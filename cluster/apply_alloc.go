@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 )
 
@@ -31,7 +30,7 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 	}
 	refused := map[string]bool{}
 	for _, nodeID := range sortedKeys(place) {
-		if reason := t.fit(nodeID, place[nodeID]); reason != "" {
+		if reason := t.fit(nodeID, place[nodeID]); fitChecked && reason != "" {
 			refused[nodeID] = true
 			res.Refused = append(res.Refused, nodeID)
 		}
@@ -113,23 +112,49 @@ func (t *tx) fit(nodeID string, place []*Allocation) string {
 	if n == nil {
 		return "node is gone"
 	}
-	planned := map[string]bool{}
 	for _, a := range place {
-		planned[a.ID] = true
 		if t.Alloc(nil, a.ID) == nil && !n.Ready() {
 			return "node is not ready"
 		}
 	}
-	use := NewNodeUse(n)
-	for _, a := range t.AllocsHolding(nil, nodeID) {
-		if !planned[a.ID] {
-			use.Add(a)
+	use := t.use(n)
+	var left []*Allocation // that are updated in place
+	for _, a := range place {
+		if old := t.Alloc(nil, a.ID); old != nil && old.Occupies() {
+			left = append(left, old)
+			use.Remove(old)
 		}
 	}
 	for _, a := range place {
 		use.Add(a)
 	}
-	return use.Fault()
+	fault := use.Fault()
+	for _, a := range place { // the state is as it was
+		use.Remove(a)
+	}
+	for _, a := range left {
+		use.Add(a)
+	}
+	return fault
+}
+
+// maxUses bounds the nodes whose use a state remembers.
+const maxUses = 20_000
+
+// use adds up what is held of a node now, from what it was when it was last asked
+// for. Whoever adds to it takes it back.
+func (t *tx) use(n *Node) *NodeUse {
+	uses := t.batch.state.uses
+	u := uses[n.ID]
+	if u == nil {
+		if len(uses) >= maxUses {
+			clear(uses)
+		}
+		u = NewNodeUse(n)
+		uses[n.ID] = u
+	}
+	u.Follow(n, t.AllocsHolding(nil, n.ID))
+	return u
 }
 
 func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
@@ -233,13 +258,24 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		}
 		if old.ClientStatus == AllocClientUnknown && !a.ServerTerminal() {
 			reconnected = append(reconnected, a.JobKey())
-		} else if a.ClientStatus == AllocClientFailed && !a.ServerTerminal() {
+		} else if !a.ServerTerminal() && t.missed(&a) {
 			failed = append(failed, a.JobKey())
 		}
 	}
 	t.evalJobs(reconnected, TriggerReconnect, nil)
 	t.evalJobs(failed, TriggerAllocFailure, nil)
 	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
+}
+
+// missed says whether an allocation that was to run has ended before its time. A
+// service that ends well has too: after a restore a node tells of stops that the
+// state no longer knows of.
+func (t *tx) missed(a *Allocation) bool {
+	if a.ClientStatus != AllocClientComplete {
+		return a.ClientStatus == AllocClientFailed
+	}
+	j := t.JobVersion(nil, a.JobKey(), a.JobVersion)
+	return j != nil && j.Type == JobTypeService
 }
 
 // heard ends the wait for an allocation that was unknown. Others that the same
@@ -332,92 +368,4 @@ func (t *tx) updateTransitions(c *UpdateTransitions) {
 		t.putAlloc(&a, old, true)
 	}
 	t.putEvals(c.Evals)
-}
-
-// NodeUse adds up what allocations hold of a node. It is how both placement and
-// the state judge whether work fits.
-type NodeUse struct {
-	node              *Node
-	CPU, Memory, Disk int64
-	Devices           map[string]string // device ID → allocation ID
-	Ports             map[int]string    // host port → allocation ID
-	faults            []string
-}
-
-// NewNodeUse begins with nothing used.
-func NewNodeUse(n *Node) *NodeUse {
-	return &NodeUse{node: n, Devices: map[string]string{}, Ports: map[int]string{}}
-}
-
-// Add counts an allocation's resources.
-func (u *NodeUse) Add(a *Allocation) {
-	r := a.AllocatedResources
-	if r == nil {
-		return
-	}
-	for _, name := range sortedKeys(r.Tasks) {
-		task := r.Tasks[name]
-		u.CPU += task.Cpu.CpuShares
-		u.Memory += task.Memory.MemoryMB
-		for _, d := range task.Devices {
-			for _, id := range d.DeviceIDs {
-				if holder, taken := u.Devices[id]; taken {
-					u.faults = append(u.faults, fmt.Sprintf("device %s is held by allocation %s", id, holder))
-				}
-				u.Devices[id] = a.ID
-			}
-		}
-	}
-	u.Disk += r.Shared.DiskMB
-	for _, p := range r.Shared.Ports {
-		if holder, taken := u.Ports[p.Value]; taken {
-			u.faults = append(u.faults, fmt.Sprintf("port %d is held by allocation %s", p.Value, holder))
-		}
-		u.Ports[p.Value] = a.ID
-	}
-}
-
-// Available is what the node offers to work: its resources less the reserved.
-func (n *Node) Available() (cpu, memory, disk int64) {
-	r, kept := n.NodeResources, n.ReservedResources
-	if r == nil {
-		return 0, 0, 0
-	}
-	cpu, memory, disk = r.Cpu.CpuShares, r.Memory.MemoryMB, r.Disk.DiskMB
-	if kept != nil {
-		cpu, memory, disk = cpu-kept.Cpu.CpuShares, memory-kept.Memory.MemoryMB, disk-kept.Disk.DiskMB
-	}
-	return cpu, memory, disk
-}
-
-// Fault says what is over-committed, "" when all fits: cpu, memory, disk, or a
-// device or port that two allocations hold or that the node does not have.
-func (u *NodeUse) Fault() string {
-	if len(u.faults) > 0 {
-		return u.faults[0]
-	}
-	cpu, memory, disk := u.node.Available()
-	switch {
-	case u.CPU > cpu:
-		return "cpu"
-	case u.Memory > memory:
-		return "memory"
-	case u.Disk > disk:
-		return "disk"
-	}
-	if len(u.Devices) == 0 {
-		return ""
-	}
-	has := map[string]bool{}
-	for _, g := range u.node.NodeResources.Devices {
-		for _, d := range g.Instances {
-			has[d.ID] = true
-		}
-	}
-	for _, id := range sortedKeys(u.Devices) {
-		if !has[id] {
-			return "device " + id + " is not on the node"
-		}
-	}
-	return ""
 }

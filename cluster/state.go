@@ -213,6 +213,7 @@ type State struct {
 	seq       uint64         // of the newest kept result
 	kept      map[string]int // request ID → position in the results
 	shared    *interner
+	uses      map[string]*NodeUse // by node ID; what was added up already
 }
 
 // internBits is how many strings a state shares at a time, as a power of two.
@@ -220,7 +221,7 @@ const internBits = 14
 
 // NewState returns an empty state.
 func NewState() *State {
-	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, shared: newInterner(internBits)}
+	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, shared: newInterner(internBits), uses: map[string]*NodeUse{}}
 	v := &view{hub: s.hub}
 	for _, t := range Tables {
 		v.rows = append(v.rows, newRows(tableByName[t.Name], 0))

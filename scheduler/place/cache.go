@@ -31,6 +31,9 @@ type Cache struct {
 // View prepares a snapshot.
 func (c *Cache) View(r Reader) *View {
 	for _, h := range c.planned {
+		for _, a := range h.planned {
+			h.use.Remove(a)
+		}
 		h.planned = nil
 		c.forget(h)
 	}
@@ -52,7 +55,7 @@ func (c *Cache) takeNodes(nodes []*cluster.Node) {
 	for i, n := range nodes {
 		h := &host{node: n, index: i, hash: hash(n.ID)}
 		if was := old[n.ID]; was != nil {
-			h.use, c.holding[i] = was.use, holding[was.index]
+			h.use, h.stale, c.holding[i] = was.use, true, holding[was.index]
 		}
 		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
 	}
@@ -83,9 +86,9 @@ func (c *Cache) takeUse(r Reader) {
 	}
 }
 
-// forget drops what is in use on a host: it must be added up again.
+// forget marks what is in use on a host as not up to date.
 func (c *Cache) forget(h *host) {
-	h.use = nil
+	h.stale = true
 	c.changed(h)
 }
 
@@ -98,9 +101,18 @@ func (c *Cache) changed(h *host) {
 
 // load adds up what is in use on the host, where that is not known.
 func (v *View) load(h *host) {
-	if h.use == nil {
-		h.use = v.usage(h, "")
+	if h.use != nil && !h.stale {
+		return
 	}
+	if h.use == nil {
+		h.use = cluster.NewNodeUse(h.node)
+	}
+	if anew := h.use.Follow(h.node, v.reader.AllocsHolding(nil, h.node.ID)); anew {
+		for _, a := range h.planned {
+			h.use.Add(a)
+		}
+	}
+	h.stale = false
 }
 
 // plan counts a placement of this view.

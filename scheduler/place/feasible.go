@@ -182,8 +182,7 @@ func (d *demand) take(h *host, allocID string) (*cluster.AllocatedResources, err
 func (h *host) takePorts(asks []*cluster.NetworkResource, allocID string) ([]*cluster.NetworkResource, string) {
 	mine := map[int]bool{}
 	free := func(port int) bool {
-		_, held := h.use.Ports[port]
-		return !held && !mine[port] && !h.reservedPorts().has(port)
+		return !h.use.Port(port) && !mine[port] && !h.reservedPorts().has(port)
 	}
 	var ip, device string
 	if ns := h.node.NodeResources.Networks; len(ns) > 0 {

@@ -495,7 +495,8 @@ func (p *planner) placeNothing() {
 			continue
 		}
 		h.planned = slices.Delete(h.planned, i, i+1)
-		p.forget(h)
+		h.use.Remove(a)
+		p.changed(h)
 		p.count(a, -1)
 		p.result.Queued[a.TaskGroup]++
 		replaced[a.PreviousAllocation] = true

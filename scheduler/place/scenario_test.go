@@ -76,7 +76,9 @@ func (w *world) NodesVersion() any                             { return new(int)
 func (w *world) FleetHold(cluster.WatchSet) *cluster.FleetHold { return w.hold }
 
 func (w *world) AllocsHolding(_ cluster.WatchSet, id string) []*cluster.Allocation {
-	return w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id && a.Occupies() })
+	out := w.allocsIf(func(a *cluster.Allocation) bool { return a.NodeID == id && a.Occupies() })
+	slices.SortFunc(out, func(a, b *cluster.Allocation) int { return cmp.Compare(a.ID, b.ID) })
+	return out
 }
 
 func (w *world) AllocsByJob(_ cluster.WatchSet, k cluster.JobKey) []*cluster.Allocation {

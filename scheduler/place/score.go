@@ -28,6 +28,7 @@ type host struct {
 	index   int // in the view's hosts
 	hash    uint64
 	use     *cluster.NodeUse
+	stale   bool // use is not up to date
 	ports   portRanges
 	parsed  bool
 	planned []*cluster.Allocation
