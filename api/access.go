@@ -239,7 +239,7 @@ func (s *Server) identify(r *request) (identity, error) {
 	hash := acl.HashSecret(secret)
 	token := s.cfg.Store.State().Snapshot().ACLTokenBySecret(nil, hash)
 	if token == nil && !r.stale {
-		if err := s.waitLeader(r); err != nil {
+		if err := s.fresh(r); err != nil {
 			return identity{}, err
 		}
 		token = s.cfg.Store.State().Snapshot().ACLTokenBySecret(nil, hash)

@@ -347,7 +347,7 @@ func (s *Server) updateToken(r *request) (any, error) {
 
 // changeToken changes name, type and policies of a token.
 func (s *Server) changeToken(r *request, req *nomad.ACLToken) (any, error) {
-	if err := errors.Join(noRoles(req), s.waitLeader(r)); err != nil {
+	if err := errors.Join(noRoles(req), s.fresh(r)); err != nil {
 		return nil, err
 	}
 	old := s.cfg.Store.State().Snapshot().ACLToken(nil, req.AccessorID)

@@ -27,7 +27,7 @@ func (s *Server) frontPage(*request) (any, error) {
 
 // leader waits for a leader and gives its Raft address.
 func (s *Server) statusLeader(r *request) (any, error) {
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	_, address := s.cfg.Store.Leader()
@@ -99,6 +99,11 @@ func (s *Server) agentHealth(r *request) (any, error) {
 		reply.Server = &health{OK: s.hasLeader(), Message: "ok"}
 		if !reply.Server.OK {
 			reply.Server.Message = cluster.ErrNoLeader.Text
+		}
+		if s.cfg.Servers != nil {
+			if err := s.cfg.Servers.Disk(); err != nil {
+				reply.Server.OK, reply.Server.Message = false, err.Error()
+			}
 		}
 	case "client":
 		reply.Client = &health{Message: "client not enabled"}

@@ -197,7 +197,7 @@ func (s *Server) stopAlloc(r *request) (any, error) {
 	if _, err := r.flag("reschedule", true); err != nil { // a stopped allocation is placed anew in any case
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap := s.cfg.Store.State().Snapshot()

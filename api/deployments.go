@@ -64,7 +64,7 @@ func (s *Server) activeDeployment(r *request, verb string) (*cluster.Deployment,
 	if err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	d := s.cfg.Store.State().Snapshot().Deployment(nil, id)

@@ -154,7 +154,7 @@ func (s *Server) serve(w *recorder, r *request, route *route) (err error) {
 		h := w.Header()
 		h.Set("X-Nomad-Index", strconv.FormatUint(out.index, 10))
 		if out.read {
-			s.readHeaders(h)
+			s.readHeaders(h, r.stale)
 		}
 		if out.next != "" {
 			h.Set("X-Nomad-NextToken", out.next)
@@ -170,10 +170,14 @@ func (s *Server) serve(w *recorder, r *request, route *route) (err error) {
 	}
 }
 
-func (s *Server) readHeaders(h http.Header) {
+func (s *Server) readHeaders(h http.Header, stale bool) {
 	leader, _ := s.cfg.Store.Leader()
 	h.Set("X-Nomad-KnownLeader", strconv.FormatBool(leader != ""))
-	h.Set("X-Nomad-LastContact", strconv.FormatInt(max(0, s.cfg.Store.LastContact().Milliseconds()), 10))
+	var contact time.Duration // the leader has just said what is newest
+	if stale {
+		contact = max(0, s.cfg.Store.LastContact())
+	}
+	h.Set("X-Nomad-LastContact", strconv.FormatInt(contact.Milliseconds(), 10))
 }
 
 // writeError answers with plain text, as Nomad does.

@@ -146,7 +146,7 @@ func (s *Server) registerJob(r *request) (any, error) {
 	if req.PreserveResources {
 		return nil, notBuilt("this version of rxvision does not support preserving resources: register the job with those that it shall have")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	j, warnings, err := s.checkJob(s.cfg.Store.State().Snapshot(), req.Job, req.Submission)
@@ -215,7 +215,7 @@ func (s *Server) planJob(r *request) (any, error) {
 	if err := sameJob(r, req.Job); err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap := s.cfg.Store.State().Snapshot()
@@ -318,7 +318,7 @@ func (s *Server) evaluateJob(r *request) (any, error) {
 	if err := bodyJob(r, req.JobID); err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap := s.cfg.Store.State().Snapshot()
@@ -375,7 +375,7 @@ func (s *Server) revertJob(r *request) (any, error) {
 	if err := bodyJob(r, req.JobID); err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap, key := s.cfg.Store.State().Snapshot(), r.jobKey()
@@ -456,7 +456,7 @@ func (s *Server) scaleJob(r *request) (any, error) {
 	if err := r.decode(&req); err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap, key := s.cfg.Store.State().Snapshot(), r.jobKey()

@@ -58,6 +58,17 @@ func (s *memStore) State() *cluster.State {
 	return s.state
 }
 
+func (s *memStore) ReadIndex(ctx context.Context, _ bool) error {
+	for s.name() == "" {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return cluster.ErrNoLeader
+		}
+	}
+	return nil
+}
+
 func (s *memStore) IsLeader() bool { return s.name() == "me" }
 
 func (s *memStore) Leader() (string, string) {

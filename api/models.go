@@ -69,7 +69,7 @@ func (s *Server) pushModel(r *request) (any, error) {
 	if err := cluster.ValidModelName(r.params["model"]); err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	v, err := models.Push(r.Context(), r.params["model"], r.query.Get("description"), r.upload())

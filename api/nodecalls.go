@@ -89,7 +89,7 @@ func (s *Server) allocOf(r *request) (*cluster.Allocation, error) {
 	if s.cfg.Nodes == nil {
 		return nil, notBuilt("this server has no way to nodes")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	a := s.cfg.Store.State().Snapshot().Alloc(nil, r.params["id"])
@@ -391,7 +391,7 @@ func (s *Server) nodeStats(r *request) (any, error) {
 	case s.cfg.Nodes == nil:
 		return nil, notBuilt("this server has no way to nodes")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	if s.cfg.Store.State().Snapshot().Node(nil, id) == nil {

@@ -208,7 +208,7 @@ func (s *Server) evaluateNode(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	snap := s.cfg.Store.State().Snapshot()

@@ -12,7 +12,7 @@ func (s *Server) saveSnapshot(r *request) (any, error) {
 	if s.cfg.Archives == nil {
 		return nil, notBuilt("this server keeps no snapshots")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	archive, err := s.cfg.Archives.Save(r.Context())
@@ -34,7 +34,7 @@ func (s *Server) restoreSnapshot(r *request) (any, error) {
 	if s.cfg.Archives == nil {
 		return nil, notBuilt("this server keeps no snapshots")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	if err := s.cfg.Archives.Restore(r.Context(), r.upload()); err != nil {

@@ -22,8 +22,6 @@ const (
 	jitterPart = 16
 	// MaxBlocking bounds the blocking queries under way on one server.
 	MaxBlocking = 10_000
-	// leaderPoll is how often a request that waits for a leader looks.
-	leaderPoll = 25 * time.Millisecond
 )
 
 // request is one request with what its route and query say.
@@ -35,6 +33,7 @@ type request struct {
 
 	namespace string
 	stale     bool
+	verified  bool // ?consistent: the leader asks the quorum whether it still leads
 	index     uint64
 	wait      time.Duration
 	prefix    string
@@ -63,6 +62,12 @@ func (r *request) parse(region string) (err error) {
 	}
 	if r.stale, err = r.flag("stale", true); err != nil {
 		return err
+	}
+	if r.verified, err = r.flag("consistent", true); err != nil {
+		return err
+	}
+	if r.stale && r.verified {
+		return badRequest("stale and consistent exclude each other")
 	}
 	if r.reverse, err = r.flag("reverse", true); err != nil {
 		return err
@@ -140,7 +145,7 @@ type found struct {
 // read answers a query from the state, waiting for a change when the client asks
 // for it. fn adds what it depends on to ws and may run several times.
 func (s *Server) read(r *request, fn func(snap *cluster.Snapshot, ws cluster.WatchSet) found) (any, error) {
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	f, err := s.block(r, fn)
@@ -190,29 +195,19 @@ func (s *Server) block(r *request, fn func(snap *cluster.Snapshot, ws cluster.Wa
 	}
 }
 
-// waitLeader waits until there is a leader, so that an answer is no older than
-// the last write; stale reads do not ask for that.
-func (s *Server) waitLeader(r *request) error {
-	if r.stale || s.hasLeader() {
+// fresh waits until this server's state holds all that was committed when the
+// request came, as the leader knows it; stale reads do not ask for that.
+func (s *Server) fresh(r *request) error {
+	if r.stale {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.LeaderWait)
 	defer cancel()
-	tick := time.NewTicker(leaderPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if s.hasLeader() {
-				return nil
-			}
-		case <-ctx.Done():
-			if err := r.Context().Err(); err != nil {
-				return err
-			}
-			return s.cfg.Store.NoLeader()
-		}
+	err := s.cfg.Store.ReadIndex(ctx, r.verified)
+	if err != nil && r.Context().Err() != nil {
+		return r.Context().Err()
 	}
+	return err
 }
 
 // hasLeader says whether some server leads; this one only with all entries applied.

@@ -124,6 +124,7 @@ var routes = []route{
 	{method: put, pattern: "/v1/operator/raft/transfer-leadership", access: need(region, acl.Management), handle: (*Server).transferLeadership},
 	{method: get, pattern: "/v1/operator/snapshot", access: need(region, acl.Management), handle: (*Server).saveSnapshot},
 	{method: put, pattern: "/v1/operator/snapshot", access: need(region, acl.Management), handle: (*Server).restoreSnapshot},
+	{method: get, pattern: "/v1/operator/state-hash", access: need(region, acl.Management), handle: (*Server).stateHash},
 	{method: get, pattern: "/v1/operator/scheduler/configuration", access: need(region, acl.OperatorRead), handle: (*Server).schedulerConfig},
 	{method: put, pattern: "/v1/operator/scheduler/configuration", access: need(region, acl.OperatorWrite), handle: (*Server).setSchedulerConfig},
 	{method: get, pattern: "/v1/operator/autopilot/configuration", access: need(region, acl.OperatorRead), handle: (*Server).autopilotConfig},
@@ -212,7 +213,7 @@ func noLicense(*Server, *request) (any, error) { return &answer{status: http.Sta
 
 // none answers a list of what cannot exist in this version.
 func none(s *Server, r *request) (any, error) {
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	return &answer{body: []any{}, read: true}, nil

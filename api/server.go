@@ -23,6 +23,10 @@ type Store interface {
 	Apply(ctx context.Context, cmd cluster.Command) (cluster.Result, error)
 	// State is the current state; a restore replaces it.
 	State() *cluster.State
+	// ReadIndex returns when State holds all that was committed when it was called, as
+	// the leader knows it by its lease, or with verify by asking the quorum. The error
+	// says why that cannot be known: mostly that there is no leader.
+	ReadIndex(ctx context.Context, verify bool) error
 	// IsLeader says whether this server leads, with all earlier entries applied.
 	IsLeader() bool
 	// Leader gives the leader's ID and Raft address, both empty when there is none.

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"strconv"
@@ -166,7 +167,7 @@ type raftReply struct {
 }
 
 func (s *Server) raftConfiguration(r *request) (any, error) {
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	peers, index, err := s.peers()
@@ -232,7 +233,7 @@ func (s *Server) transferLeadership(r *request) (any, error) {
 	case to == nil:
 		return nil, badRequest("%s", text)
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	reply := new(transferReply)
@@ -262,7 +263,7 @@ type autopilotReply struct {
 }
 
 func (s *Server) autopilotConfig(r *request) (any, error) {
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	c := s.cfg.Store.State().Snapshot().AutopilotConfig(nil)
@@ -311,7 +312,7 @@ func (s *Server) autopilotHealth(r *request) (any, error) {
 	if s.cfg.Servers == nil {
 		return nil, notBuilt("this server does not know its peers")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	h, err := s.cfg.Servers.Health(r.Context())
@@ -325,4 +326,17 @@ func (s *Server) autopilotHealth(r *request) (any, error) {
 		return statusBody{http.StatusTooManyRequests, h}, nil
 	}
 	return h, nil
+}
+
+// stateHash is what servers are compared by.
+type stateHash struct {
+	Index uint64 // the last log index that changed the state
+	Hash  string // of every record
+}
+
+// stateHash tells this server's own state in a word: two servers at the same index
+// must say the same.
+func (s *Server) stateHash(*request) (any, error) {
+	snap := s.cfg.Store.State().Snapshot()
+	return &stateHash{snap.Index(nil), fmt.Sprintf("%x", snap.Hash())}, nil
 }

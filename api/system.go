@@ -15,7 +15,7 @@ func (s *Server) collect(r *request) (any, error) {
 	if s.cfg.Collector == nil {
 		return nil, notBuilt("this server cannot collect what has ended: it runs without a scheduler")
 	}
-	if err := s.waitLeader(r); err != nil {
+	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
 	return nil, s.cfg.Collector.ForceGC(r.Context())

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"slices"
 	"time"
 
@@ -46,36 +47,105 @@ func (a archives) Restore(ctx context.Context, r io.Reader) error {
 	return err
 }
 
-// servers gives api the region's set of servers.
-type servers struct {
-	store *raftstore.Store
-	conf  serverConfig
-}
+// servers gives api the region's servers.
+type servers struct{ store *raftstore.Store }
 
 func (s servers) Peers() ([]api.Peer, uint64, error) {
-	list, index, err := s.store.Servers()
+	configured, index, err := s.store.Servers()
 	if err != nil {
 		return nil, 0, err
 	}
-	out := make([]api.Peer, len(list))
-	for i, m := range list {
-		out[i] = api.Peer{
-			ID: m.ID, Name: m.Name, Region: s.conf.region, Datacenter: s.conf.datacenter, Version: version, Address: m.Address, Status: "alive",
-			Leader: m.Leader, Voter: m.Voter, Member: true,
-		}
+	members := map[string]bool{}
+	for _, m := range configured {
+		members[m.ID] = true
+	}
+	var out []api.Peer
+	for _, m := range s.store.Members() {
+		out = append(out, api.Peer{
+			ID: m.ID, Name: m.Name, Region: m.Region, Datacenter: m.Datacenter, Version: m.Version, Address: m.RaftAddr,
+			HTTPAddr: m.HTTPAddr, RPCAddr: m.RPCAddr, Status: m.Status, Leader: m.Leader, Voter: m.Voter, Member: members[m.ID],
+		})
 	}
 	return out, index, nil
 }
 
-func (s servers) Remove(context.Context, string) error { return errAlone }
+func (s servers) Remove(ctx context.Context, id string) error { return s.store.RemoveServer(ctx, id) }
 
-func (s servers) Transfer(context.Context, string) error { return errAlone }
+func (s servers) Transfer(ctx context.Context, id string) error { return s.store.TransferLeadership(ctx, id) }
 
-func (s servers) Health(context.Context) (*api.ServersHealth, error) { return nil, errAlone }
+func (s servers) Health(ctx context.Context) (*api.ServersHealth, error) {
+	h, err := s.store.Health(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &api.ServersHealth{Healthy: h.Healthy, FailureTolerance: h.FailureTolerance, Leader: h.Leader, Voters: h.Voters}
+	for _, p := range h.Servers {
+		out.Servers = append(out.Servers, api.PeerHealth{
+			ID: p.ID, Name: p.Name, Address: p.Address, SerfStatus: p.Status, Version: p.Version, Leader: p.Leader,
+			LastContact: p.LastContact, LastTerm: p.LastTerm, LastIndex: p.LastIndex, Healthy: p.Healthy, Voter: p.Voter, StableSince: p.StableSince,
+		})
+	}
+	return out, nil
+}
 
-func (s servers) Disk() error { return nil }
+func (s servers) Disk() error { return diskError(s.store.DiskState()) }
 
-var errAlone = cluster.Errorf(cluster.CodeUnsupported, "this version of rxvision runs one server")
+func diskError(d raftstore.DiskState) error {
+	if d.OK {
+		return nil
+	}
+	return cluster.Errorf(cluster.CodeUnavailable, "this server cannot write since %s: %s", d.Since.UTC().Format(time.RFC3339), d.Reason)
+}
+
+// frozen is the same of a server whose disk cannot be written.
+type frozen struct {
+	store *raftstore.ReadOnly
+	conf  serverConfig
+}
+
+func (f frozen) Peers() ([]api.Peer, uint64, error) {
+	configured, index, err := f.store.Servers()
+	var out []api.Peer
+	for _, m := range configured {
+		out = append(out, api.Peer{
+			ID: m.ID, Name: m.Name, Region: f.conf.region, Datacenter: f.conf.datacenter, Address: m.Address, Status: "failed", Voter: m.Voter, Member: true,
+		})
+	}
+	return out, index, err
+}
+
+func (f frozen) Remove(context.Context, string) error { return f.store.Err() }
+
+func (f frozen) Transfer(context.Context, string) error { return f.store.Err() }
+
+func (f frozen) Health(context.Context) (*api.ServersHealth, error) { return nil, f.store.Err() }
+
+func (f frozen) Disk() error { return diskError(f.store.DiskState()) }
+
+// peerNet gives the fleet its way to the other servers.
+type peerNet struct{ store *raftstore.Store }
+
+func (n peerNet) Self() string { return n.store.ID() }
+
+func (n peerNet) Servers() (ids []string) {
+	for _, m := range n.store.Members() {
+		if m.Status != raftstore.MemberLeft {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+func (n peerNet) Leader() (id string, ok bool) {
+	id, _ = n.store.Leader()
+	return id, id != ""
+}
+
+func (n peerNet) Listener() net.Listener { return n.store.PeerListener() }
+
+func (n peerNet) Dial(ctx context.Context, serverID string) (net.Conn, error) {
+	return n.store.DialPeer(ctx, serverID)
+}
 
 // callNodes asks nodes over their own streams.
 type callNodes struct{ fleet *fleet.Server }

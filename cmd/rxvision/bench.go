@@ -19,7 +19,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +26,6 @@ import (
 	"github.com/rxvision/rxvision/api"
 	"github.com/rxvision/rxvision/jobspec"
 	"github.com/rxvision/rxvision/oip"
-	"github.com/rxvision/rxvision/proc"
 	"github.com/rxvision/rxvision/serve/ort"
 )
 
@@ -74,9 +72,7 @@ defaults, measures, prints and ends it. Run it in the project's folder.`,
 		}}
 	}
 	serve := sub("serve", "Requests/s and latency of the sample model through gateway and worker", benchServe)
-	control := sub("control", "Registered jobs/s of a single server", benchControl)
-	control.Flags().StringVar(&b.nomad, "nomad", "", "the real nomad to measure beside it; default: none")
-	cmd.AddCommand(serve, control)
+	cmd.AddCommand(serve, newBenchControl(&b), newBenchNodes())
 	return cmd
 }
 
@@ -332,111 +328,4 @@ func inferOnce(ctx context.Context, client *http.Client, target string, header h
 		err = fmt.Errorf("%s: %s", resp.Status, answer)
 	}
 	return err
-}
-
-// benchControl measures accepted registrations of distinct jobs of one
-// allocation, which no node takes, so that the server alone is measured.
-func benchControl(ctx context.Context, b benchFlags, r *benchRun) error {
-	ours, err := registrations(ctx, b, "http://"+r.cfg.http)
-	if err != nil {
-		return err
-	}
-	peer := map[int]sample{}
-	if b.nomad != "" {
-		if peer, err = nomadRegistrations(ctx, b, r.cfg.dataDir); err != nil {
-			return err
-		}
-	}
-	for _, n := range controlClients {
-		f := figure{Metric: fmt.Sprintf("registered jobs/s, %d clients", n), Value: ours[n].perSecond, Unit: "1/s"}
-		if p, ok := peer[n]; ok {
-			f.Peer, f.PeerValue = "nomad 1.11.1, one server", p.perSecond
-		}
-		r.add(f)
-		r.add(figure{Metric: fmt.Sprintf("registration p99, %d clients", n), Value: float64(ours[n].p99.Microseconds()) / 1000, Unit: "ms"})
-	}
-	return nil
-}
-
-var controlClients = []int{1, 8, 32}
-
-func registrations(ctx context.Context, b benchFlags, base string) (map[int]sample, error) {
-	var serial atomic.Int64
-	out := map[int]sample{}
-	for _, n := range controlClients {
-		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n}}
-		s, err := closedLoop(ctx, n, b.each, func(ctx context.Context, _ int) error {
-			body := fmt.Sprintf(`{"Job":{"ID":"bench-%d","Name":"bench","Type":"service","Datacenters":["nowhere"],"TaskGroups":[{"Name":"g","Count":1,"Tasks":[{"Name":"t","Driver":"raw_exec","Config":{"command":"/bin/true"},"Resources":{"CPU":10,"MemoryMB":10}}]}]}}`, serial.Add(1))
-			req, err := http.NewRequestWithContext(ctx, http.MethodPut, base+"/v1/jobs", strings.NewReader(body))
-			if err != nil {
-				return err
-			}
-			resp, err := client.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			answer, err := io.ReadAll(resp.Body)
-			if err == nil && resp.StatusCode != http.StatusOK {
-				err = fmt.Errorf("%s: %s", resp.Status, answer)
-			}
-			return err
-		})
-		client.CloseIdleConnections()
-		if err != nil {
-			return nil, err
-		}
-		out[n] = s
-	}
-	return out, nil
-}
-
-// nomadRegistrations measures the same on a real nomad server with a real data
-// folder and its defaults.
-func nomadRegistrations(ctx context.Context, b benchFlags, dir string) (_ map[int]sample, err error) {
-	nomad, err := filepath.Abs(b.nomad)
-	if err != nil {
-		return nil, err
-	}
-	var ports [3]string
-	for i := range ports {
-		addr, err := freeLoopback()
-		if err != nil {
-			return nil, err
-		}
-		_, ports[i], _ = strings.Cut(addr, ":")
-	}
-	config := filepath.Join(dir, "nomad.hcl")
-	text := fmt.Sprintf("data_dir = %q\nbind_addr = \"127.0.0.1\"\nadvertise {\n  http = \"127.0.0.1\"\n  rpc = \"127.0.0.1\"\n  serf = \"127.0.0.1\"\n}\nports {\n  http = %s\n  rpc = %s\n  serf = %s\n}\nserver {\n  enabled = true\n  bootstrap_expect = 1\n}\n",
-		filepath.Join(dir, "nomad"), ports[0], ports[1], ports[2])
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	p, err := proc.Start(proc.Spec{
-		Path: nomad, Stdout: proc.LogFiles{Dir: dir, Name: "nomad"}, Stderr: proc.LogFiles{Dir: dir, Name: "nomad"}, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir,
-		StatusFile: filepath.Join(dir, "nomad.status"), DieWithParent: true,
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		_, stopErr := p.Stop(ctx, syscall.SIGINT, 10*time.Second)
-		p.Detach()
-		err = errors.Join(err, stopErr)
-	}()
-	base := "http://127.0.0.1:" + ports[0]
-	for {
-		if leader, err := httpGet(ctx, base+"/v1/status/leader"); err == nil && strings.Contains(string(leader), ":") {
-			break
-		}
-		select {
-		case <-p.Done():
-			return nil, fmt.Errorf("nomad ended at once: %s", lastLine(filepath.Join(dir, "nomad.0")))
-		default:
-		}
-		if err := pause(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return registrations(ctx, b, base)
 }

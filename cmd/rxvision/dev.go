@@ -105,7 +105,7 @@ func (c devConfig) children() []devChild {
 	}
 	return []devChild{
 		{Name: "server", Args: append([]string{
-			"server", "--data-dir", filepath.Join(c.dataDir, "server"),
+			"server", "--dev", "--data-dir", filepath.Join(c.dataDir, "server"),
 			"--http-addr", c.http, "--rpc-addr", c.rpc, "--raft-addr", c.raft,
 		}, common...)},
 		{Name: "agent", Args: node},

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,22 +19,33 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rxvision/rxvision/api"
 	"github.com/rxvision/rxvision/blob"
+	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/fleet"
 	"github.com/rxvision/rxvision/fleet/pb"
+	"github.com/rxvision/rxvision/pki"
 	"github.com/rxvision/rxvision/raftstore"
 	"github.com/rxvision/rxvision/registry"
 	"github.com/rxvision/rxvision/scheduler"
 )
 
 type serverConfig struct {
-	dataDir, name, region, datacenter string
-	http, rpc, raft                   string
-	maxModel                          int64
-	logLevel                          string
+	dataDir, name, region, datacenter          string
+	http, rpc, raft                            string
+	httpAdvertise, rpcAdvertise, raftAdvertise string
+	expect                                     int
+	join                                       []string
+	dev                                        bool
+	ca, cert, key, nodeCert, nodeKey           string
+	acl                                        bool
+	blobs                                      string
+	logStore                                   string
+	maxModel                                   int64
+	logLevel                                   string
 }
 
 func newServer() *cobra.Command {
@@ -39,14 +53,24 @@ func newServer() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a server: state, scheduler, HTTP API, registry",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(cmd.ErrOrStderr(), c.logLevel)
-			if err != nil {
-				return err
-			}
-			return runServer(cmd.Context(), c, log)
-		},
+		Long: `Runs one of the servers of a region: 1, 3 or 5 of them agree on the state. Each is
+told how many begin the region (--bootstrap-expect) and where some of the others
+are (--retry-join); those that come later join what is there.
+
+Servers speak TLS: see ` + "`rxvision tls ca create`" + `. SIGHUP reloads certificates and
+the settings marked so. SIGTERM ends a server, which keeps its place in the region.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := c.check(); err != nil {
+			return err
+		}
+		log, level, err := newLeveledLogger(cmd.ErrOrStderr(), c.logLevel)
+		if err != nil {
+			return err
+		}
+		r := &reload{cmd: cmd, fresh: newServer, log: log, apply: func(_, value string) error { return setLevel(level, value) }}
+		return runServer(cmd.Context(), c, log, r)
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -59,66 +83,299 @@ func newServer() *cobra.Command {
 	f.StringVar(&c.datacenter, "datacenter", "dc1", "the datacenter")
 	f.StringVar(&c.http, "http-addr", defaultHTTPAddr, "address of the HTTP API")
 	f.StringVar(&c.rpc, "rpc-addr", defaultRPCAddr, "address that agents and gateways dial")
-	f.StringVar(&c.raft, "raft-addr", defaultRaftAddr, "address of the replicated log")
+	f.StringVar(&c.raft, "raft-addr", defaultRaftAddr, "address that the other servers dial")
+	f.StringVar(&c.httpAdvertise, "http-advertise", "", "host:port at which others reach --http-addr; default: that")
+	f.StringVar(&c.rpcAdvertise, "rpc-advertise", "", "host:port at which others reach --rpc-addr; default: that")
+	f.StringVar(&c.raftAdvertise, "raft-advertise", "", "host:port at which others reach --raft-addr; default: that")
+	f.IntVar(&c.expect, "bootstrap-expect", 1, "servers that begin a new region together: 1, 3 or 5; 0: only join one that is there")
+	f.StringSliceVar(&c.join, "retry-join", nil, "Raft address of another server, tried until it answers; may be given several times")
+	f.BoolVar(&c.dev, "dev", false, "plain text and no access control, on loopback addresses only")
+	f.StringVar(&c.ca, "tls-ca", "", "PEM file of the region's CA")
+	f.StringVar(&c.cert, "tls-cert", "", "PEM file of this server's certificate")
+	f.StringVar(&c.key, "tls-key", "", "PEM file of its private key")
+	f.StringVar(&c.nodeCert, "node-ca-cert", "", "PEM file of the CA that signs certificates of nodes, gateways and workers")
+	f.StringVar(&c.nodeKey, "node-ca-key", "", "PEM file of its private key")
+	f.BoolVar(&c.acl, "acl", true, "ask for tokens (nomad acl bootstrap); off with --dev")
+	f.StringVar(&c.blobs, "blobs", "", "store of model artifacts, as file:///folder?shared=true where all servers see the same one; default: a folder in --data-dir for a single server, none for several")
+	f.StringVar(&c.logStore, "log-store", "", "store of the log in a new data folder: wal or bbolt")
 	f.Int64Var(&c.maxModel, "max-model-bytes", registry.DefaultMaxModel, "largest model artifact")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	addConfig(cmd, "log-level")
 	return cmd
 }
 
-// runServer is the story of a server: the store first, since all rests on it;
-// then what reads and writes it; the listeners last, so that nothing is
-// asked of a half-made server. It ends in the opposite order.
-func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error) {
-	if err := loopbackOnly(map[string]string{"http-addr": c.http, "rpc-addr": c.rpc, "raft-addr": c.raft}); err != nil {
-		return err
+// check reports everything that is wrong with the settings at once.
+func (c *serverConfig) check() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if !slices.Contains([]int{0, 1, 3, 5}, c.expect) {
+		fault("--bootstrap-expect %d: a region has 1, 3 or 5 servers; 0 joins one that is there", c.expect)
 	}
-	reg := newMetrics()
-	store, err := raftstore.Open(raftstore.Config{
-		Dir: filepath.Join(c.dataDir, "raft"), Bind: c.raft, Name: c.name, Version: version,
-		Bootstrap: true, Logger: log.With("part", "raftstore"), Registerer: reg,
+	if c.expect != 1 && len(c.join) == 0 {
+		fault("--retry-join is needed with --bootstrap-expect %d: name the Raft address of at least one other server", c.expect)
+	}
+	if err := pki.CheckRegion(c.region); err != nil {
+		fault("--region: %w", err)
+	}
+	for i, a := range c.join {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			fault("--retry-join %q (the %d.): want HOST:PORT of a server's Raft address", a, i+1)
+		}
+	}
+	addrs := map[string]string{"http-addr": c.http, "rpc-addr": c.rpc, "raft-addr": c.raft}
+	if c.dev {
+		faults = append(faults, loopbackOnly(addrs))
+		c.acl = false
+	} else {
+		for _, name := range []string{"tls-ca", "tls-cert", "tls-key", "node-ca-cert", "node-ca-key"} {
+			if map[string]string{"tls-ca": c.ca, "tls-cert": c.cert, "tls-key": c.key, "node-ca-cert": c.nodeCert, "node-ca-key": c.nodeKey}[name] == "" {
+				fault("--%s is needed: servers speak TLS (rxvision tls ca create, rxvision tls cert create --server); --dev runs one without, on loopback", name)
+			}
+		}
+	}
+	for _, a := range []struct {
+		name, bind string
+		advertise  *string
+	}{{"http", c.http, &c.httpAdvertise}, {"rpc", c.rpc, &c.rpcAdvertise}, {"raft", c.raft, &c.raftAdvertise}} {
+		if *a.advertise == "" {
+			*a.advertise = a.bind
+		}
+		host, port, err := net.SplitHostPort(*a.advertise)
+		switch {
+		case err != nil:
+			fault("--%s-advertise %q: want HOST:PORT", a.name, *a.advertise)
+		case host == "" || net.ParseIP(host).IsUnspecified():
+			fault("--%s-advertise is needed: nobody can reach %q", a.name, *a.advertise)
+		case port == "0" && *a.advertise != a.bind:
+			fault("--%s-advertise %q: want a port", a.name, *a.advertise)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// serverKeys are a server's certificates; nil with --dev.
+type serverKeys struct {
+	material *pki.Material
+	issuer   *pki.Issuer
+}
+
+func loadServerKeys(c serverConfig, log *slog.Logger, reg prometheus.Registerer) (*serverKeys, error) {
+	if c.dev {
+		return nil, nil
+	}
+	m, err := pki.Load(pki.Config{
+		CA: c.ca, Cert: c.cert, Key: c.key, Region: c.region, Role: pki.RoleServer, Use: "wire",
+		Logger: log.With("part", "pki"), Registerer: reg,
 	})
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := pki.NewIssuer(pki.IssuerConfig{Cert: c.nodeCert, Key: c.nodeKey, Material: m, Logger: log.With("part", "pki")})
+	if err != nil {
+		return nil, err
+	}
+	return &serverKeys{m, issuer}, nil
+}
+
+// raft is how servers speak with each other.
+func (k *serverKeys) raft() *raftstore.PeerTLS {
+	if k == nil {
+		return nil
+	}
+	servers := pki.Only(pki.RoleServer)
+	return &raftstore.PeerTLS{
+		Server: func() *tls.Config { return k.material.Server(servers) },
+		Client: func() *tls.Config { return k.material.Client(servers) },
+	}
+}
+
+// rpc are the credentials of the port for agents and gateways. Who shows no
+// certificate may enrol and nothing else; one that has ended may be renewed.
+func (k *serverKeys) rpc() []grpc.ServerOption {
+	if k == nil {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(k.material.Server(fleet.PeersOf())))}
+}
+
+// https wraps the listener of the HTTP API.
+func (k *serverKeys) https(l net.Listener) net.Listener {
+	if k == nil {
+		return l
+	}
+	conf := k.material.HTTPS(pki.Peers{})
+	conf.NextProtos = []string{"http/1.1"} // as Nomad's clients and servers speak
+	return tls.NewListener(l, conf)
+}
+
+func (k *serverKeys) run(ctx context.Context, g *errgroup.Group) {
+	if k != nil {
+		g.Go(func() error { return k.material.Run(ctx) })
+		g.Go(func() error { return k.issuer.Run(ctx) })
+	}
+}
+
+func (k *serverKeys) reload() error {
+	if k == nil {
+		return nil
+	}
+	return errors.Join(k.material.Reload(), k.issuer.Reload())
+}
+
+// runServer opens the store and serves it. A store whose disk failed before is
+// served for stale reads only, until the disk can be written again.
+func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *reload) error {
+	for {
+		reg := newMetrics()
+		keys, err := loadServerKeys(c, log, reg)
+		if err != nil {
+			return err
+		}
+		reload.more = []func() error{keys.reload}
+		conf := raftstore.Config{
+			Dir: filepath.Join(c.dataDir, "raft"), Bind: c.raft, Advertise: c.raftAdvertise, Name: c.name, Version: version,
+			Region: c.region, Datacenter: c.datacenter, HTTPAddr: c.httpAdvertise, RPCAddr: c.rpcAdvertise,
+			BootstrapExpect: c.expect, RetryJoin: c.join, TLS: keys.raft(), LogStore: c.logStore,
+			Logger: log.With("part", "raftstore"), Registerer: reg,
+		}
+		store, err := raftstore.Open(conf)
+		var broken *raftstore.Unwritable
+		switch {
+		case errors.As(err, &broken):
+			log.Error("the data folder cannot be written; stale reads only until it can", "error", err)
+			err = serveReadOnly(ctx, c, log, reg, keys, conf, broken, reload)
+			if err != nil || ctx.Err() != nil {
+				return err
+			}
+			log.Info("the data folder can be written again")
+		case err != nil:
+			return err
+		default:
+			return serveStore(ctx, c, log, reg, keys, store, reload)
+		}
+	}
+}
+
+// serveReadOnly answers stale reads until the disk has recovered or ctx ends.
+func serveReadOnly(ctx context.Context, c serverConfig, log *slog.Logger, reg *prometheus.Registry, keys *serverKeys, conf raftstore.Config, broken *raftstore.Unwritable, reload *reload) (err error) {
+	store, err := raftstore.OpenReadOnly(conf, broken)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	l, err := net.Listen("tcp", c.http)
+	if err != nil {
+		return fmt.Errorf("listen for the HTTP API: %w", err)
+	}
+	handler := c.handler(api.Config{
+		Store: store, Servers: frozen{store, c}, ACL: api.ACL{Enabled: c.acl}, ID: store.ID(),
+		Logger: log.With("part", "api"), Registry: reg,
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	keys.run(ctx, g)
+	g.Go(func() error { return reload.run(ctx) })
+	g.Go(func() error { return api.Serve(ctx, keys.https(l), handler) })
+	g.Go(func() error {
+		defer cancel()
+		select {
+		case <-store.Recovered():
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return g.Wait()
+}
 
-	blobDir, err := filepath.Abs(filepath.Join(c.dataDir, "blobs"))
+// handler is the HTTP API with what does not depend on the store.
+func (c serverConfig) handler(conf api.Config) http.Handler {
+	conf.Name, conf.Region, conf.Datacenter, conf.Version = c.name, c.region, c.datacenter, version
+	conf.Drivers = []string{"onnx", "raw_exec", "exec"}
+	if !c.dev { // a web page cannot reach what asks for a certificate that it trusts, and has no token
+		return api.New(conf)
+	}
+	return guard(api.New(conf), c.http, func(w http.ResponseWriter, why string) { http.Error(w, why, http.StatusForbidden) })
+}
+
+// openBlobs opens the store of artifacts. Several servers need one that all of
+// them see; without it they take no models.
+func (c serverConfig) openBlobs(ctx context.Context) (*blob.Store, error) {
+	at := c.blobs
+	if at == "" {
+		if c.expect != 1 {
+			return nil, nil
+		}
+		dir, err := filepath.Abs(filepath.Join(c.dataDir, "blobs"))
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		at = "file://" + dir
+	}
+	blobs, err := blob.OpenStore(ctx, at)
+	if err != nil {
+		return nil, fmt.Errorf("--blobs: open the model store: %w", err)
+	}
+	if c.expect != 1 && !blobs.Shared() {
+		return nil, errors.Join(fmt.Errorf("--blobs %s: the servers of a region need one store that all of them see; if this folder is such a one, say so with ?shared=true", at), blobs.Close())
+	}
+	return blobs, nil
+}
+
+// noBlobs stands where a server has no store of artifacts.
+type noBlobs struct{}
+
+func (noBlobs) Open(_ context.Context, digest string, _ int64) (io.ReadCloser, int64, error) {
+	return nil, 0, cluster.Errorf(cluster.CodeNotFound, "artifact %s: this server has no store of artifacts (--blobs)", digest)
+}
+
+// serveStore is the story of a server: what reads and writes the store, then the
+// listeners, so that nothing is asked of a half-made server. It ends in
+// the opposite order.
+func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prometheus.Registry, keys *serverKeys, store *raftstore.Store, reload *reload) (err error) {
+	defer func() { err = errors.Join(err, store.Close()) }()
+	blobs, err := c.openBlobs(ctx)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(blobDir, 0o700); err != nil {
-		return err
+	if blobs != nil {
+		defer func() { err = errors.Join(err, blobs.Close()) }()
 	}
-	blobs, err := blob.OpenStore(ctx, "file://"+blobDir)
-	if err != nil {
-		return fmt.Errorf("open the model store: %w", err)
-	}
-	defer func() { err = errors.Join(err, blobs.Close()) }()
 
 	// The fleet serves the registry's artifacts and checks the registry's models:
 	// each sees the other through an interface.
-	artifacts := &lateBlobs{}
-	nodes := fleet.NewServer(fleet.Config{Name: c.name, Store: store, Blobs: artifacts, Logger: log.With("part", "fleet"), Registerer: reg})
-	models := registry.New(registry.Config{Store: store, Blobs: blobs, Checker: nodes, MaxModel: c.maxModel, Logger: log.With("part", "registry")})
-	artifacts.Blobs = models
-
+	artifacts := &lateBlobs{noBlobs{}}
+	fleetConf := fleet.Config{
+		Name: c.name, Store: store, Peers: peerNet{store}, ReadIndex: store.ReadIndex, Blobs: artifacts,
+		RequireIdentity: keys != nil, Logger: log.With("part", "fleet"), Registerer: reg,
+	}
+	if keys != nil {
+		fleetConf.Issuer = keys.issuer
+	}
+	nodes := fleet.NewServer(fleetConf)
 	sched, err := scheduler.New(scheduler.Config{Store: store, Logger: log.With("part", "scheduler"), Registerer: reg})
 	if err != nil {
 		return err
 	}
-	handler := guard(api.New(api.Config{
-		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Models: models,
-		Servers: servers{store, c},
-		ID:      store.ID(), Name: c.name, Region: c.region, Datacenter: c.datacenter, Version: version,
-		Drivers: []string{"onnx", "raw_exec", "exec"},
-		Logger:  log.With("part", "api"), Registry: reg,
-	}), c.http, func(w http.ResponseWriter, why string) { http.Error(w, why, http.StatusForbidden) })
+	apiConf := api.Config{
+		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Servers: servers{store}, Collector: sched,
+		ACL: api.ACL{Enabled: c.acl, BootstrapReset: bootstrapReset(filepath.Join(c.dataDir, bootstrapResetFile), log)}, ID: store.ID(), Logger: log.With("part", "api"), Registry: reg,
+	}
+	var models *registry.Registry
+	if blobs != nil {
+		models = registry.New(registry.Config{Store: store, Blobs: blobs, Checker: nodes, MaxModel: c.maxModel, Logger: log.With("part", "registry")})
+		artifacts.Blobs, apiConf.Models = models, models
+	}
+	handler := c.handler(apiConf)
 
-	rpc := grpc.NewServer(
-		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxRoutes),
+	rpc := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxMessage),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-	)
+	}, keys.rpc()...)...)
 	pb.RegisterFleetServer(rpc, nodes)
 	rpcListener, err := net.Listen("tcp", c.rpc)
 	if err != nil {
@@ -130,21 +387,15 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 		return fmt.Errorf("listen for the HTTP API: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	keys.run(ctx, g)
+	g.Go(func() error { return reload.run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error { return sched.Run(ctx) })
-	g.Go(func() error {
-		for leads := range store.LeaderCh(ctx) {
-			if !leads { // only a leader is known to have applied all that names a model
-				continue
-			}
-			if err := models.Sweep(ctx); err != nil && ctx.Err() == nil {
-				log.Warn("forgotten models could not be deleted", "error", err)
-			}
-		}
-		return nil
-	})
+	if models != nil {
+		g.Go(func() error { return sweep(ctx, store, models, log) })
+	}
 	g.Go(func() error { return rpc.Serve(rpcListener) })
-	g.Go(func() error { return api.Serve(ctx, httpListener, handler) })
+	g.Go(func() error { return api.Serve(ctx, keys.https(httpListener), handler) })
 	g.Go(func() error {
 		select {
 		case err := <-store.Fatal():
@@ -162,12 +413,29 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger) (err error
 	return g.Wait()
 }
 
+// sweep deletes the bytes of forgotten models whenever this server begins to lead:
+// only a leader is known to have applied all that names a model.
+func sweep(ctx context.Context, store *raftstore.Store, models *registry.Registry, log *slog.Logger) error {
+	for leads := range store.LeaderCh(ctx) {
+		if !leads {
+			continue
+		}
+		if err := models.Sweep(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("forgotten models could not be deleted", "error", err)
+		}
+	}
+	return nil
+}
+
 // lateBlobs is the fleet's view of the registry, which is made after the fleet.
 type lateBlobs struct{ fleet.Blobs }
 
 // newMetrics is a registry with the process's and Go's own figures.
 func newMetrics() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(
+		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsGC)),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
 	return reg
 }

@@ -1,0 +1,592 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rxvision/rxvision/proc"
+)
+
+// controlFlags say what `bench control` measures.
+type controlFlags struct {
+	*benchFlags
+	parts          []string
+	nodes          int // simulated agents
+	trials         int // of a failover
+	jobs, perJob   int // of the large state
+	calm           time.Duration
+	keep, fromHere string
+}
+
+// controlParts are the measurements in the order in which they run.
+var controlParts = []string{"writes", "failover", "state", "calm"}
+
+func newBenchControl(b *benchFlags) *cobra.Command {
+	c := controlFlags{benchFlags: b}
+	cmd := &cobra.Command{
+		Use:   "control",
+		Short: "Writes, failover and a large state on three servers",
+		Long: `Starts three servers of its own with the shipped defaults (TLS, ACL, fsync, metrics)
+on free ports of this machine, with simulated agents (bench nodes), and measures
+
+  writes    accepted registrations per second at 1, 8, 32 and 64 clients, beside
+            three real nomad servers when --nomad names one
+  failover  kill -9 of the leader to the first accepted write
+  state     memory, snapshot, restart and restore with many allocations
+  calm      leader changes under full load for a long time (not by default)`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, p := range c.parts {
+				if !slices.Contains(controlParts, p) {
+					return fmt.Errorf("--part %q: use %s", p, strings.Join(controlParts, ", "))
+				}
+			}
+			return runBenchControl(cmd.Context(), c, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&b.nomad, "nomad", "", "the real nomad to measure beside it; default: none")
+	f.StringSliceVar(&c.parts, "part", []string{"writes", "failover", "state"}, "what to measure: "+strings.Join(controlParts, ", "))
+	f.IntVar(&c.nodes, "nodes", 1000, "simulated agents during failovers")
+	f.IntVar(&c.trials, "trials", 50, "failovers")
+	f.IntVar(&c.jobs, "jobs", 100_000, "jobs of the large state")
+	f.IntVar(&c.perJob, "allocations", 10, "allocations of each")
+	f.DurationVar(&c.calm, "calm", 30*time.Minute, "how long the load of calm lasts")
+	return cmd
+}
+
+func runBenchControl(ctx context.Context, c controlFlags, out io.Writer) (err error) {
+	dir, err := os.MkdirTemp("", "rxvision-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r := &benchRun{out: out}
+	for _, part := range controlParts {
+		if !slices.Contains(c.parts, part) {
+			continue
+		}
+		own := filepath.Join(dir, part)
+		if err := os.MkdirAll(own, 0o700); err != nil {
+			return err
+		}
+		measure := map[string]func(context.Context, controlFlags, *benchRun, string) error{
+			"writes": benchWrites, "failover": benchFailover, "state": benchState, "calm": benchCalm,
+		}[part]
+		if err := measure(ctx, c, r, own); err != nil {
+			return fmt.Errorf("%s: %w", part, err)
+		}
+	}
+	return r.write(*c.benchFlags)
+}
+
+// controlPlane is three servers as operators run them, each a process.
+type controlPlane struct {
+	dir     string
+	servers []*benchServer
+	client  *http.Client
+	token   string
+}
+
+type benchServer struct {
+	name            string
+	http, rpc, raft string
+	args            []string
+	proc            *proc.Process
+}
+
+// startControlPlane starts n servers and makes the management token.
+func startControlPlane(ctx context.Context, dir string, n int) (_ *controlPlane, err error) {
+	p := &controlPlane{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.stop(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := p.self(ctx, "tls", "ca", "create"); err != nil {
+		return nil, err
+	}
+	var join []string
+	for i := range n {
+		s := &benchServer{name: fmt.Sprintf("s%d", i+1)}
+		for _, addr := range []*string{&s.http, &s.rpc, &s.raft} {
+			if *addr, err = freeLoopback(); err != nil {
+				return nil, err
+			}
+		}
+		if err := p.self(ctx, "tls", "cert", "create", "--server", "--name", s.name); err != nil {
+			return nil, err
+		}
+		join = append(join, "--retry-join", s.raft)
+		p.servers = append(p.servers, s)
+	}
+	for _, s := range p.servers {
+		s.args = append([]string{
+			"server", "--name", s.name, "--data-dir", filepath.Join(dir, s.name), "--bootstrap-expect", strconv.Itoa(n),
+			"--http-addr", s.http, "--rpc-addr", s.rpc, "--raft-addr", s.raft,
+			"--tls-ca", "ca.pem", "--tls-cert", s.name + ".pem", "--tls-key", s.name + "-key.pem",
+			"--node-ca-cert", "node-ca.pem", "--node-ca-key", "node-ca-key.pem", "--log-level", "warn",
+		}, join...)
+		if err := p.start(s); err != nil {
+			return nil, err
+		}
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, MaxIdleConnsPerHost: 128}}
+	if _, err := p.leader(ctx); err != nil {
+		return nil, err
+	}
+	var token struct{ SecretID string }
+	if err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/acl/bootstrap", "", &token); err != nil {
+		return nil, err
+	}
+	p.token = token.SecretID
+	return p, nil
+}
+
+// self runs this program to its end in the control plane's folder.
+func (p *controlPlane) self(ctx context.Context, args ...string) error {
+	child, err := p.spawn("once", args...)
+	if err != nil {
+		return err
+	}
+	defer child.Detach()
+	status, err := child.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if status.Code != 0 {
+		return fmt.Errorf("rxvision %s: %s", strings.Join(args, " "), lastLine(filepath.Join(p.dir, "once.0")))
+	}
+	return nil
+}
+
+// spawn starts this program; what it prints goes to NAME.0.
+func (p *controlPlane) spawn(name string, args ...string) (*proc.Process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	logs := proc.LogFiles{Dir: p.dir, Name: name}
+	return proc.Start(proc.Spec{
+		Path: self, Args: args, Env: append(os.Environ(), "RXVISION_TOKEN="+p.token, "NOMAD_TOKEN="+p.token), Dir: p.dir, Stdout: logs, Stderr: logs,
+		StatusFile: filepath.Join(p.dir, name+".status"), DieWithParent: true,
+	})
+}
+
+func (p *controlPlane) start(s *benchServer) (err error) {
+	s.proc, err = p.spawn(s.name, s.args...)
+	return err
+}
+
+// kill ends a server as kill -9 does.
+func (p *controlPlane) kill(ctx context.Context, s *benchServer) error {
+	if err := s.proc.Signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	_, err := s.proc.Wait(ctx)
+	s.proc.Detach()
+	s.proc = nil
+	return err
+}
+
+func (p *controlPlane) stop(ctx context.Context) error {
+	var faults []error
+	for _, s := range p.servers {
+		if s.proc != nil {
+			_, err := s.proc.Stop(ctx, syscall.SIGINT, 10*time.Second)
+			s.proc.Detach()
+			faults = append(faults, err)
+		}
+	}
+	if p.client != nil {
+		p.client.CloseIdleConnections()
+	}
+	return errors.Join(faults...)
+}
+
+// call makes one request and reads a JSON answer into out, when that is not nil.
+func (p *controlPlane) call(ctx context.Context, method string, s *benchServer, path, body string, out any) error {
+	var send io.Reader
+	if body != "" {
+		send = strings.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+s.http+path, send)
+	if err != nil {
+		return err
+	}
+	if p.token != "" {
+		req.Header.Set("X-Nomad-Token", p.token)
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return err
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
+	case out == nil:
+		return nil
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// leader waits until a majority names the same leader.
+func (p *controlPlane) leader(ctx context.Context) (*benchServer, error) {
+	for {
+		votes := map[string]int{}
+		for _, s := range p.servers {
+			var address string
+			if s.proc != nil && p.call(ctx, http.MethodGet, s, "/v1/status/leader?stale", "", &address) == nil {
+				votes[address]++
+			}
+		}
+		for _, s := range p.servers {
+			if votes[s.raft] > len(p.servers)/2 {
+				return s, nil
+			}
+		}
+		for _, s := range p.servers {
+			if s.proc == nil {
+				continue
+			}
+			select {
+			case <-s.proc.Done():
+				return nil, fmt.Errorf("server %s ended: %s", s.name, lastLine(filepath.Join(p.dir, s.name+".0")))
+			default:
+			}
+		}
+		if err := pause(ctx); err != nil {
+			return nil, fmt.Errorf("wait for a leader: %w", err)
+		}
+	}
+}
+
+// attach starts simulated agents on all servers and waits until all are there.
+func (p *controlPlane) attach(ctx context.Context, count int) (detach func() error, err error) {
+	var token struct{ Secret string }
+	if err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/intro-tokens", fmt.Sprintf(`{"Uses":%d,"TTL":"1h"}`, count), &token); err != nil {
+		return nil, err
+	}
+	secret := filepath.Join(p.dir, "intro-token")
+	if err := os.WriteFile(secret, []byte(token.Secret), 0o600); err != nil {
+		return nil, err
+	}
+	args := []string{"bench", "nodes", "--count", strconv.Itoa(count), "--ca", "ca.pem", "--intro-token-file", secret}
+	for _, s := range p.servers {
+		args = append(args, "--server", s.rpc)
+	}
+	child, err := p.spawn("nodes", args...)
+	if err != nil {
+		return nil, err
+	}
+	detach = func() error {
+		_, err := child.Stop(context.WithoutCancel(ctx), syscall.SIGINT, 10*time.Second)
+		child.Detach()
+		return err
+	}
+	for {
+		var nodes []struct{ Status string }
+		if err := p.call(ctx, http.MethodGet, p.servers[0], "/v1/nodes?stale", "", &nodes); err == nil {
+			ready := 0
+			for _, n := range nodes {
+				if n.Status == "ready" {
+					ready++
+				}
+			}
+			if ready >= count {
+				return detach, nil
+			}
+		}
+		select {
+		case <-child.Done():
+			return nil, errors.Join(fmt.Errorf("the simulated agents ended: %s", lastLine(filepath.Join(p.dir, "nodes.0"))), detach())
+		default:
+		}
+		if err := pause(ctx); err != nil {
+			return nil, errors.Join(err, detach())
+		}
+	}
+}
+
+// benchJob is a job of n allocations.
+func benchJob(id string, n int, datacenter string) string {
+	return fmt.Sprintf(`{"Job":{"ID":%q,"Name":%q,"Type":"service","Datacenters":[%q],"TaskGroups":[{"Name":"g","Count":%d,"Tasks":[{"Name":"t","Driver":"raw_exec","Config":{"command":"/bin/true"},"Resources":{"CPU":10,"MemoryMB":10}}]}]}}`, id, id, datacenter, n)
+}
+
+var controlClients = []int{1, 8, 32, 64}
+
+// serials number the jobs of a run.
+var serials atomic.Int64
+
+// registrations measures accepted registrations of distinct jobs of one
+// allocation at each number of clients, spread over the servers.
+func registrations(ctx context.Context, each time.Duration, datacenter string, put func(ctx context.Context, client int, body string) error) (map[int]sample, error) {
+	out := map[int]sample{}
+	for _, n := range controlClients {
+		s, err := closedLoop(ctx, n, each, func(ctx context.Context, client int) error {
+			return put(ctx, client, benchJob(fmt.Sprintf("bench-%d", serials.Add(1)), 1, datacenter))
+		})
+		if err != nil {
+			return nil, err
+		}
+		out[n] = s
+	}
+	return out, nil
+}
+
+// benchWrites measures accepted writes: first with no node, as the peer does, so
+// that the servers alone are measured; then with 100 agents that take the work.
+func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (err error) {
+	p, err := startControlPlane(ctx, dir, 3)
+	if err != nil {
+		return err
+	}
+	stopped := false
+	stop := func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		return p.stop(context.WithoutCancel(ctx))
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	put := func(ctx context.Context, client int, body string) error {
+		return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", body, nil)
+	}
+	idle, err := registrations(ctx, c.each, "nowhere", put)
+	if err != nil {
+		return err
+	}
+	detach, err := p.attach(ctx, 100)
+	if err != nil {
+		return err
+	}
+	busy, err := registrations(ctx, c.each, "dc1", put)
+	if err = errors.Join(err, detach()); err != nil {
+		return err
+	}
+	if err := stop(); err != nil {
+		return err
+	}
+	peer := map[int]sample{}
+	if c.nomad != "" {
+		if peer, err = nomadRegistrations(ctx, c, dir); err != nil {
+			return err
+		}
+	}
+	for _, n := range controlClients {
+		f := figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: accepted jobs/s", n), Value: idle[n].perSecond, Unit: "1/s"}
+		if s, ok := peer[n]; ok {
+			f.Peer, f.PeerValue = "nomad 1.11.1, 3 servers, TLS and ACL off", s.perSecond
+		}
+		r.add(f)
+		r.add(figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: p99", n), Value: ms(idle[n].p99), Unit: "ms", Peer: f.Peer, PeerValue: ms(peer[n].p99)})
+	}
+	for _, n := range controlClients {
+		f := figure{Metric: fmt.Sprintf("3 servers, 100 nodes, %d clients: accepted jobs/s", n), Value: busy[n].perSecond, Unit: "1/s"}
+		if n == 32 {
+			f.Target = "4290"
+		}
+		r.add(f)
+		r.add(figure{Metric: fmt.Sprintf("3 servers, 100 nodes, %d clients: p99", n), Value: ms(busy[n].p99), Unit: "ms"})
+	}
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// nomadRegistrations measures the same on three real nomad servers with real data
+// folders and their defaults.
+func nomadRegistrations(ctx context.Context, c controlFlags, dir string) (_ map[int]sample, err error) {
+	nomad, err := filepath.Abs(c.nomad)
+	if err != nil {
+		return nil, err
+	}
+	const n = 3
+	var ports [n][3]string // http, rpc, serf
+	var join []string
+	for i := range ports {
+		for k := range ports[i] {
+			addr, err := freeLoopback()
+			if err != nil {
+				return nil, err
+			}
+			_, ports[i][k], _ = net.SplitHostPort(addr) // it is one
+		}
+		join = append(join, strconv.Quote("127.0.0.1:"+ports[i][2]))
+	}
+	var bases []string
+	for i := range n {
+		name := fmt.Sprintf("nomad%d", i+1)
+		config := filepath.Join(dir, name+".hcl")
+		text := fmt.Sprintf("name = %q\ndata_dir = %q\nbind_addr = \"127.0.0.1\"\nlog_level = \"WARN\"\nadvertise {\n  http = \"127.0.0.1\"\n  rpc = \"127.0.0.1\"\n  serf = \"127.0.0.1\"\n}\nports {\n  http = %s\n  rpc = %s\n  serf = %s\n}\nserver {\n  enabled = true\n  bootstrap_expect = %d\n  server_join {\n    retry_join = [%s]\n    retry_interval = \"1s\"\n  }\n}\nlimits {\n  http_max_conns_per_client = 0\n  rpc_max_conns_per_client = 0\n}\n",
+			name, filepath.Join(dir, name), ports[i][0], ports[i][1], ports[i][2], n, strings.Join(join, ", "))
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+		logs := proc.LogFiles{Dir: dir, Name: name}
+		p, err := proc.Start(proc.Spec{
+			Path: nomad, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir, Stdout: logs, Stderr: logs,
+			StatusFile: filepath.Join(dir, name+".status"), DieWithParent: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		defer func() {
+			_, stopErr := p.Stop(context.WithoutCancel(ctx), syscall.SIGINT, 10*time.Second)
+			p.Detach()
+			err = errors.Join(err, stopErr)
+		}()
+		bases = append(bases, "http://127.0.0.1:"+ports[i][0])
+	}
+	for _, base := range bases {
+		for {
+			if leader, err := httpGet(ctx, base+"/v1/status/leader"); err == nil && strings.Contains(string(leader), ":") {
+				break
+			}
+			if err := pause(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128}}
+	defer client.CloseIdleConnections()
+	return registrations(ctx, c.each, "nowhere", func(ctx context.Context, i int, body string) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPut, bases[i%n]+"/v1/jobs", strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		answer, err := io.ReadAll(resp.Body)
+		if err == nil && resp.StatusCode != http.StatusOK {
+			err = fmt.Errorf("%s: %s", resp.Status, answer)
+		}
+		return err
+	})
+}
+
+// benchFailover measures kill -9 of the leader to the first write that a survivor
+// accepts, a client trying both every 10 ms, with agents attached.
+func benchFailover(ctx context.Context, c controlFlags, r *benchRun, dir string) (err error) {
+	p, err := startControlPlane(ctx, dir, 3)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.stop(context.WithoutCancel(ctx))) }()
+	detach, err := p.attach(ctx, c.nodes)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, detach()) }()
+	var all []time.Duration
+	for trial := range c.trials {
+		took, err := p.failover(ctx)
+		if err != nil {
+			return fmt.Errorf("trial %d: %w", trial+1, err)
+		}
+		all = append(all, took)
+		fmt.Fprintf(r.out, "\rfailover %d of %d: %s   ", trial+1, c.trials, took.Round(time.Millisecond))
+	}
+	fmt.Fprintln(r.out)
+	slices.Sort(all)
+	name := fmt.Sprintf("failover, %d agents attached, %d trials: ", c.nodes, c.trials)
+	r.add(figure{Metric: name + "p50", Value: ms(all[len(all)/2]), Unit: "ms", Target: "1000"})
+	r.add(figure{Metric: name + "p99", Value: ms(all[len(all)*99/100]), Unit: "ms", Target: "2000"})
+	r.add(figure{Metric: name + "max", Value: ms(all[len(all)-1]), Unit: "ms"})
+	return nil
+}
+
+// failover kills the leader, measures, and brings the killed server back.
+func (p *controlPlane) failover(ctx context.Context) (time.Duration, error) {
+	dead, err := p.leader(ctx)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := p.kill(ctx, dead); err != nil {
+		return 0, err
+	}
+	accepted := make(chan time.Duration, len(p.servers))
+	tries, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	body := benchJob(fmt.Sprintf("failover-%d", serials.Add(1)), 1, "nowhere")
+	for _, s := range p.servers {
+		if s == dead {
+			continue
+		}
+		go func() {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				if p.call(tries, http.MethodPut, s, "/v1/jobs", body, nil) == nil {
+					accepted <- time.Since(began)
+					return
+				}
+				select {
+				case <-tick.C:
+				case <-tries.Done():
+					return
+				}
+			}
+		}()
+	}
+	var took time.Duration
+	select {
+	case took = <-accepted:
+	case <-tries.Done():
+		return 0, errors.New("no write was accepted within a minute")
+	}
+	if err := p.start(dead); err != nil {
+		return 0, err
+	}
+	return took, p.healthy(ctx)
+}
+
+// healthy waits until the leader calls all servers healthy voters.
+func (p *controlPlane) healthy(ctx context.Context) error {
+	for {
+		for _, s := range p.servers {
+			var h struct {
+				Healthy bool
+				Voters  []string
+			}
+			if p.call(ctx, http.MethodGet, s, "/v1/operator/autopilot/health", "", &h) == nil && h.Healthy && len(h.Voters) == len(p.servers) {
+				return nil
+			}
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("wait for healthy servers: %w", err)
+		}
+	}
+}
