@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/rxvision/rxvision/agent"
 	"github.com/rxvision/rxvision/agent/gpu"
@@ -26,13 +27,19 @@ func newAgent() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run an agent: own this host's GPUs and allocations",
-		Args:  cobra.NoArgs,
+		Long: `Runs the agent of this host. With --tls-ca it enrols with an introduction token
+(rxvision node intro), keeps its certificate fresh by itself, and gives certificates
+to the workers that it starts. Without servers it goes on with what it has: workers
+stay reachable for at least two days.
+
+SIGHUP reads the CA's file and the log level again.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plain := map[string]string{"http-addr": c.HTTPAddr}
 			if !identity.tls() {
 				plain["address"] = net.JoinHostPort(c.Address, "0") // of workers
 			}
-			log, err := newLogger(cmd.ErrOrStderr(), logLevel)
+			log, level, err := newLeveledLogger(cmd.ErrOrStderr(), logLevel)
 			if err := errors.Join(err, identity.check(c.Servers), loopbackOnly(plain)); err != nil {
 				return err
 			}
@@ -48,10 +55,15 @@ func newAgent() *cobra.Command {
 			if dir, err := filepath.Abs(c.DataDir); err == nil {
 				c.DataDir = dir
 			}
+			r := &reload{cmd: cmd, fresh: newAgent, log: log, apply: func(_, value string) error { return setLevel(level, value) }}
 			if c.Region = identity.region; identity.tls() {
 				c.Identity = func(nodeID, name string) (*pki.Holder, error) {
 					id := pki.Identity{Role: pki.RoleNode, Region: identity.region, Name: nodeID}
-					return identity.holder(id, name, filepath.Join(c.DataDir, "identity"), c.Servers, 0, log, c.Metrics)
+					h, err := identity.holder(id, name, filepath.Join(c.DataDir, "identity"), c.Servers, 0, log, c.Metrics)
+					if err == nil {
+						r.more = []func() error{h.Material().Reload}
+					}
+					return h, err
 				}
 			}
 			if nvml != "" {
@@ -65,7 +77,10 @@ func newAgent() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.Run(cmd.Context())
+			g, ctx := errgroup.WithContext(cmd.Context())
+			g.Go(func() error { return r.run(ctx) })
+			g.Go(func() error { return a.Run(ctx) })
+			return g.Wait()
 		},
 	}
 	f := cmd.Flags()
@@ -86,5 +101,6 @@ func newAgent() *cobra.Command {
 	f.StringVar(&nvml, "nvml-library", "", "NVIDIA's management library; default: libnvidia-ml.so.1 where it usually is, none is fine")
 	f.Int64Var(&c.CacheBytes, "artifact-cache-bytes", agent.DefaultCacheBytes, "bound of the artifact cache")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	addConfig(cmd, "log-level")
 	return cmd
 }

@@ -37,9 +37,15 @@ func newGateway() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run a gateway: the front door for inference",
-		Args:  cobra.NoArgs,
+		Long: `Runs a gateway. With --tls-ca it speaks mTLS with servers and workers: as who its
+certificate says (--tls-cert, --tls-key), or as --name, enrolled with an introduction
+token (rxvision node intro -role gateway). An enrolled gateway renews its certificate by
+itself; without servers it goes on for at least two days.
+
+SIGHUP reads certificates and the log level again.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(cmd.ErrOrStderr(), logLvl)
+			log, level, err := newLeveledLogger(cmd.ErrOrStderr(), logLvl)
 			if err := errors.Join(err, g.check()); err != nil {
 				return err
 			}
@@ -47,6 +53,7 @@ func newGateway() *cobra.Command {
 				return fmt.Errorf("data folder: %w", err)
 			}
 			g.Logger, g.Registry, g.Version, g.RoutesFile = log, newMetrics(), version, filepath.Join(g.dataDir, "routes.pb")
+			g.reload = &reload{cmd: cmd, fresh: newGateway, log: log, apply: func(_, value string) error { return setLevel(level, value) }}
 			return runGateway(cmd.Context(), g)
 		},
 	}
@@ -70,6 +77,7 @@ func newGateway() *cobra.Command {
 	f.DurationVar(&g.Hold, "hold", gateway.DefaultHold, "how long a request waits for a replica")
 	f.DurationVar(&g.Timeout, "timeout", gateway.DefaultTimeout, "of a whole request")
 	f.StringVar(&logLvl, "log-level", "info", "debug, info, warn or error")
+	addConfig(cmd, "log-level")
 	return cmd
 }
 
@@ -80,6 +88,7 @@ type gatewayConfig struct {
 	servers           []string
 	identity          gatewayIdentity
 	httpCert, httpKey string // of HTTPS
+	reload            *reload
 }
 
 func (g *gatewayConfig) check() error {
@@ -124,6 +133,7 @@ func runGateway(ctx context.Context, c gatewayConfig) error {
 		return err
 	}
 	if identity != nil {
+		c.reload.more = append(c.reload.more, identity.Reload)
 		c.WorkerTLS = func(allocID string) *tls.Config { return identity.Client(pki.Exactly(pki.RoleWorker, allocID)) }
 	}
 	var https *pki.Material
@@ -131,6 +141,7 @@ func runGateway(ctx context.Context, c gatewayConfig) error {
 		if https, err = pki.Load(pki.Config{Cert: c.httpCert, Key: c.httpKey, Use: "https", Logger: c.Logger, Registerer: c.Registry}); err != nil {
 			return fmt.Errorf("--http-tls-cert and --http-tls-key: %w", err)
 		}
+		c.reload.more = append(c.reload.more, https.Reload)
 	}
 	conn, err := c.connect(identity)
 	if err != nil {
@@ -157,6 +168,7 @@ func runGateway(ctx context.Context, c gatewayConfig) error {
 		})
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.reload.run(ctx) })
 	g.Go(func() error { return gw.Run(ctx) })
 	if keep != nil {
 		g.Go(func() error { return keep(ctx) })
