@@ -26,7 +26,8 @@ const (
 	protocolVersion = 1
 	maxMessage      = 8 << 20
 	batchWindow     = 50 * time.Millisecond // status changes of this time go together
-	helloWait       = time.Second           // for the server's Welcome; doubled with each attempt in vain
+	helloWait       = 4 * time.Second       // for the server's Welcome, when nobody misses the node yet …
+	quickHello      = time.Second           // … and when servers do; doubled with each attempt in vain
 	maxHelloWait    = 15 * time.Second
 	minBackoff      = 100 * time.Millisecond
 	maxBackoff      = 5 * time.Second // known to the servers, which await whom they have not heard of since a restart
@@ -43,7 +44,8 @@ const (
 // are not stormed.
 func (a *Agent) connect(ctx context.Context) {
 	var order []int
-	last, tries := -1, 0
+	var at attempt
+	last := -1
 	for ctx.Err() == nil {
 		if len(order) == 0 {
 			order = rand.Perm(len(a.cfg.Servers))
@@ -53,16 +55,16 @@ func (a *Agent) connect(ctx context.Context) {
 		}
 		last, order = order[0], order[1:]
 		address := a.cfg.Servers[last]
-		served, err := a.session(ctx, address, tries)
+		served, err := a.session(ctx, address, &at)
 		if ctx.Err() != nil {
 			return
 		}
 		if served >= steady {
-			tries, order = 0, nil
+			at.tries, order = 0, nil
 		}
 		a.reintroduce(ctx, err)
-		wait := retryIn(tries)
-		tries++
+		wait := at.pause()
+		at.tries++
 		a.log.Warn("no connection to a server; tasks run on", "server", address, "error", err, "retry_in", wait)
 		select {
 		case <-time.After(wait):
@@ -72,13 +74,33 @@ func (a *Agent) connect(ctx context.Context) {
 	}
 }
 
-// retryIn is how long to wait after a number of attempts in vain.
-func retryIn(tries int) time.Duration {
-	if tries == 0 {
+// attempt is how urgent the next attempt to attach is.
+type attempt struct {
+	tries int           // attempts in vain before it
+	ttl   time.Duration // as a server last named it: it misses the node after that; 0: none ever did
+}
+
+// pause is how long to wait before the next attempt: soon enough that the servers
+// do not miss a node which could come.
+func (t attempt) pause() time.Duration {
+	if t.tries == 0 {
 		return rand.N(minBackoff)
 	}
-	pause := min(minBackoff<<min(tries, 10), maxBackoff)
+	most := maxBackoff
+	if t.ttl > 0 {
+		most = max(min(most, t.ttl/2), minBackoff)
+	}
+	pause := min(minBackoff<<min(t.tries, 10), most)
 	return pause/2 + rand.N(pause/2)
+}
+
+// patience is how long to wait for a server's welcome.
+func (t attempt) patience() time.Duration {
+	first := helloWait
+	if t.ttl > 0 {
+		first = quickHello
+	}
+	return min(first<<min(t.tries, 10), maxHelloWait)
 }
 
 // dial gives the connection to a server, which all of the agent's streams share.
@@ -114,8 +136,8 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 
 // session is one stream: hello, then status and heartbeats one way, desired state
 // and calls the other. served says how long it was of use: since the first desired
-// state was taken over. tries counts the attempts in vain before.
-func (a *Agent) session(ctx context.Context, address string, tries int) (served time.Duration, err error) {
+// state was taken over.
+func (a *Agent) session(ctx context.Context, address string, at *attempt) (served time.Duration, err error) {
 	if err := a.introduce(ctx); err != nil {
 		return 0, err
 	}
@@ -130,8 +152,7 @@ func (a *Agent) session(ctx context.Context, address string, tries int) (served 
 	defer cancel(nil)
 	// One timer stands behind every wait for the server: a frozen one must not hold
 	// the node for longer than the servers wait for it.
-	silence := min(helloWait<<min(tries, 10), maxHelloWait)
-	watch := time.AfterFunc(silence, func() { cancel(errSilent) })
+	watch := time.AfterFunc(at.patience(), func() { cancel(errSilent) })
 	defer watch.Stop()
 	stream, err := client.Attach(ctx)
 	if err != nil {
@@ -139,7 +160,7 @@ func (a *Agent) session(ctx context.Context, address string, tries int) (served 
 	}
 	hello := &pb.Hello{
 		Protocol: protocolVersion, Node: cluster.Marshal(a.nodeRecord()), Session: newUUID(),
-		Any: tries >= len(a.cfg.Servers),
+		Any: at.tries >= len(a.cfg.Servers),
 	}
 	if err := stream.Send(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: hello}}); err != nil {
 		return 0, reason(ctx, streamError(stream, err))
@@ -156,6 +177,7 @@ func (a *Agent) session(ctx context.Context, address string, tries int) (served 
 	if err != nil {
 		return 0, err
 	}
+	at.ttl = ttl
 	a.log.Info("attached to server", "server", welcome.Server, "address", address, "ttl", ttl)
 	a.connected(client)
 	defer a.connected(nil)
@@ -200,6 +222,7 @@ func (a *Agent) session(ctx context.Context, address string, tries int) (served 
 			if ttl, err = ttlOf(m.Welcome); err != nil {
 				return 0, err
 			}
+			at.ttl = ttl
 			select { // the sender wants the newest only
 			case <-ttls:
 			default:

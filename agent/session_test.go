@@ -2,6 +2,7 @@ package agent
 
 import (
 	"testing"
+	"time"
 )
 
 // TestSilentServerIsLeft freezes the server that an agent is attached to: its
@@ -39,15 +40,25 @@ func TestRefusedAgentTakesAnyServer(t *testing.T) {
 }
 
 func TestRetriesGrowAndAreSpread(t *testing.T) {
-	spread := map[string]bool{}
-	for tries := range 30 {
-		wait := retryIn(tries)
-		spread[wait.String()] = true
-		if wait < 0 || wait > maxBackoff || tries == 0 && wait > minBackoff || tries > 10 && wait < maxBackoff/2 {
-			t.Errorf("after %d attempts in vain the wait is %s", tries, wait)
+	for _, ttl := range []time.Duration{0, 3500 * time.Millisecond, time.Hour} {
+		most := maxBackoff
+		if ttl == 3500*time.Millisecond {
+			most = ttl / 2
 		}
-	}
-	if len(spread) < 20 {
-		t.Errorf("30 waits have %d lengths", len(spread))
+		spread := map[time.Duration]bool{}
+		for tries := range 30 {
+			at := attempt{tries: tries, ttl: ttl}
+			wait := at.pause()
+			spread[wait] = true
+			if wait < 0 || wait > most || tries == 0 && wait > minBackoff || tries > 10 && wait < most/2 {
+				t.Errorf("TTL %s, after %d attempts in vain: the wait is %s", ttl, tries, wait)
+			}
+			if p := at.patience(); p > maxHelloWait || tries == 0 && (p == quickHello) != (ttl > 0) {
+				t.Errorf("TTL %s, after %d attempts in vain: a welcome is awaited for %s", ttl, tries, p)
+			}
+		}
+		if len(spread) < 20 {
+			t.Errorf("30 waits have %d lengths", len(spread))
+		}
 	}
 }

@@ -104,15 +104,18 @@ func (s *Server) kickPeers() {
 
 // tell keeps reporting to one server until ctx ends.
 func (s *Server) tell(ctx context.Context, p *peer) {
-	var last string
+	var failing time.Time // when it last took a report before this trouble began
 	for {
 		err := s.report(ctx, p)
 		if ctx.Err() != nil {
 			return
 		}
-		if text := status.Convert(err).Message(); text != last {
+		s.mu.Lock()
+		fresh := failing.IsZero() || p.acked.After(failing)
+		s.mu.Unlock()
+		if fresh {
+			failing = time.Now()
 			s.log.Warn("a server does not take reports of sessions", "server", p.id, "error", err)
-			last = text
 		}
 		select {
 		case <-time.After(s.beat()):

@@ -17,7 +17,8 @@ import (
 
 // As agents have them.
 const (
-	helloWait    = time.Second
+	helloWait    = 4 * time.Second
+	quickHello   = time.Second
 	maxHelloWait = 15 * time.Second
 	minBackoff   = 100 * time.Millisecond
 	maxBackoff   = 5 * time.Second
@@ -37,7 +38,8 @@ type node struct {
 	record *cluster.Node
 	wake   chan struct{} // capacity 1: there may be something to report
 
-	identity []grpc.DialOption // of connect's goroutine
+	identity []grpc.DialOption // these two are of connect's goroutine
+	ttl      time.Duration     // as a server last named it; 0: none ever did
 
 	mu      sync.Mutex
 	mute    bool
@@ -120,7 +122,12 @@ func (n *node) connect(ctx context.Context) {
 		}
 		wait := mathrand.N(minBackoff)
 		if tries > 0 {
-			wait = around(min(minBackoff<<min(tries, 10), maxBackoff))
+			most := maxBackoff
+			if n.ttl > 0 {
+				most = max(min(most, n.ttl/2), minBackoff)
+			}
+			wait = min(minBackoff<<min(tries, 10), most)
+			wait = wait/2 + mathrand.N(wait/2)
 		}
 		tries++
 		n.swarm.noteError(err)
@@ -139,6 +146,19 @@ var errSilent = errors.New("the server says nothing")
 
 // session is one stream. served says how long it was of use.
 func (n *node) session(ctx context.Context, server string, tries int) (served time.Duration, err error) {
+	opened := func() {}
+	patience := helloWait
+	if n.ttl > 0 { // the servers miss it
+		patience = quickHello
+	} else {
+		select {
+		case n.swarm.opening <- struct{}{}:
+			opened = sync.OnceFunc(func() { <-n.swarm.opening })
+			defer opened()
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -147,7 +167,7 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 	if err != nil {
 		return 0, err
 	}
-	watch := time.AfterFunc(min(helloWait<<min(tries, 10), maxHelloWait), func() { cancel(errSilent) })
+	watch := time.AfterFunc(min(patience<<min(tries, 10), maxHelloWait), func() { cancel(errSilent) })
 	defer watch.Stop()
 	client := pb.NewFleetClient(conn)
 	stream, err := client.Attach(ctx)
@@ -181,6 +201,7 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 			}
 			first := ttl == 0
 			ttl = time.Duration(m.Welcome.TtlMs) * time.Millisecond
+			n.ttl = ttl
 			select {
 			case <-ttls:
 			default:
@@ -196,6 +217,7 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 			if since.IsZero() {
 				since = time.Now()
 				n.swarm.attached.Add(1)
+				opened()
 			}
 		case *pb.ServerMessage_Ack:
 			n.ack(m.Ack.Seq)

@@ -30,6 +30,9 @@ const (
 	// DefaultWork is how long the tasks of batch jobs run.
 	DefaultWork = 5 * time.Second
 
+	// maxOpening bounds how many nodes attach at once for the first time: hosts do not
+	// start all in one moment, and share no processor.
+	maxOpening = 64
 	maxMessage = 8 << 20
 	keepAlive  = 10 * time.Second
 	redial     = time.Second
@@ -94,8 +97,9 @@ func (c *Config) defaults() error {
 
 // Swarm is a number of simulated nodes. Make it with New, Run it once.
 type Swarm struct {
-	cfg   Config
-	nodes []*node
+	cfg     Config
+	nodes   []*node
+	opening chan struct{} // a slot per node that is on its way to its first session
 
 	mu      sync.Mutex
 	conns   map[connKey]*grpc.ClientConn
@@ -131,7 +135,7 @@ func New(cfg Config) (*Swarm, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}
-	s := &Swarm{cfg: cfg, conns: map[connKey]*grpc.ClientConn{}}
+	s := &Swarm{cfg: cfg, conns: map[connKey]*grpc.ClientConn{}, opening: make(chan struct{}, maxOpening)}
 	for i := range cfg.Count {
 		s.nodes = append(s.nodes, newNode(s, i))
 	}
