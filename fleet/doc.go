@@ -27,8 +27,9 @@
 //     since heartbeats are answered, and seek another server at once. So a node that
 //     dies together with the server that held it is noticed within 1.25 TTL.
 //   - A fresh leader gives half a TTL to the reports of the others.
-//   - A server that stood still (a paused process, a slow machine) begins to count
-//     anew, and what it tells others of its nodes as well.
+//   - A server that stood still (a paused process) begins to count anew, and so does
+//     what it tells others of its nodes. One that is late (an overloaded machine, seen
+//     by its own timers) reads heartbeats as late, and adds that.
 //   - A node of which nobody knows, after all servers were away, gets absentGrace:
 //     agents back off for up to 5 s.
 //

@@ -40,7 +40,7 @@ func (s *Server) lastHeard(id string, now time.Time, ttl time.Duration) (at time
 		}
 	}
 	if sess := s.sessions[id]; sess != nil {
-		newest(sess.heard())
+		newest(s.heard(sess, now))
 	} else if t, ok := s.gone[id]; ok {
 		newest(t)
 	}

@@ -201,10 +201,7 @@ func (s *Server) sessionsReport(told map[string]time.Time, full bool) *pb.Sessio
 		return &pb.NodeHeard{Node: id, AgeMs: uint32(max(now.Sub(heard), 0) / time.Millisecond)}
 	}
 	for id, sess := range s.sessions {
-		heard := sess.heard()
-		if heard.Before(s.awake) {
-			heard = s.awake
-		}
+		heard := s.heard(sess, now)
 		if !told[id].Equal(heard) {
 			told[id] = heard
 			r.Held = append(r.Held, entry(id, heard))

@@ -57,6 +57,7 @@ const (
 	artifactChunk  = 256 << 10
 	desiredPart    = 256 << 10 // bytes of one message of desired state: slow links still carry heartbeats
 	catchUpLimit   = 10 * time.Second
+	leastLag       = 100 * time.Millisecond // what timers are late anyway
 	admitPause     = 250 * time.Millisecond // between attempts to register while nobody leads
 )
 
@@ -122,6 +123,7 @@ type Server struct {
 	routes    *routeTable
 	caught    *barrier
 	ttl       atomic.Int64 // as nodes are told, nanoseconds
+	lag       atomic.Int64 // how late this server does things lately, nanoseconds
 	judge     judge        // of Run's goroutine
 	metrics   *metrics
 	enrolling chan struct{} // a slot for each enrolment under way
@@ -241,6 +243,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.judge.look(ctx, now)
 		s.tellPeers(ctx, &wg)
 		s.checkCut(now)
+		due := time.Now().Add(s.beat())
 		select {
 		case <-ctx.Done():
 			if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
@@ -248,8 +251,36 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 			return nil
 		case <-time.After(s.beat()):
+			s.noteLag(time.Since(due))
 		}
 	}
+}
+
+// noteLag remembers how late a timer was: as late may heartbeats be read that are
+// there already. It is forgotten within some beats.
+func (s *Server) noteLag(late time.Duration) {
+	lag := time.Duration(s.lag.Load())
+	lag -= lag / 16
+	if late > leastLag {
+		lag = max(lag, late)
+	}
+	if lag < leastLag {
+		lag = 0
+	}
+	s.lag.Store(int64(lag))
+}
+
+// heard is when a node whose session is here was last heard of, as far as an
+// overloaded server can say. Hold mu.
+func (s *Server) heard(sess *session, now time.Time) time.Time {
+	at := sess.heard().Add(time.Duration(s.lag.Load()))
+	if at.After(now) {
+		at = now
+	}
+	if at.Before(s.awake) {
+		at = s.awake
+	}
+	return at
 }
 
 // adopt makes sess the node's session; an older one ends.

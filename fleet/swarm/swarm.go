@@ -32,7 +32,7 @@ const (
 
 	// maxOpening bounds how many nodes attach at once for the first time: hosts do not
 	// start all in one moment, and share no processor.
-	maxOpening = 64
+	maxOpening = 16
 	maxMessage = 8 << 20
 	keepAlive  = 10 * time.Second
 	redial     = time.Second
