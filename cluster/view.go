@@ -200,15 +200,20 @@ func NewRestore() *Restore {
 	return &Restore{state: s, batch: s.begin()}
 }
 
-// Add takes one record as Marshal wrote it.
+// Add takes one record as Marshal wrote it, and keeps nothing of its bytes.
 func (r *Restore) Add(t *Table, record []byte) error {
+	_, err := r.Put(t, record)
+	return err
+}
+
+// Put is Add; it gives the record's key.
+func (r *Restore) Put(t *Table, record []byte) (key string, err error) {
 	v := t.New()
 	if err := unmarshal(record, v, r.state.shared); err != nil {
-		return fmt.Errorf("table %s: %w", t.Name, err)
+		return "", fmt.Errorf("table %s: %w", t.Name, err)
 	}
-	key := t.key(v)
-	if key == "" {
-		return fmt.Errorf("table %s: a record has no key", t.Name)
+	if key = t.key(v); key == "" {
+		return "", fmt.Errorf("table %s: a record has no key", t.Name)
 	}
 	switch v := v.(type) {
 	case *IndexEntry:
@@ -221,7 +226,7 @@ func (r *Restore) Add(t *Table, record []byte) error {
 		}
 		r.batch.rows(t).put(r.batch.edit, t, key, v)
 	}
-	return nil
+	return key, nil
 }
 
 // Done ends the restore; the state is given only when Check finds it whole.

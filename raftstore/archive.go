@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -293,7 +294,7 @@ func (a *Archive) finish() error {
 // the state that they make is checked. The error is one sentence with
 // CodeInvalid or CodeTooLarge.
 func VerifyArchive(r io.Reader, limit int64) (*Info, error) {
-	info, _, err := readArchive(context.Background(), r, limit, nil)
+	info, _, err := readArchive(context.Background(), r, limit, nil, nil)
 	return info, err
 }
 
@@ -321,28 +322,16 @@ func (s *Store) restoreHere(ctx context.Context, r io.Reader) (*Info, error) {
 	if !s.IsLeader() {
 		return nil, cluster.ErrNoLeader
 	}
-	info, state, err := readArchive(ctx, r, s.cfg.MaxArchive, s.State().Snapshot())
+	made, err := s.convert(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	file, err := tempFile(s.fsm.tmp, "restore-")
-	if err != nil {
-		return nil, fmt.Errorf("restore snapshot: %w", err)
-	}
-	defer file.remove() //nolint:errcheck // cleared at the next start if not now
-	head := snapshotHead{Index: info.Index, Term: info.Term, CreatedBy: info.CreatedBy}
-	if err := writeSnapshot(file.Name(), state.Snapshot(), head, s.closing); err != nil {
-		return nil, fmt.Errorf("restore snapshot: write it to the data folder: %w", err)
-	}
-	stat, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("restore snapshot: %w", err)
-	}
+	defer made.remove() //nolint:errcheck // cleared at the next start if not now
 	if err := ctx.Err(); err != nil {
 		return nil, err // from here on it is raft's
 	}
-	meta := raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: info.Index, Term: info.Term, Size: stat.Size()}
-	err = s.raft.Restore(&meta, file, enqueueTimeout)
+	meta := raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: made.head.Index, Term: made.head.Term, Size: made.size}
+	err = s.raft.Restore(&meta, made, enqueueTimeout)
 	if fatal := s.Err(); fatal != nil {
 		return nil, fatal
 	}
@@ -355,18 +344,76 @@ func (s *Store) restoreHere(ctx context.Context, r io.Reader) (*Info, error) {
 	if err := s.barrier(); err != nil { // raft has written an entry of its own
 		return nil, cmpErr(s.Err(), cluster.ErrNoLeader)
 	}
+	info := made.info
 	s.log.Info("restored a snapshot", "index", info.Index, "created", info.Created, "created_by", info.CreatedBy)
 	return info, nil
+}
+
+// prepared is a snapshot file on its way to raft's store, with the state that it holds.
+type prepared struct {
+	path  string
+	size  int64
+	info  *Info
+	state *cluster.State
+	head  snapshotHead
+}
+
+// Read implements io.Reader for raft, which copies from here to a snapshotSink.
+// That one takes the file as it is instead.
+func (p *prepared) Read([]byte) (int, error) { return 0, errors.ErrUnsupported }
+
+func (p *prepared) remove() error { return os.RemoveAll(p.path) }
+
+// convert makes an archive into a snapshot file, verified whole.
+func (s *Store) convert(ctx context.Context, r io.Reader) (_ *prepared, err error) {
+	file, err := tempFile(s.fsm.tmp, "restore-")
+	if err != nil {
+		return nil, fmt.Errorf("restore snapshot: %w", err)
+	}
+	defer file.Close()
+	p := &prepared{path: file.Name()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.remove())
+		}
+	}()
+	w, err := createSnapshot(p.path)
+	if err != nil {
+		return nil, fmt.Errorf("restore snapshot: write it to the data folder: %w", err)
+	}
+	if p.info, p.state, err = readArchive(ctx, r, s.cfg.MaxArchive, w, s.State().Snapshot()); err != nil {
+		return nil, err
+	}
+	p.head = p.info.head()
+	stat, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("restore snapshot: %w", err)
+	}
+	p.size = stat.Size()
+	return p, nil
+}
+
+func (i *Info) head() snapshotHead {
+	return snapshotHead{Index: i.Index, Term: i.Term, CreatedBy: i.CreatedBy}
 }
 
 func invalid(format string, args ...any) *cluster.Error {
 	return cluster.Errorf(cluster.CodeInvalid, "snapshot archive "+format, args...)
 }
 
-// readArchive reads, checks and decodes an archive. What live, if any, knows of
-// servers and of the cluster's name takes the place of what the archive knows.
-func readArchive(ctx context.Context, r io.Reader, limit int64, live *cluster.Snapshot) (*Info, *cluster.State, error) {
+// readArchive reads, checks and decodes an archive. Its records go into the file
+// too, if there is one; that is finished, or closed when there is an error. What
+// live, if any, knows of servers and of the cluster's name takes the place of what
+// the archive knows of them.
+func readArchive(ctx context.Context, r io.Reader, limit int64, file *snapshotWriter, live *cluster.Snapshot) (_ *Info, state *cluster.State, err error) {
+	a := archiveReader{load: newLoader(file), live: live}
+	defer func() {
+		if err != nil {
+			_ = a.load.stop() // the other error is the reason
+		}
+	}()
 	setDefault(&limit, DefaultMaxArchive)
+	a.limit = limit
 	raw := &limitReader{ctx: ctx, r: r, left: limit, limit: limit}
 	begin := make([]byte, len(sealPrefix)+sha256.Size)
 	switch n, err := io.ReadFull(raw, begin); {
@@ -380,8 +427,7 @@ func readArchive(ctx context.Context, r io.Reader, limit int64, live *cluster.Sn
 		return nil, nil, invalid("was not written by rxvision, or its first bytes were changed")
 	}
 	sum := sha256.New()
-	a := archiveReader{limit: limit, live: live}
-	err := a.read(bufio.NewReader(io.MultiReader(bytes.NewReader(begin), io.TeeReader(raw, sum))))
+	err = a.read(bufio.NewReader(io.MultiReader(bytes.NewReader(begin), io.TeeReader(raw, sum))))
 	// Whatever was found inside, a file that is not what was written is the better reason.
 	if _, e := io.Copy(sum, raw); e != nil {
 		err = e
@@ -402,9 +448,8 @@ func readArchive(ctx context.Context, r io.Reader, limit int64, live *cluster.Sn
 		}
 		return nil, nil, err
 	}
-	state, err := a.restore.Done()
-	if err != nil {
-		return nil, nil, invalid("holds records that do not fit together: %v", err)
+	if state, err = a.load.finish(a.info.head()); err != nil {
+		return nil, nil, a.fault(err)
 	}
 	return &a.info, state, nil
 }
@@ -442,13 +487,13 @@ func tooLarge(limit int64) error {
 
 // archiveReader takes an archive apart.
 type archiveReader struct {
-	limit   int64
-	info    Info
-	restore *cluster.Restore
-	live    *cluster.Snapshot
-	meta    raft.SnapshotMeta
-	sums    map[string]string // member → hex, as SHA256SUMS says
-	found   map[string]hash.Hash
+	limit int64
+	info  Info
+	load  *loader
+	live  *cluster.Snapshot
+	meta  raft.SnapshotMeta
+	sums  map[string]string // member → hex, as SHA256SUMS says
+	found map[string]hash.Hash
 }
 
 func (a *archiveReader) read(r *bufio.Reader) error {
@@ -511,7 +556,7 @@ func (a *archiveReader) member(head *tar.Header, body io.Reader) error {
 	switch head.Name {
 	case memberState:
 		a.info.Size = head.Size
-		return a.state(bufio.NewReaderSize(body, 1<<16))
+		return a.state(bufio.NewReaderSize(body, 1<<20))
 	case memberMeta:
 		b, err := io.ReadAll(body)
 		if err != nil {
@@ -539,7 +584,6 @@ func (a *archiveReader) member(head *tar.Header, body io.Reader) error {
 
 // state decodes state.bin.
 func (a *archiveReader) state(r *bufio.Reader) error {
-	a.restore = cluster.NewRestore()
 	value, err := readValue(r, nil, maxRecord)
 	if err != nil {
 		return err
@@ -561,7 +605,10 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 			if a.live == nil {
 				return nil
 			}
-			return a.live.Membership(a.restore.Add)
+			if err := a.live.Membership(a.load.add); err != nil {
+				return a.fault(err)
+			}
+			return nil
 		}
 		if err != nil {
 			return err
@@ -570,17 +617,29 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 		if table == nil {
 			return invalid("holds a record of type %d (number %d), which this version of rxvision does not know", kind, n)
 		}
-		if value, err = readValue(r, value[:0], maxRecord); err != nil {
+		if value, err = nextValue(r, value[:0]); err != nil {
 			return err
 		}
 		tally.add(table, len(value))
 		if a.live != nil && cluster.OfMembership(table, value) {
 			continue
 		}
-		if err := a.restore.Add(table, bytes.Clone(value)); err != nil {
-			return invalid("holds a record that cannot be read (number %d): %v", n, err)
+		if err := a.load.add(table, value); err != nil {
+			return a.fault(err)
 		}
 	}
+}
+
+// fault says what the loader's error means for the archive.
+func (a *archiveReader) fault(err error) error {
+	var bad *recordError
+	switch {
+	case errors.As(err, &bad):
+		return invalid("holds a record that cannot be read (number %d): %v", bad.number, bad.cause)
+	case errors.Is(err, errUnfit):
+		return invalid("holds records that do not fit together: %v", err)
+	}
+	return fmt.Errorf("restore snapshot: write it to the data folder: %w", err)
 }
 
 // compare checks what the members say of each other.
@@ -604,6 +663,76 @@ func (a *archiveReader) compare() error {
 		return invalid("is inconsistent: %s and %s disagree on size, index or term", memberMeta, memberState)
 	}
 	return nil
+}
+
+// nextValue is readValue, quick where the value lies in r's buffer as a whole.
+func nextValue(r *bufio.Reader, buf []byte) ([]byte, error) {
+	here, err := r.Peek(r.Buffered())
+	if err != nil {
+		return nil, err
+	}
+	n := valueSize(here)
+	if n == 0 || n > maxRecord {
+		return readValue(r, buf, maxRecord)
+	}
+	buf = append(buf, here[:n]...)
+	_, err = r.Discard(n)
+	return buf, err
+}
+
+// valueSize is how many bytes the msgpack value takes that b begins with; 0 when
+// it does not end in b, or is none.
+func valueSize(b []byte) int {
+	at := 0
+	number := func(size int) (n int) { // big-endian, behind the type byte; at moves on
+		if size > len(b)-at {
+			at = len(b) + 1
+			return 0
+		}
+		for _, c := range b[at : at+size] {
+			n = n<<8 | int(c)
+		}
+		at += size
+		return n
+	}
+	for values := 1; values > 0; values-- {
+		if at >= len(b) {
+			return 0
+		}
+		c := b[at]
+		at++
+		switch {
+		case c <= 0x7f, c >= 0xe0, c == 0xc0, c == 0xc2, c == 0xc3: // small number, nil, false, true
+		case c <= 0x8f: // map
+			values += 2 * int(c&0x0f)
+		case c <= 0x9f: // array
+			values += int(c & 0x0f)
+		case c <= 0xbf: // string
+			at += int(c & 0x1f)
+		case c >= 0xc4 && c <= 0xc6: // bytes
+			at += number(1 << (c - 0xc4))
+		case c >= 0xd9 && c <= 0xdb: // string
+			at += number(1 << (c - 0xd9))
+		case c == 0xca: // float32
+			at += 4
+		case c == 0xcb: // float64
+			at += 8
+		case c >= 0xcc && c <= 0xcf: // unsigned
+			at += 1 << (c - 0xcc)
+		case c >= 0xd0 && c <= 0xd3: // signed
+			at += 1 << (c - 0xd0)
+		case c == 0xdc, c == 0xdd: // array
+			values += number(2 << (c - 0xdc))
+		case c == 0xde, c == 0xdf: // map
+			values += 2 * number(2<<(c-0xde))
+		default:
+			return 0 // readValue knows the rare ones
+		}
+	}
+	if at > len(b) {
+		return 0
+	}
+	return at
 }
 
 // readValue appends one msgpack value, as it lies in r, to buf; over limit bytes

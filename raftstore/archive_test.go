@@ -368,11 +368,12 @@ func TestNomadInspectsArchive(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	got := strings.Join(strings.Fields(string(out)), " ")
 	for _, want := range []string{
-		fmt.Sprintf("%d-%d-%d", a.Term, a.Index, a.Created.UnixMilli()), fmt.Sprintf("Index   = %d\n", a.Index),
-		"Alloc          3", "Job            3", "Node           1", "Unknown(200)   1",
+		fmt.Sprintf("ID = %d-%d-%d", a.Term, a.Index, a.Created.UnixMilli()), fmt.Sprintf("Index = %d", a.Index),
+		"Alloc 3", "Job 3", "Node 1", "Unknown(200) 1",
 	} {
-		if !strings.Contains(string(out), want) {
+		if !strings.Contains(got, want) {
 			t.Errorf("output lacks %q", want)
 		}
 	}
@@ -399,6 +400,9 @@ func FuzzReadValue(f *testing.F) {
 		h := &codec.MsgpackHandle{}
 		h.Raw = true
 		got, err := readValue(bufio.NewReader(bytes.NewReader(b)), nil, 1<<20)
+		if n := valueSize(b); n != 0 && (err != nil || n != len(got)) {
+			t.Fatalf("%x: %d bytes by the quick way, %d by the other, %v", b, n, len(got), err)
+		}
 		if err != nil {
 			return
 		}

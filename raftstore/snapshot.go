@@ -27,6 +27,8 @@ const (
 	countPrefix    = "count/"
 	// snapshotBatch bounds the bytes of records in one bbolt transaction.
 	snapshotBatch = 4 << 20
+	// snapshotPage is the size of the file's pages: several records fit in one.
+	snapshotPage = 16 << 10
 )
 
 // snapshotHead says where a snapshot stands and who wrote it.
@@ -45,57 +47,63 @@ func recordSum(table string, key, record []byte) uint32 {
 
 var errStopped = errors.New("stopped because the server is shutting down")
 
-// writeSnapshot writes the view to a new bbolt file. The file is not synced:
+// snapshotWriter makes a snapshot file out of records. The file is not synced:
 // who keeps it does that.
-func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closing <-chan struct{}) (err error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	tx, err := db.Begin(true)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = tx.Rollback() }() // of the batch that failed; nothing after Commit
-	for _, t := range cluster.Tables {
-		if _, err := tx.CreateBucket([]byte(t.Name)); err != nil {
-			return err
-		}
-	}
-	counts, written := map[string]int{}, 0
-	err = snap.Records(func(t *cluster.Table, key string, record any) error {
-		select {
-		case <-closing:
-			return errStopped
-		default:
-		}
-		if written >= snapshotBatch {
-			if err := tx.Commit(); err != nil {
-				return err
-			}
-			if tx, err = db.Begin(true); err != nil {
-				return err
-			}
-			written = 0
-		}
-		b := tx.Bucket([]byte(t.Name))
-		b.FillPercent = 0.95 // keys come in order
-		value := cluster.Marshal(record)
-		value = binary.BigEndian.AppendUint32(value, recordSum(t.Name, []byte(key), value))
-		counts[t.Name]++
-		written += len(key) + len(value)
-		if err := b.Put([]byte(key), value); err != nil {
-			return fmt.Errorf("table %s: record %q: %w", t.Name, key, err)
-		}
-		return nil
+type snapshotWriter struct {
+	db      *bbolt.DB
+	tx      *bbolt.Tx
+	counts  map[string]int
+	written int // bytes in this transaction
+}
+
+// createSnapshot begins a file; finish or abort must follow.
+func createSnapshot(path string) (*snapshotWriter, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		PageSize: snapshotPage, NoSync: true, NoGrowSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	meta, err := tx.CreateBucket([]byte(metaBucket))
+	w := &snapshotWriter{db: db, counts: map[string]int{}}
+	if w.tx, err = db.Begin(true); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	for _, t := range cluster.Tables {
+		if _, err := w.tx.CreateBucket([]byte(t.Name)); err != nil {
+			return nil, errors.Join(err, w.abort())
+		}
+	}
+	return w, nil
+}
+
+// put writes one record. It keeps record until the end of the transaction, and appends to it.
+func (w *snapshotWriter) put(t *cluster.Table, key string, record []byte) error {
+	if w.written >= snapshotBatch {
+		err := w.tx.Commit()
+		if err == nil {
+			w.tx, err = w.db.Begin(true)
+		}
+		if err != nil {
+			return err
+		}
+		w.written = 0
+	}
+	b := w.tx.Bucket([]byte(t.Name))
+	b.FillPercent = 1 // keys come in order
+	value := binary.BigEndian.AppendUint32(record, recordSum(t.Name, []byte(key), record))
+	w.counts[t.Name]++
+	w.written += len(key) + len(value)
+	if err := b.Put([]byte(key), value); err != nil {
+		return fmt.Errorf("table %s: record %q: %w", t.Name, key, err)
+	}
+	return nil
+}
+
+// finish writes the meta bucket and closes the file.
+func (w *snapshotWriter) finish(head snapshotHead) error {
+	meta, err := w.tx.CreateBucket([]byte(metaBucket))
 	if err != nil {
-		return err
+		return errors.Join(err, w.abort())
 	}
 	put := func(key, value string) { err = errors.Join(err, meta.Put([]byte(key), []byte(value))) }
 	put("format", snapshotFormat)
@@ -103,12 +111,40 @@ func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closi
 	put("term", strconv.FormatUint(head.Term, 10))
 	put("created_by", head.CreatedBy)
 	for _, t := range cluster.Tables {
-		put(countPrefix+t.Name, strconv.Itoa(counts[t.Name]))
+		put(countPrefix+t.Name, strconv.Itoa(w.counts[t.Name]))
 	}
+	if err == nil {
+		err = w.tx.Commit()
+	}
+	return errors.Join(err, w.abort())
+}
+
+// abort closes the file as it is.
+func (w *snapshotWriter) abort() error {
+	if w.tx != nil {
+		_ = w.tx.Rollback() // nothing after Commit
+	}
+	return w.db.Close()
+}
+
+// writeSnapshot writes the view to a new bbolt file.
+func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closing <-chan struct{}) error {
+	w, err := createSnapshot(path)
 	if err != nil {
 		return err
 	}
-	return tx.Commit()
+	err = snap.Records(func(t *cluster.Table, key string, record any) error {
+		select {
+		case <-closing:
+			return errStopped
+		default:
+			return w.put(t, key, cluster.Marshal(record))
+		}
+	})
+	if err != nil {
+		return errors.Join(err, w.abort())
+	}
+	return w.finish(head)
 }
 
 // readSnapshot loads a snapshot file: every checksum right, every count right,
@@ -126,13 +162,13 @@ func readSnapshot(path string) (*cluster.State, snapshotHead, error) {
 		if err != nil {
 			return err
 		}
-		restore := cluster.NewRestore()
+		load := newLoader(nil)
 		for _, t := range cluster.Tables {
-			if err := readTable(tx.Bucket([]byte(t.Name)), t, counts[t.Name], restore); err != nil {
-				return err
+			if err := readTable(tx.Bucket([]byte(t.Name)), t, counts[t.Name], load); err != nil {
+				return errors.Join(err, load.stop())
 			}
 		}
-		state, err = restore.Done()
+		state, err = load.finish(head)
 		return err
 	})
 	if err != nil {
@@ -176,7 +212,7 @@ func readMeta(tx *bbolt.Tx, head *snapshotHead) (map[string]int, error) {
 	return counts, err
 }
 
-func readTable(b *bbolt.Bucket, t *cluster.Table, want int, restore *cluster.Restore) error {
+func readTable(b *bbolt.Bucket, t *cluster.Table, want int, load *loader) error {
 	got := 0
 	if b != nil { // a table that did not exist when the file was written is empty
 		err := b.ForEach(func(k, v []byte) error {
@@ -184,7 +220,7 @@ func readTable(b *bbolt.Bucket, t *cluster.Table, want int, restore *cluster.Res
 				return err
 			}
 			got++
-			return restore.Add(t, bytes.Clone(v[:len(v)-crc32.Size])) // the file's memory is gone after Close
+			return load.add(t, v[:len(v)-crc32.Size])
 		})
 		if err != nil {
 			return err
@@ -253,7 +289,13 @@ func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, memb
 	if !ok {
 		return nil, snapshotHead{}, 0, fmt.Errorf("snapshot comes as %T, not from this store", source)
 	}
-	state, head, err := readSnapshot(s.path)
+	var state *cluster.State
+	var head snapshotHead
+	if p := s.ready; p != nil {
+		state, head = p.state, p.head
+	} else {
+		state, head, err = readSnapshot(s.path)
+	}
 	// Who waits for this snapshot waits for raft's index: after a restore on the
 	// leader nothing else tells the new state from the old.
 	head.Index = max(head.Index, s.index)

@@ -38,7 +38,8 @@ type snapshots struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	faults map[string]error // what was found damaged, by what it is
+	faults map[string]error     // what was found damaged, by what it is
+	ready  map[string]*prepared // by ID: the state that was just written is at hand
 }
 
 // snapshotMeta is meta.json.
@@ -59,7 +60,7 @@ func (m snapshotMeta) encode() ([]byte, error) {
 }
 
 func openSnapshots(dir string, l *slog.Logger) (*snapshots, error) {
-	s := &snapshots{dir: filepath.Join(dir, snapFolder), log: l, faults: map[string]error{}}
+	s := &snapshots{dir: filepath.Join(dir, snapFolder), log: l, faults: map[string]error{}, ready: map[string]*prepared{}}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("snapshot folder: %w", err)
 	}
@@ -177,9 +178,10 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 // bbolt file is read in place.
 type snapshotSource struct {
 	io.ReadCloser
-	path, sum string
-	index     uint64 // raft's: at or above the last command's
-	members   uint64 // index of the Raft configuration in it
+	path    string
+	index   uint64    // raft's: at or above the last command's
+	members uint64    // index of the Raft configuration in it
+	ready   *prepared // the state in it, if it is at hand
 }
 
 // Open implements raft.SnapshotStore. The file's hash is verified by then.
@@ -189,15 +191,21 @@ func (s *snapshots) Open(id string) (_ *raft.SnapshotMeta, _ io.ReadCloser, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	path, err := verifySnapshot(filepath.Dir(s.dir), meta)
-	if err != nil {
-		return nil, nil, err
+	s.mu.Lock()
+	ready := s.ready[id]
+	delete(s.ready, id)
+	s.mu.Unlock()
+	path := filepath.Join(s.dir, id, snapFile)
+	if ready == nil {
+		if _, err := verifySnapshot(filepath.Dir(s.dir), meta); err != nil {
+			return nil, nil, err
+		}
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &meta.SnapshotMeta, snapshotSource{f, path, meta.SHA256, meta.Index, meta.ConfigurationIndex}, nil
+	return &meta.SnapshotMeta, snapshotSource{f, path, meta.Index, meta.ConfigurationIndex, ready}, nil
 }
 
 func (s *snapshots) note(what string, err error) {
@@ -235,14 +243,15 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c r
 	return &snapshotSink{store: s, meta: meta, dir: dir, file: f, sum: sha256.New()}, nil
 }
 
-// snapshotSink takes a snapshot: raft writes what came from a peer or an
-// archive, the state machine its file in place.
+// snapshotSink takes a snapshot: raft writes what came from a peer, the state
+// machine its file in place, and a restore has the file already.
 type snapshotSink struct {
 	store *snapshots
 	meta  snapshotMeta
 	dir   string // until Close gives it its name
 	file  *os.File
 	sum   hash.Hash // of what was written; nil when the file is written in place
+	ready *prepared // what ReadFrom took
 	done  bool
 }
 
@@ -261,6 +270,27 @@ func (s *snapshotSink) inPlace() string {
 	return s.file.Name()
 }
 
+// ReadFrom implements io.ReaderFrom, so that the file of a restore is not copied.
+func (s *snapshotSink) ReadFrom(r io.Reader) (int64, error) {
+	p, ok := r.(*prepared)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{s}, r)
+	}
+	path := s.inPlace()
+	if err := os.Rename(p.path, path); err != nil {
+		return 0, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.file.Close(); err != nil {
+		return 0, errors.Join(err, f.Close())
+	}
+	s.file, s.ready = f, p
+	return p.size, nil
+}
+
 // Close implements raft.SnapshotSink: the snapshot is there now, or there is an
 // error and nothing of it.
 func (s *snapshotSink) Close() error {
@@ -277,6 +307,12 @@ func (s *snapshotSink) Close() error {
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(s.dir))
+	}
+	if s.ready != nil {
+		s.store.mu.Lock()
+		clear(s.store.ready)
+		s.store.ready[s.meta.ID] = s.ready
+		s.store.mu.Unlock()
 	}
 	return s.store.reap()
 }

@@ -1,0 +1,159 @@
+package raftstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// bigState has so many jobs with ten running allocations each.
+func bigState(tb testing.TB, jobs int) *cluster.State {
+	tb.Helper()
+	state, index := cluster.NewState(), uint64(0)
+	apply := func(c cluster.Command) cluster.Result {
+		tb.Helper()
+		index++
+		stamp := cluster.StampOf(c)
+		stamp.RequestID, stamp.Time = newUUID(), int64(1e18)+int64(index)
+		res, err := state.Apply(index, cluster.EncodeCommand(c))
+		if err != nil || res.Err != nil {
+			tb.Fatal(err, res.Err)
+		}
+		return res
+	}
+	var nodes []string
+	for i := range 2000 {
+		n := &cluster.Node{
+			ID: newUUID(), Name: fmt.Sprintf("n%d", i), Datacenter: "dc1", NodePool: cluster.DefaultNodePool, Status: cluster.NodeStatusReady,
+			SchedulingEligibility: cluster.NodeEligible,
+			NodeResources: &cluster.NodeResources{
+				Cpu: cluster.NodeCPU{CpuShares: 1 << 30}, Memory: cluster.NodeMemory{MemoryMB: 1 << 30},
+				Disk: cluster.NodeDisk{DiskMB: 1 << 30}, MinDynamicPort: 20000, MaxDynamicPort: 32000,
+			},
+		}
+		apply(&cluster.RegisterNode{Node: n})
+		nodes = append(nodes, n.ID)
+	}
+	for i := range jobs {
+		c := register(fmt.Sprintf("job-%d", i))
+		c.Job.TaskGroups[0].Count = 10
+		res := apply(c)
+		eval := cluster.Clone(state.Snapshot().Eval(nil, res.EvalID))
+		plan := &cluster.Plan{
+			EvalID: eval.ID, EvalEpoch: eval.ModifyIndex, Namespace: eval.Namespace, JobID: eval.JobID, JobVersion: res.Version,
+			JobModifyIndex: res.JobModifyIndex, Evals: []*cluster.Evaluation{eval},
+		}
+		eval.Status = cluster.EvalStatusComplete
+		update := &cluster.UpdateAllocs{}
+		for j := range 10 {
+			a := sampleAlloc(i)
+			a.EvalID, a.JobID, a.NodeID, a.Name = eval.ID, eval.JobID, nodes[(i*10+j)%len(nodes)], fmt.Sprintf("%s.web[%d]", eval.JobID, j)
+			states := a.TaskStates
+			a.ClientStatus, a.TaskStates = cluster.AllocClientPending, nil
+			plan.Place = append(plan.Place, a)
+			update.Allocs = append(update.Allocs, &cluster.Allocation{ID: a.ID, ClientStatus: cluster.AllocClientRunning, TaskStates: states})
+		}
+		if got := apply(&cluster.ApplyPlans{Plans: []*cluster.Plan{plan}}).Plans[0]; got.Stale || len(got.Refused) > 0 {
+			tb.Fatalf("plan: %+v", got)
+		}
+		apply(update)
+	}
+	return state
+}
+
+// BenchmarkBigState times the parts of saving and restoring with 100,000
+// allocations, or RXVISION_BENCH_ALLOCS.
+func BenchmarkBigState(b *testing.B) {
+	allocs := 100_000
+	if v := os.Getenv("RXVISION_BENCH_ALLOCS"); v != "" {
+		var err error
+		if allocs, err = strconv.Atoi(v); err != nil {
+			b.Fatal(err)
+		}
+	}
+	state := bigState(b, allocs/10)
+	snap := state.Snapshot()
+	path := filepath.Join(b.TempDir(), "state")
+	b.Run("write snapshot", func(b *testing.B) {
+		for b.Loop() {
+			if err := os.RemoveAll(path); err != nil {
+				b.Fatal(err)
+			}
+			if err := writeSnapshot(path, snap, snapshotHead{Index: 1}, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+		stat, err := os.Stat(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(stat.Size())/1e6, "MB")
+	})
+	b.Run("read snapshot", func(b *testing.B) {
+		for b.Loop() {
+			if _, _, err := readSnapshot(path); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("hash file", func(b *testing.B) {
+		f, err := os.Open(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		for b.Loop() {
+			if _, err := hashFile(f); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	var archive bytes.Buffer
+	b.Run("write archive", func(b *testing.B) {
+		for b.Loop() {
+			archive.Reset()
+			a, err := writeArchive(context.Background(), nil, b.TempDir(), snap, "bench", raft.SnapshotMeta{Index: 1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := archive.ReadFrom(a); err != nil {
+				b.Fatal(err)
+			}
+			if err := a.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(archive.Len())/1e6, "MB")
+	})
+	b.Run("read archive", func(b *testing.B) {
+		for b.Loop() {
+			if _, _, err := readArchive(context.Background(), bytes.NewReader(archive.Bytes()), 0, nil, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("restore archive into a store", func(b *testing.B) {
+		s := mustOpen(b, b.TempDir(), quiet)
+		b.ResetTimer()
+		for range b.N {
+			if _, err := s.RestoreArchive(context.Background(), bytes.NewReader(archive.Bytes())); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.StopTimer()
+		begin := time.Now()
+		if err := s.Snapshot(); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(time.Since(begin).Seconds(), "next-snapshot-s")
+	})
+}
