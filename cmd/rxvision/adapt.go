@@ -71,7 +71,9 @@ func (s servers) Peers() ([]api.Peer, uint64, error) {
 
 func (s servers) Remove(ctx context.Context, id string) error { return s.store.RemoveServer(ctx, id) }
 
-func (s servers) Transfer(ctx context.Context, id string) error { return s.store.TransferLeadership(ctx, id) }
+func (s servers) Transfer(ctx context.Context, id string) error {
+	return s.store.TransferLeadership(ctx, id)
+}
 
 func (s servers) Health(ctx context.Context) (*api.ServersHealth, error) {
 	h, err := s.store.Health(ctx)

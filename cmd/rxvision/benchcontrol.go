@@ -191,7 +191,7 @@ func (p *controlPlane) spawn(name string, args ...string) (*proc.Process, error)
 	}
 	logs := proc.LogFiles{Dir: p.dir, Name: name}
 	return proc.Start(proc.Spec{
-		Path: self, Args: args, Env: append(os.Environ(), "RXVISION_TOKEN="+p.token, "NOMAD_TOKEN="+p.token), Dir: p.dir, Stdout: logs, Stderr: logs,
+		Path: self, Args: args, Env: append(os.Environ(), "NOMAD_TOKEN="+p.token), Dir: p.dir, Stdout: logs, Stderr: logs,
 		StatusFile: filepath.Join(p.dir, name+".status"), DieWithParent: true,
 	})
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -13,21 +16,36 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rxvision/rxvision/api"
+	"github.com/rxvision/rxvision/pki"
 )
 
 // clientFlags are what every command that asks a server has.
 type clientFlags struct {
 	address string
+	ca      string
 	json    bool
 }
 
 func (c *clientFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.address, "address", "", "the server's HTTP API; default: NOMAD_ADDR, then http://"+defaultHTTPAddr)
+	cmd.Flags().StringVar(&c.ca, "ca-cert", "", "PEM file of the CA that signed the server's certificate; default: NOMAD_CACERT, then the system's")
 	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
 }
 
 func (c *clientFlags) client() (*api.Client, error) {
-	return api.NewClient(cmp.Or(c.address, os.Getenv("NOMAD_ADDR"), "http://"+defaultHTTPAddr), os.Getenv("NOMAD_TOKEN"), nil)
+	var trusting *http.Client
+	if ca := cmp.Or(c.ca, os.Getenv("NOMAD_CACERT")); ca != "" {
+		certs, err := pki.ReadCerts(ca)
+		if err != nil {
+			return nil, fmt.Errorf("--ca-cert: %w", err)
+		}
+		pool := x509.NewCertPool()
+		for _, cert := range certs {
+			pool.AddCert(cert)
+		}
+		trusting = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, Proxy: http.ProxyFromEnvironment}}
+	}
+	return api.NewClient(cmp.Or(c.address, os.Getenv("NOMAD_ADDR"), "http://"+defaultHTTPAddr), os.Getenv("NOMAD_TOKEN"), trusting)
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -71,6 +71,7 @@ SIGHUP reads certificates and the log level again.`,
 	g.identity.add(f)
 	f.StringVar(&g.identity.cert, "tls-cert", "", "PEM file of the gateway's certificate (rxvision tls cert create -gateway); default: enrol with an introduction token")
 	f.StringVar(&g.identity.key, "tls-key", "", "PEM file of its key")
+	f.BoolVar(&g.acl, "acl", true, "ask callers for tokens that may infer (Authorization: Bearer, or X-Nomad-Token); off without --tls-ca")
 	f.Int64Var(&g.MaxBody, "max-body-bytes", gateway.DefaultMaxBody, "largest request or answer")
 	f.IntVar(&g.MaxInFlight, "max-in-flight", gateway.DefaultMaxInFlight, "requests answered at once; more get 429")
 	f.IntVar(&g.MaxHeld, "max-held", gateway.DefaultMaxHeld, "requests that may wait for a replica; more get 503")
@@ -88,6 +89,7 @@ type gatewayConfig struct {
 	servers           []string
 	identity          gatewayIdentity
 	httpCert, httpKey string // of HTTPS
+	acl               bool
 	reload            *reload
 }
 
@@ -149,6 +151,9 @@ func runGateway(ctx context.Context, c gatewayConfig) error {
 	}
 	defer conn.Close()
 	c.Servers = conn
+	if c.acl && identity != nil {
+		c.Authorizer = gateway.NewTokenCache(gateway.FleetTokens(conn), c.Registry)
+	}
 	gw, err := gateway.New(c.Config)
 	if err != nil {
 		return err

@@ -170,6 +170,9 @@ func post(ctx context.Context, target, contentType string, body []byte) ([]byte,
 		return nil, err
 	}
 	req.Header.Set("Content-Type", contentType)
+	if token := os.Getenv("NOMAD_TOKEN"); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("gateway %s cannot be reached; is it running? %w", req.URL.Host, errors.Unwrap(err))
