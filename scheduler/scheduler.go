@@ -167,8 +167,8 @@ func (s *Scheduler) watchState(ctx context.Context, look func(*cluster.Snapshot,
 // Pauses between looks at a state that changes all the time.
 const (
 	quickLook    = 50 * time.Microsecond // needs none
-	lookShare    = 4                     // times what the look took
-	maxLookPause = 100 * time.Millisecond
+	lookShare    = 9                     // times what the look took
+	maxLookPause = 250 * time.Millisecond
 )
 
 // waitChange returns when a watch fires or the time comes; with ctx's error when that ends.
