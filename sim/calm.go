@@ -1,8 +1,12 @@
 package sim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/scheduler/place"
@@ -61,11 +65,14 @@ func (w *world) drained() error {
 	}
 	for _, e := range snap.OpenEvals(nil) {
 		if e.Status != cluster.EvalStatusBlocked {
-			return fmt.Errorf("evaluation %s of job %s (%s) is %s, due %s", e.ID, e.JobID, e.TriggeredBy, e.Status, e.WaitUntil.Std())
+			return fmt.Errorf("evaluation %s of job %s (%s) is %s%s", e.ID, e.JobID, e.TriggeredBy, e.Status, story(snap, e.JobKey()))
 		}
 	}
 	for _, d := range snap.ActiveDeployments(nil) {
-		return fmt.Errorf("deployment %s of job %s is %s", d.ID, d.JobID, d.Status)
+		if waits(snap, d) {
+			continue
+		}
+		return fmt.Errorf("deployment %s of job %s is %s%s", d.ID, d.JobID, d.Status, story(snap, d.JobKey()))
 	}
 	for _, n := range w.nodes {
 		if err := n.drained(snap); err != nil {
@@ -85,6 +92,27 @@ func (w *world) drained() error {
 	return nil
 }
 
+// waits says whether a deployment has placed nothing yet because there is no room:
+// then it has no deadline.
+func waits(snap *cluster.Snapshot, d *cluster.Deployment) bool {
+	for _, g := range d.TaskGroups {
+		if g.HealthyAllocs < g.DesiredTotal && g.RequireProgressBy != 0 {
+			return false
+		}
+	}
+	return blocked(snap, d.JobKey()) != nil
+}
+
+// blocked is the evaluation of a job that waits for room, nil for none.
+func blocked(snap *cluster.Snapshot, k cluster.JobKey) *cluster.Evaluation {
+	for _, e := range snap.EvalsByJob(nil, k) {
+		if e.Status == cluster.EvalStatusBlocked {
+			return e
+		}
+	}
+	return nil
+}
+
 // drained says whether a node is as the state has it.
 func (n *node) drained(snap *cluster.Snapshot) error {
 	r := snap.Node(nil, n.id)
@@ -96,7 +124,10 @@ func (n *node) drained(snap *cluster.Snapshot) error {
 	case r == nil || r.Status != cluster.NodeStatusReady:
 		return fmt.Errorf("the state has it as %+v", r)
 	case r.Drain:
-		return errors.New("it drains")
+		for _, a := range snap.AllocsHolding(nil, n.id) {
+			return fmt.Errorf("it drains (%+v), which waits for %s%s", *r.DrainStrategy, a.Name, story(snap, a.JobKey()))
+		}
+		return errors.New("it drains, though nothing is there")
 	}
 	if got, want := cluster.Marshal(r.NodeResources), cluster.Marshal(n.record().NodeResources); string(got) != string(want) {
 		return errors.New("the state has other devices than the node")
@@ -129,7 +160,7 @@ func (w *world) settled(snap *cluster.Snapshot, a *cluster.Allocation) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("allocation %s (%s) on node %s is %s, wanted: %s", a.Name, a.ID, a.NodeID, a.ClientStatus, a.DesiredStatus)
+	return fmt.Errorf("allocation %s (%s) on node %s is %s, wanted: %s%s", a.Name, a.ID, a.NodeID, a.ClientStatus, a.DesiredStatus, story(snap, a.JobKey()))
 }
 
 // satisfied says whether a job has what it wants or a reason why not, and whether
@@ -144,17 +175,15 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 		},
 	}
 	if r := place.NewView(snap).Plan(probe); !r.Empty() {
-		return fmt.Errorf("job %s has settled, but a fresh evaluation would place %d, stop %d, and create the deployment %+v",
-			j.ID, len(r.Plan.Place), len(r.Plan.Stop), r.Plan.Deployment)
+		return fmt.Errorf("job %s has settled, but a fresh evaluation would place %d, stop %d, and create the deployment %+v%s",
+			j.ID, len(r.Plan.Place), len(r.Plan.Stop), r.Plan.Deployment, story(snap, j.Key()))
 	}
 	if j.Stop {
 		return nil
 	}
 	reason := ""
-	for _, e := range snap.EvalsByJob(nil, j.Key()) {
-		if e.Status == cluster.EvalStatusBlocked {
-			reason = "blocked: " + e.StatusDescription
-		}
+	if e := blocked(snap, j.Key()); e != nil {
+		reason = e.StatusDescription
 	}
 	if d := snap.LatestDeployment(nil, j.Key()); d != nil && d.Status == cluster.DeploymentFailed && d.JobVersion == j.Version {
 		reason = "its deployment failed"
@@ -171,8 +200,57 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 			}
 		}
 		if len(have) < g.Count && reason == "" {
-			return fmt.Errorf("job %s group %s has %d of %d, and no reason is given", j.ID, g.Name, len(have), g.Count)
+			return fmt.Errorf("job %s group %s has %d of %d, and no reason is given%s", j.ID, g.Name, len(have), g.Count, story(snap, j.Key()))
 		}
 	}
 	return nil
+}
+
+// story tells all that the state knows of a job, for whoever looks into a failure.
+func story(snap *cluster.Snapshot, k cluster.JobKey) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, "\n  "+format, args...) }
+	if j := snap.Job(nil, k); j != nil {
+		line("job %s %s version %d (created %d, changed %d), stop %t, %s", j.Type, j.ID, j.Version, j.CreateIndex, j.JobModifyIndex, j.Stop, j.Status)
+		for _, g := range j.TaskGroups {
+			line("group %s count %d, update %+v, reschedule %+v, disconnect %+v", g.Name, g.Count, g.Update, g.ReschedulePolicy, g.Disconnect)
+		}
+	}
+	nodes := map[string]bool{}
+	for _, a := range snap.AllocsByJob(nil, k) {
+		if nodes[a.NodeID] {
+			continue
+		}
+		nodes[a.NodeID] = true
+		if n := snap.Node(nil, a.NodeID); n != nil {
+			line("node %s %s is %s, %s, drain %t (changed %d)", n.ID, n.Name, n.Status, n.SchedulingEligibility, n.Drain, n.ModifyIndex)
+		} else {
+			line("node %s is gone", a.NodeID)
+		}
+	}
+	for _, d := range snap.DeploymentsByJob(nil, k) {
+		line("deployment %s of version %d (created %d): %s, %s", d.ID, d.JobVersion, d.CreateIndex, d.Status, d.StatusDescription)
+		for _, name := range slices.Sorted(maps.Keys(d.TaskGroups)) {
+			line("  group %s %+v, progress due %s", name, *d.TaskGroups[name], d.TaskGroups[name].RequireProgressBy.Std())
+		}
+	}
+	for _, a := range snap.AllocsByJob(nil, k) {
+		healthy := "unknown"
+		if s := a.DeploymentStatus; s != nil && s.Healthy != nil {
+			healthy = fmt.Sprint(*s.Healthy)
+		}
+		line("allocation %s %s version %d of %d (created %d, changed %d) on %s: wanted %s (%s), known as %s, healthy %s in %q, next %q, transition %s, follow-up %q",
+			a.ID, a.Name, a.JobVersion, a.JobCreateIndex, a.CreateIndex, a.ModifyIndex, a.NodeName, a.DesiredStatus, a.DesiredDescription, a.ClientStatus,
+			healthy, a.DeploymentID, a.NextAllocation, wishes(a.DesiredTransition), a.FollowupEvalID)
+	}
+	for _, e := range snap.EvalsByJob(nil, k) {
+		line("evaluation %s by %s (created %d, changed %d): %s, %s, queued %v, failed %d, due %s",
+			e.ID, e.TriggeredBy, e.CreateIndex, e.ModifyIndex, e.Status, e.StatusDescription, e.QueuedAllocations, len(e.FailedTGAllocs), e.WaitUntil.Std())
+	}
+	return b.String()
+}
+
+func wishes(t cluster.DesiredTransition) string {
+	b, _ := json.Marshal(t) // pointers to bool
+	return string(b)
 }

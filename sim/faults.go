@@ -88,7 +88,7 @@ var injections = []injection{
 	{"server lags", 5, (*faults).lag},
 	{"server's clock jumps", 5, (*faults).jumpClock},
 	{"leadership moved", 4, (*faults).moveLeader},
-	{"archive restored", 1, (*faults).restore},
+	{"archive restored", 2, (*faults).restore},
 	{"agent killed", 8, (*faults).killAgent},
 	{"host died", 6, (*faults).killHost},
 	{"host installed anew", 2, (*faults).wipeHost},
@@ -302,20 +302,14 @@ func (f *faults) moveLeader() bool {
 	return true
 }
 
-// restore puts an archive of some time ago in the place of the state. Archives
-// are kept now and then.
+// restore puts an archive of some time ago in the place of the state.
 func (f *faults) restore() bool {
-	t := f.w.truth
 	_, s := f.servers()
-	switch {
-	case s == nil || s.reign == nil || s.full:
-		return false
-	case len(t.archives) == 0:
-		t.archives = append(t.archives, &image{index: s.applied, term: s.appliedIn, state: s.state.Snapshot()})
+	archives := f.w.truth.archives
+	if s == nil || s.reign == nil || s.full || len(archives) == 0 {
 		return false
 	}
-	s.append(&entry{restore: t.archives[0]})
-	t.archives = nil
+	s.append(&entry{restore: pick(f.w, archives)})
 	return true
 }
 

@@ -49,6 +49,7 @@ type node struct {
 	life     int
 	stream   *stream
 	attached bool // welcomed on the stream
+	stale    bool // the servers have not been told what the node has become
 	heardAt  int64
 	pause    time.Duration
 	order    []int // servers to try
@@ -192,7 +193,7 @@ func (n *node) connect() {
 		return
 	}
 	st := &stream{n: n, s: s, life: s.life}
-	n.stream, n.attached, n.heardAt = st, false, n.w.now
+	n.stream, n.attached, n.heardAt, n.stale = st, false, n.w.now, false
 	record := n.record()
 	st.server(func() { s.hello(st, record) })
 	n.after(helloWait, func() {
@@ -230,6 +231,9 @@ func (n *node) welcome(st *stream) {
 		p.sent = 0
 	}
 	n.flushLater()
+	if n.stale {
+		n.changed()
+	}
 	n.beat(st)
 }
 
@@ -248,9 +252,10 @@ func (n *node) beat(st *stream) {
 	})
 }
 
-// changed tells the servers what the node is now.
+// changed tells the servers what the node is now, when it can.
 func (n *node) changed() {
-	if st := n.stream; n.agentUp && n.attached {
+	st := n.stream
+	if n.stale = st == nil || !n.attached; !n.stale {
 		record := n.record()
 		st.server(func() { st.s.register(st, record) })
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -71,6 +72,7 @@ type server struct {
 	sessions   map[string]*session // by node ID
 	heardOf    map[string]int64    // when a node was last heard of here, by its ID
 	reports    []report
+	reporting  bool // an entry of reports is on its way, or about to be
 
 	skew      time.Duration // of its clock
 	lag       time.Duration // before it applies what is committed
@@ -132,14 +134,14 @@ func (s *server) boot() {
 	s.waiting, s.sessions, s.heardOf, s.sinceSnap = map[uint64]waiter{}, map[string]*session{}, map[string]int64{}, 0
 	s.peers = make([]peer, len(s.w.servers))
 	if s.image != nil {
-		s.load(s.image)
+		s.load(s.image, nil)
 		s.w.truth.loaded(s)
 	}
 	s.w.note("%s starts at %d, log to %d, term %d", s, s.applied, s.last(), s.term)
 	s.every(s.w.between(40*time.Millisecond, 60*time.Millisecond), s.watchLeader)
 	s.every(sessionPoll, s.pollSessions)
 	s.every(tellEvery, s.tellLeader)
-	s.reports = nil
+	s.reports, s.reporting = nil, false
 }
 
 // crash loses memory and what the disk had not promised, or only a part of that.
@@ -161,9 +163,19 @@ func (s *server) crash() {
 }
 
 // load replaces the state by an image's records, as they would come from a file.
-func (s *server) load(i *image) {
+// What live, if given, knows of servers stays: an archive brings jobs only.
+func (s *server) load(i *image, live *cluster.Snapshot) {
 	r := cluster.NewRestore()
-	err := i.state.Records(func(t *cluster.Table, _ string, record any) error { return r.Add(t, cluster.Marshal(record)) })
+	err := i.state.Records(func(t *cluster.Table, _ string, record any) error {
+		b := cluster.Marshal(record)
+		if live != nil && cluster.OfMembership(t, b) {
+			return nil
+		}
+		return r.Add(t, b)
+	})
+	if live != nil {
+		err = errors.Join(err, live.Membership(r.Add))
+	}
 	var state *cluster.State
 	if err == nil {
 		state, err = r.Done()
@@ -172,9 +184,7 @@ func (s *server) load(i *image) {
 		s.w.failf("%s restores the state at %d: %w", s, i.index, err)
 		return
 	}
-	if old := s.state; old != nil {
-		old.Abandon()
-	}
+	s.state.Abandon()
 	s.state, s.applied, s.appliedIn = state, i.index, i.term
 	s.commit = max(s.commit, i.index)
 }
@@ -466,12 +476,14 @@ func (s *server) answered(p *server, term uint64, ok bool, match uint64) {
 		return
 	}
 	to.heard, to.sentAt = s.w.now, 0
+	before := *to
 	if ok {
 		to.match = max(to.match, match)
 		s.advance()
 	}
-	if to.next = max(match, to.match) + 1; to.next <= s.last() {
-		s.sendEntries(p, to)
+	to.next = max(match, to.match) + 1
+	if news := to.match > before.match || !ok && to.next != before.next; news && to.next <= s.last() {
+		s.sendEntries(p, to) // without news the next beat is soon enough
 	}
 }
 
@@ -524,12 +536,7 @@ func (s *server) applyEntry(e *entry) {
 		}
 		s.w.applied++
 	case e.restore != nil:
-		live := s.state.Snapshot()
-		s.load(e.restore)
-		if err := s.state.AdoptMembership(live); err != nil {
-			s.w.failf("%s keeps its servers over a restore: %w", s, err)
-			return
-		}
+		s.load(e.restore, s.state.Snapshot())
 	}
 	s.applied, s.appliedIn = e.index, e.term
 	s.w.truth.appliedEntry(s, e, res)
@@ -568,7 +575,7 @@ func (s *server) install(from *server, term uint64, i *image) {
 		s.w.note("%s takes over %s's snapshot at %d", s, from, i.index)
 		s.w.coverage.fault("snapshot installed")
 		s.log, s.synced, s.image, s.sinceSnap = nil, i.index, i, 0
-		s.load(i)
+		s.load(i, nil)
 		s.w.truth.loaded(s)
 	}
 	match := max(i.index, s.commit)

@@ -24,8 +24,8 @@ type stream struct {
 	s        *server
 	life     int // of the server
 	broken   bool
-	up, down int64 // when the last message either way arrives
-	busy     bool  // a registration is under way
+	up, down int64         // when the last message either way arrives
+	busy     bool          // a registration is under way
 	record   *cluster.Node // the one to come after it
 }
 
@@ -255,19 +255,24 @@ func (s *server) report(st *stream, nodeID string, seq uint64, allocs []*cluster
 			r.allocs = append(r.allocs, a)
 		}
 	}
-	if s.reports = append(s.reports, r); len(s.reports) == 1 {
+	if s.reports = append(s.reports, r); !s.reporting {
+		s.reporting = true
 		s.after(reportAge, s.commitReports)
 	}
 }
 
+// commitReports commits what has come, one entry after the other.
 func (s *server) commitReports() {
 	reports := s.reports
-	s.reports = nil
+	s.reports, s.reporting = nil, false
 	cmd := &cluster.UpdateAllocs{}
 	for _, r := range reports {
 		cmd.Allocs = append(cmd.Allocs, r.allocs...)
 	}
 	done := func(_ cluster.Result, err error) {
+		if s.reporting = len(s.reports) > 0; s.reporting {
+			s.after(0, s.commitReports)
+		}
 		for _, r := range reports {
 			st, seq := r.sess.stream, r.seq
 			if err != nil {
@@ -281,6 +286,7 @@ func (s *server) commitReports() {
 		done(cluster.Result{}, nil)
 		return
 	}
+	s.reporting = true
 	s.w.propose(s.addr, cmd, serverTries, func() *server { return s }, s.inLife(done))
 }
 

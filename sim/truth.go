@@ -2,8 +2,9 @@ package sim
 
 import (
 	"bytes"
-	"encoding/binary"
+	"crypto/sha256"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -13,8 +14,10 @@ import (
 
 // How often the dear checks are made, in entries.
 const (
-	checkEvery = 100
-	hashEvery  = 200
+	checkEvery   = 100
+	hashEvery    = 400
+	archiveEvery = 300 // an archive is kept, to be restored one day
+	maxArchives  = 4
 )
 
 // truth is what an onlooker knows who sees everything: what was committed and
@@ -25,8 +28,8 @@ type truth struct {
 	commands int     // different requests
 	told     uint64  // newest index that anybody was told of
 	requests map[string]*fact
-	jobs     map[cluster.JobKey]uint64 // JobModifyIndex, as answers gave it
-	hashes   map[uint64]uint64         // of states, by index
+	jobs     map[cluster.JobKey]uint64    // JobModifyIndex, as answers gave it
+	hashes   map[uint64][sha256.Size]byte // of states, by index
 	archives []*image
 }
 
@@ -39,7 +42,7 @@ type fact struct {
 }
 
 func newTruth(w *world) *truth {
-	return &truth{w: w, requests: map[string]*fact{}, jobs: map[cluster.JobKey]uint64{}, hashes: map[uint64]uint64{}}
+	return &truth{w: w, requests: map[string]*fact{}, jobs: map[cluster.JobKey]uint64{}, hashes: map[uint64][sha256.Size]byte{}}
 }
 
 // appliedEntry is told of every entry that a server applies.
@@ -98,6 +101,10 @@ func (t *truth) learn(s *server, e *entry, res cluster.Result) {
 		t.w.note("%d %s %s", e.index, kind, summary(e.req.cmd, res))
 		if t.commands%checkEvery == 0 {
 			t.check(s)
+		}
+		if t.commands%archiveEvery == 0 {
+			t.archives = append(t.archives, &image{index: e.index, term: e.term, state: s.state.Snapshot()})
+			t.archives = t.archives[max(0, len(t.archives)-maxArchives):]
 		}
 	}
 }
@@ -190,6 +197,7 @@ func (t *truth) restored(s *server, e *entry) {
 			}
 		}
 	}
+	t.archives = slices.DeleteFunc(t.archives, func(i *image) bool { return i.index > e.restore.index })
 	t.readJobs(s)
 	t.check(s)
 }
@@ -213,7 +221,7 @@ func (t *truth) acknowledged(r *request, res cluster.Result) {
 
 // loaded is told of every state that was made from records.
 func (t *truth) loaded(s *server) {
-	if got, want := stateHash(s.state.Snapshot(), false), stateHash(s.image.state, false); got != want {
+	if got, want := s.state.Snapshot().Hash(), s.image.state.Hash(); got != want {
 		t.w.failf("%s: the state restored from the snapshot at %d hashes to %x, its origin to %x", s, s.image.index, got, want)
 	}
 	t.w.coverage.Hashes++
@@ -221,7 +229,7 @@ func (t *truth) loaded(s *server) {
 
 // compareHash compares the state with that of the first server at this index.
 func (t *truth) compareHash(s *server) {
-	got := stateHash(s.state.Snapshot(), true)
+	got := shortHash(s.state.Snapshot())
 	want, known := t.hashes[s.applied]
 	if !known {
 		t.hashes[s.applied] = got
@@ -240,32 +248,32 @@ func (t *truth) check(s *server) {
 	}
 }
 
-// stateHash is a hash over all records, those of kept results only if whole.
-func stateHash(snap *cluster.Snapshot, short bool) uint64 {
-	h := uint64(fnvOffset)
+// shortHash is a hash over all records but those of kept results, which are many.
+func shortHash(snap *cluster.Snapshot) (hash [sha256.Size]byte) {
+	sum := sha256.New()
 	err := snap.Records(func(t *cluster.Table, key string, record any) error {
-		if short && t.Name == cluster.TableResults {
-			return nil
+		if t.Name != cluster.TableResults {
+			io.WriteString(sum, key)
+			sum.Write(cluster.Marshal(record))
 		}
-		h = hashOf(binary.LittleEndian.AppendUint64(nil, h), []byte(t.Name), []byte(key), cluster.Marshal(record))
 		return nil
 	})
 	if err != nil {
 		panic(err) // the function above never fails
 	}
-	return h
+	return [sha256.Size]byte(sum.Sum(hash[:0]))
 }
 
 // lastChecks are made when all has drained: servers are alike to the last byte and
 // hold every answer that was given.
 func (w *world) lastChecks() error {
 	t, first := w.truth, w.servers[0]
-	want := stateHash(first.state.Snapshot(), false)
+	want := first.state.Snapshot().Hash()
 	for _, s := range w.servers {
 		if s.applied != first.applied {
 			return fmt.Errorf("%s has applied %d, %s %d", s, s.applied, first, first.applied)
 		}
-		if got := stateHash(s.state.Snapshot(), false); got != want {
+		if got := s.state.Snapshot().Hash(); got != want {
 			return fmt.Errorf("the state at %d hashes to %x on %s, to %x on %s", s.applied, got, s, want, first)
 		}
 		w.coverage.Hashes++

@@ -55,6 +55,9 @@ var actions = []action{
 	{1, (*user).deletePolicies},
 	{1, (*user).upsertTokens},
 	{1, (*user).deleteTokens},
+	{2, (*user).introduce},
+	{2, (*user).enrol},
+	{1, (*user).deleteIntroductions},
 }
 
 // act does one thing, waits for the answer and some time, and goes on.
@@ -300,87 +303,6 @@ func (u *user) schedulerConfig(snap *cluster.Snapshot) cluster.Command {
 		},
 		CheckIndex: w.chance(500), Index: snap.SchedulerConfig(nil).ModifyIndex,
 	}
-}
-
-func (u *user) autopilotConfig(snap *cluster.Snapshot) cluster.Command {
-	c := *snap.AutopilotConfig(nil)
-	c.MaxTrailingLogs = uint64(u.w.rnd.IntN(1000))
-	return &cluster.SetAutopilotConfig{Config: &c, CheckIndex: u.w.chance(500), Index: c.ModifyIndex}
-}
-
-func (u *user) serverID() string { return fmt.Sprintf("server-%d", u.w.rnd.IntN(30)) }
-
-func (u *user) registerServer(*cluster.Snapshot) cluster.Command {
-	id := u.serverID()
-	return &cluster.RegisterServer{Server: &cluster.Server{
-		ID: id, Name: id, Region: "global", RaftAddr: "10.0.0.1:7648", Start: fmt.Sprint(u.w.rnd.IntN(3)),
-	}}
-}
-
-func (u *user) removeServer(*cluster.Snapshot) cluster.Command {
-	return &cluster.RemoveServer{ID: u.serverID(), Left: u.w.chance(800)}
-}
-
-func (u *user) clusterMeta(*cluster.Snapshot) cluster.Command {
-	return &cluster.SetClusterMeta{ClusterID: fmt.Sprintf("cluster-%d", u.w.rnd.IntN(2))}
-}
-
-// token draws a token. Secrets are few, so that some are used twice.
-func (u *user) token(kind string) *cluster.ACLToken {
-	w := u.w
-	t := &cluster.ACLToken{
-		AccessorID: w.newID(), SecretHash: fmt.Sprintf("%064x", w.rnd.IntN(200)), Name: "token", Type: kind,
-	}
-	if kind == cluster.ACLTokenClient {
-		t.Policies = []string{u.policyName()}
-		if w.chance(500) {
-			t.ExpirationTime = w.now + int64(w.between(time.Second, time.Minute))
-		}
-	}
-	return t
-}
-
-func (u *user) policyName() string { return fmt.Sprintf("policy-%d", u.w.rnd.IntN(5)) }
-
-func (u *user) bootstrapACL(snap *cluster.Snapshot) cluster.Command {
-	cmd := &cluster.BootstrapACL{Token: u.token(cluster.ACLTokenManagement)}
-	if u.w.chance(300) {
-		cmd.ResetIndex = snap.ACLBootstrapIndex(nil)
-	}
-	return cmd
-}
-
-func (u *user) upsertPolicies(*cluster.Snapshot) cluster.Command {
-	return &cluster.UpsertACLPolicies{Policies: []*cluster.ACLPolicy{
-		{Name: u.policyName(), Rules: `namespace "default" { policy = "read" }`}, {Name: u.policyName(), Rules: `node { policy = "read" }`},
-	}}
-}
-
-func (u *user) deletePolicies(*cluster.Snapshot) cluster.Command {
-	return &cluster.DeleteACLPolicies{Names: []string{u.policyName(), "unknown"}}
-}
-
-func (u *user) upsertTokens(snap *cluster.Snapshot) cluster.Command {
-	t := u.token([]string{cluster.ACLTokenClient, cluster.ACLTokenManagement}[u.w.rnd.IntN(2)])
-	if known := snap.ACLTokens(nil, ""); len(known) > 0 && u.w.chance(300) {
-		t.AccessorID, t.SecretHash = pick(u.w, known).AccessorID, "" // an update
-	}
-	return &cluster.UpsertACLTokens{Tokens: []*cluster.ACLToken{t}}
-}
-
-func (u *user) deleteTokens(snap *cluster.Snapshot) cluster.Command {
-	w := u.w
-	if w.chance(500) {
-		cmd := &cluster.DeleteACLTokens{OnlyExpired: true}
-		for _, t := range snap.ExpiredACLTokens(w.now, 10) {
-			cmd.AccessorIDs = append(cmd.AccessorIDs, t.AccessorID)
-		}
-		return cmd
-	}
-	if known := snap.ACLTokens(nil, ""); len(known) > 0 {
-		return &cluster.DeleteACLTokens{AccessorIDs: []string{pick(w, known).AccessorID}}
-	}
-	return nil
 }
 
 // job draws a specification: small against the nodes, but together too much.

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"runtime/debug"
 	"time"
@@ -17,7 +16,7 @@ const (
 	DefaultEvents   = 200  // kept for the report of a failure
 
 	maxVirtual = 6 * time.Hour   // of faults and load: less means that nothing is committed any more
-	maxDrain   = 3 * time.Hour   // virtual, until all work has drained
+	maxDrain   = time.Hour       // virtual, until all work has drained
 	settleStep = 5 * time.Second // between two looks whether it has
 	maxSteps   = 200_000_000     // events of one run
 )
@@ -300,13 +299,4 @@ func (w *world) newID() string {
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	h := hex.EncodeToString(b[:])
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-}
-
-func hashOf(parts ...[]byte) uint64 {
-	h := fnv.New64a()
-	for _, p := range parts {
-		h.Write(p)
-		h.Write([]byte{0})
-	}
-	return h.Sum64()
 }
