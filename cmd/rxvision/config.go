@@ -46,6 +46,8 @@ const (
 // addConfig gives a daemon's command the flag --config and marks which of its
 // other flags can be reloaded.
 func addConfig(cmd *cobra.Command, reload ...string) {
+	// SIGHUP must not end a daemon that is still starting, before reload.run hears it.
+	cmd.PreRun = func(*cobra.Command, []string) { signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) }
 	cmd.Flags().StringSlice("config", nil, "HCL file, or folder of *.hcl files, with settings named as the flags; may be given several times")
 	for _, name := range reload {
 		if err := cmd.Flags().SetAnnotation(name, reloadable, []string{"true"}); err != nil {
