@@ -107,7 +107,7 @@ func (b *batch) keep(e resultEntry) {
 	b.state.seq = e.Seq
 	b.state.kept[e.RequestID] = b.results.next
 	b.results.add(e)
-	if b.results.next-b.results.first > MaxResults {
+	if b.results.next-b.results.first > b.state.keep {
 		delete(b.state.kept, b.results.drop())
 	}
 }
@@ -162,7 +162,7 @@ func (t *tx) put(table string, v any) {
 		panic(fmt.Sprintf("state: a record of table %s has no key: %+v", table, v)) // a rule let it pass: a bug
 	}
 	if of.pack != nil {
-		of.pack(v)
+		of.pack(t.batch.state.shared, v)
 	}
 	old := t.batch.rows(of).put(t.batch.edit, of, key, v)
 	t.batch.changes = append(t.batch.changes, change{of, key, old, v})

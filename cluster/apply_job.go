@@ -13,7 +13,7 @@ const MaxJobVersions = 6
 // SpecEqual says whether two jobs ask for the same: everything but what the
 // state itself sets. Pinned models count; Stop counts.
 func SpecEqual(a, b *Job) bool {
-	return bytes.Equal(specBytes(a), specBytes(b))
+	return a == b || bytes.Equal(specBytes(a), specBytes(b))
 }
 
 func specBytes(j *Job) []byte {
@@ -341,6 +341,20 @@ func (t *tx) ensureSummary(j *Job) {
 	if changed {
 		n.ModifyIndex = t.index
 		t.put(TableSummaries, n)
+	}
+}
+
+// share lets summaries that count alike have one map.
+func (s *JobSummary) share(x *interner) {
+	buf := scratch.Get().(*[]byte)
+	defer scratch.Put(buf)
+	stored := appendMap((*buf)[:0], s.Summary, func(b []byte, g TaskGroupSummary) []byte { return appendTaskGroupSummary(b, &g) })
+	*buf = stored
+	slot := x.find(stored)
+	if same, ok := slot.v.(map[string]TaskGroupSummary); ok && slot.stored == string(stored) {
+		s.Summary = same
+	} else if len(stored) <= maxShared {
+		*slot = value{string(stored), s.Summary}
 	}
 }
 

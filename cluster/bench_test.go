@@ -1,10 +1,15 @@
 package cluster
 
 import (
+	"bufio"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -256,6 +261,26 @@ func BenchmarkApply(b *testing.B) {
 // BenchmarkCommand is the time to encode and decode one command of a kind.
 func BenchmarkCommand(b *testing.B) {
 	_, byKind := benchEntries(b, 200)
+	w := newWorld(100)
+	a := w.alloc(w.job(1), &Evaluation{ID: w.uuid()}, w.uuid(), 1)
+	a.TaskStates = w.states()
+	record := Marshal(a)
+	b.Run("decode/allocation", func(b *testing.B) {
+		b.ReportAllocs()
+		shared := newInterner(internBits)
+		for b.Loop() {
+			if err := unmarshal(record, new(Allocation), shared); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	a.pack()
+	b.Run("encode/allocation", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			Marshal(a)
+		}
+	})
 	for _, kind := range sortedKeys(byKind) {
 		entries := byKind[kind]
 		b.Run("decode/"+kind, func(b *testing.B) {
@@ -296,63 +321,96 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkStateMemory fills a state with RXVISION_BENCH_JOBS jobs (10,000) of ten allocations
-// each and prints what an allocation takes, and how long a whole copy by records takes.
-func BenchmarkStateMemory(b *testing.B) {
-	jobs := 10_000
-	if v := os.Getenv("RXVISION_BENCH_JOBS"); v != "" {
-		fmt.Sscan(v, &jobs)
+// BenchmarkState1M fills a state with RXVISION_BENCH_JOBS jobs (100000 for the million) of ten allocations each, writes
+// its records to a file and restores them from there. It prints what an allocation takes, with its share of jobs,
+// evaluations, deployments and the rest, and how long all of it takes, in seconds on the clock and of processor time.
+func BenchmarkState1M(b *testing.B) {
+	var jobs int
+	if _, err := fmt.Sscan(os.Getenv("RXVISION_BENCH_JOBS"), &jobs); err != nil {
+		b.Skip("takes gigabytes and minutes: set RXVISION_BENCH_JOBS to a number of jobs, 100000 for a million allocations")
 	}
 	const each = 10
+	n := float64(jobs * each)
+	timed := func(what string, do func()) {
+		start, cpu := time.Now(), cpuTime()
+		do()
+		b.ReportMetric(time.Since(start).Seconds(), what+"-s")
+		b.ReportMetric((cpuTime() - cpu).Seconds(), what+"-cpu-s")
+	}
+	path := filepath.Join(b.TempDir(), "records")
 	for range b.N {
 		before := heap()
 		var index uint64
 		w, s := newWorld(5000), NewState()
-		start := time.Now()
-		w.fill(b, s, &index, jobs, each, nil)
-		b.ReportMetric(float64(time.Since(start).Milliseconds()), "fill-ms")
-		n := float64(jobs * each)
+		timed("fill", func() { w.fill(b, s, &index, jobs, each, nil) })
+		w = nil
 		b.ReportMetric(float64(heap()-before)/n, "heap-B/alloc")
-
-		type record struct {
-			table *Table
-			bytes []byte
-		}
-		var records []record
-		size := map[string]int{}
-		start = time.Now()
-		err := s.Snapshot().Records(func(t *Table, _ string, v any) error {
-			m := Marshal(v)
-			size[t.Name] += len(m)
-			records = append(records, record{t, m})
-			return nil
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(float64(time.Since(start).Milliseconds()), "records-ms")
-		b.Logf("stored bytes per allocation: %d jobs, %d allocations", jobs, int(n))
-		for _, name := range sortedKeys(size) {
-			b.Logf("  %-20s %8.1f", name, float64(size[name])/n)
-		}
+		timed("records", func() { saveRecords(b, path, s.Snapshot()) })
 		s = nil
 		before = heap()
-		start = time.Now()
 		r := NewRestore()
-		for i := range records {
-			if err := r.Add(records[i].table, records[i].bytes); err != nil {
+		timed("add", func() { loadRecords(b, path, r) })
+		timed("check", func() {
+			var err error
+			if s, err = r.Done(); err != nil {
 				b.Fatal(err)
 			}
-		}
-		b.ReportMetric(float64(time.Since(start).Milliseconds()), "add-ms")
-		start = time.Now()
-		if s, err = r.Done(); err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(float64(time.Since(start).Milliseconds()), "check-ms")
+		})
+		r = nil
 		b.ReportMetric(float64(heap()-before)/n, "restored-B/alloc")
 		runtime.KeepAlive(s)
-		runtime.KeepAlive(records)
-		runtime.KeepAlive(w)
+	}
+}
+
+// saveRecords writes each record as its table's byte, its length and its stored form.
+func saveRecords(b *testing.B, path string, s *Snapshot) {
+	f, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := bufio.NewWriterSize(f, 1<<20)
+	size := map[string]int{}
+	var head [5]byte
+	err = s.Records(func(t *Table, _ string, v any) error {
+		record := Marshal(v)
+		size[t.Name] += len(record)
+		head[0] = t.Record
+		binary.BigEndian.PutUint32(head[1:], uint32(len(record)))
+		_, err1 := out.Write(head[:])
+		_, err2 := out.Write(record)
+		return errors.Join(err1, err2)
+	})
+	if err := errors.Join(err, out.Flush(), f.Close()); err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range sortedKeys(size) {
+		if size[name] > 0 {
+			b.Logf("%-18s %6.1f MB stored", name, float64(size[name])/1e6)
+		}
+	}
+}
+
+func loadRecords(b *testing.B, path string, r *Restore) {
+	f, err := os.Open(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	in := bufio.NewReaderSize(f, 1<<20)
+	var head [5]byte
+	var record []byte
+	for {
+		if _, err := io.ReadFull(in, head[:]); err == io.EOF {
+			return
+		} else if err != nil {
+			b.Fatal(err)
+		}
+		record = slices.Grow(record[:0], int(binary.BigEndian.Uint32(head[1:])))[:binary.BigEndian.Uint32(head[1:])]
+		if _, err := io.ReadFull(in, record); err != nil {
+			b.Fatal(err)
+		}
+		if err := r.Add(TableOf(head[0]), record); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

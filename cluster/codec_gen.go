@@ -1572,18 +1572,27 @@ func appendACLPolicy(b []byte, v *ACLPolicy) []byte {
 	return b
 }
 
+var keysOfACLPolicy = []string{
+	"CreateIndex",
+	"Description",
+	"ModifyIndex",
+	"Name",
+	"Rules",
+}
+
 func decodeACLPolicy(d *decoder, v *ACLPolicy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfACLPolicy, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "Description":
+		case 1: // Description
 			v.Description = d.str()
-		case "ModifyIndex":
+		case 2: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 3: // Name
 			v.Name = d.str()
-		case "Rules":
+		case 4: // Rules
 			v.Rules = d.str()
 		default:
 			d.skip()
@@ -1613,30 +1622,45 @@ func appendACLToken(b []byte, v *ACLToken) []byte {
 	return b
 }
 
+var keysOfACLToken = []string{
+	"AccessorID",
+	"CreateIndex",
+	"CreateTime",
+	"ExpirationTTL",
+	"ExpirationTime",
+	"Global",
+	"ModifyIndex",
+	"Name",
+	"Policies",
+	"SecretHash",
+	"Type",
+}
+
 func decodeACLToken(d *decoder, v *ACLToken) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AccessorID":
+		switch d.field(keysOfACLToken, &next) {
+		case 0: // AccessorID
 			v.AccessorID = d.str()
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 2: // CreateTime
 			v.CreateTime = d.int()
-		case "ExpirationTTL":
+		case 3: // ExpirationTTL
 			v.ExpirationTTL = d.int()
-		case "ExpirationTime":
+		case 4: // ExpirationTime
 			v.ExpirationTime = d.int()
-		case "Global":
+		case 5: // Global
 			v.Global = d.bool()
-		case "ModifyIndex":
+		case 6: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 7: // Name
 			v.Name = d.str()
-		case "Policies":
+		case 8: // Policies
 			v.Policies = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "SecretHash":
+		case 9: // SecretHash
 			v.SecretHash = d.str()
-		case "Type":
+		case 10: // Type
 			v.Type = d.str()
 		default:
 			d.skip()
@@ -1660,16 +1684,24 @@ func appendAllocDeploymentStatus(b []byte, v *AllocDeploymentStatus) []byte {
 	return b
 }
 
+var keysOfAllocDeploymentStatus = []string{
+	"Canary",
+	"Healthy",
+	"ModifyIndex",
+	"Timestamp",
+}
+
 func decodeAllocDeploymentStatus(d *decoder, v *AllocDeploymentStatus) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Canary":
+		switch d.field(keysOfAllocDeploymentStatus, &next) {
+		case 0: // Canary
 			v.Canary = d.bool()
-		case "Healthy":
+		case 1: // Healthy
 			v.Healthy = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
-		case "ModifyIndex":
+		case 2: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Timestamp":
+		case 3: // Timestamp
 			v.Timestamp = Time(d.int())
 		default:
 			d.skip()
@@ -1703,36 +1735,54 @@ func appendAllocMetric(b []byte, v *AllocMetric) []byte {
 	return b
 }
 
+var keysOfAllocMetric = []string{
+	"AllocationTime",
+	"ClassExhausted",
+	"ClassFiltered",
+	"CoalescedFailures",
+	"ConstraintFiltered",
+	"DimensionExhausted",
+	"NodePool",
+	"NodesAvailable",
+	"NodesEvaluated",
+	"NodesExhausted",
+	"NodesFiltered",
+	"NodesInPool",
+	"QuotaExhausted",
+	"ScoreMetaData",
+}
+
 func decodeAllocMetric(d *decoder, v *AllocMetric) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AllocationTime":
+		switch d.field(keysOfAllocMetric, &next) {
+		case 0: // AllocationTime
 			v.AllocationTime = time.Duration(d.int())
-		case "ClassExhausted":
+		case 1: // ClassExhausted
 			v.ClassExhausted = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "ClassFiltered":
+		case 2: // ClassFiltered
 			v.ClassFiltered = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "CoalescedFailures":
+		case 3: // CoalescedFailures
 			v.CoalescedFailures = int(d.int())
-		case "ConstraintFiltered":
+		case 4: // ConstraintFiltered
 			v.ConstraintFiltered = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "DimensionExhausted":
+		case 5: // DimensionExhausted
 			v.DimensionExhausted = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "NodePool":
+		case 6: // NodePool
 			v.NodePool = d.str()
-		case "NodesAvailable":
+		case 7: // NodesAvailable
 			v.NodesAvailable = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "NodesEvaluated":
+		case 8: // NodesEvaluated
 			v.NodesEvaluated = int(d.int())
-		case "NodesExhausted":
+		case 9: // NodesExhausted
 			v.NodesExhausted = int(d.int())
-		case "NodesFiltered":
+		case 10: // NodesFiltered
 			v.NodesFiltered = int(d.int())
-		case "NodesInPool":
+		case 11: // NodesInPool
 			v.NodesInPool = int(d.int())
-		case "QuotaExhausted":
+		case 12: // QuotaExhausted
 			v.QuotaExhausted = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "ScoreMetaData":
+		case 13: // ScoreMetaData
 			v.ScoreMetaData = decodeBlock(d, decodeNodeScore)
 		default:
 			d.skip()
@@ -1798,20 +1848,30 @@ func appendAllocStop(b []byte, v *AllocStop) []byte {
 	return b
 }
 
+var keysOfAllocStop = []string{
+	"AllocID",
+	"ClientStatus",
+	"DesiredDescription",
+	"DesiredStatus",
+	"FollowupEvalID",
+	"Keeps",
+}
+
 func decodeAllocStop(d *decoder, v *AllocStop) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AllocID":
+		switch d.field(keysOfAllocStop, &next) {
+		case 0: // AllocID
 			v.AllocID = d.str()
-		case "ClientStatus":
+		case 1: // ClientStatus
 			v.ClientStatus = d.str()
-		case "DesiredDescription":
+		case 2: // DesiredDescription
 			v.DesiredDescription = d.str()
-		case "DesiredStatus":
+		case 3: // DesiredStatus
 			v.DesiredStatus = d.str()
-		case "FollowupEvalID":
+		case 4: // FollowupEvalID
 			v.FollowupEvalID = d.str()
-		case "Keeps":
+		case 5: // Keeps
 			v.Keeps = d.str()
 		default:
 			d.skip()
@@ -1831,10 +1891,15 @@ func appendAllocatedCPU(b []byte, v *AllocatedCPU) []byte {
 	return b
 }
 
+var keysOfAllocatedCPU = []string{
+	"CpuShares",
+}
+
 func decodeAllocatedCPU(d *decoder, v *AllocatedCPU) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CpuShares":
+		switch d.field(keysOfAllocatedCPU, &next) {
+		case 0: // CpuShares
 			v.CpuShares = d.int()
 		default:
 			d.skip()
@@ -1857,16 +1922,24 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	return b
 }
 
+var keysOfAllocatedDevice = []string{
+	"DeviceIDs",
+	"Name",
+	"Type",
+	"Vendor",
+}
+
 func decodeAllocatedDevice(d *decoder, v *AllocatedDevice) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DeviceIDs":
+		switch d.field(keysOfAllocatedDevice, &next) {
+		case 0: // DeviceIDs
 			v.DeviceIDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Name":
+		case 1: // Name
 			v.Name = d.str()
-		case "Type":
+		case 2: // Type
 			v.Type = d.str()
-		case "Vendor":
+		case 3: // Vendor
 			v.Vendor = d.str()
 		default:
 			d.skip()
@@ -1888,12 +1961,18 @@ func appendAllocatedMemory(b []byte, v *AllocatedMemory) []byte {
 	return b
 }
 
+var keysOfAllocatedMemory = []string{
+	"MemoryMB",
+	"MemoryMaxMB",
+}
+
 func decodeAllocatedMemory(d *decoder, v *AllocatedMemory) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "MemoryMB":
+		switch d.field(keysOfAllocatedMemory, &next) {
+		case 0: // MemoryMB
 			v.MemoryMB = d.int()
-		case "MemoryMaxMB":
+		case 1: // MemoryMaxMB
 			v.MemoryMaxMB = d.int()
 		default:
 			d.skip()
@@ -1914,13 +1993,21 @@ func appendAllocatedResources(b []byte, v *AllocatedResources) []byte {
 	return b
 }
 
+var keysOfAllocatedResources = []string{
+	"Shared",
+	"Tasks",
+}
+
 func decodeAllocatedResources(d *decoder, v *AllocatedResources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Shared":
+		switch d.field(keysOfAllocatedResources, &next) {
+		case 0: // Shared
 			decodeAllocatedSharedResources(d, &v.Shared)
-		case "Tasks":
-			v.Tasks = decodeMap(d, func(d *decoder, v **AllocatedTaskResources) { *v = decodePtr(d, decodeAllocatedTaskResources) })
+		case 1: // Tasks
+			v.Tasks = decodeShared(d, func(d *decoder) map[string]*AllocatedTaskResources {
+				return decodeMap(d, func(d *decoder, v **AllocatedTaskResources) { *v = decodePtr(d, decodeAllocatedTaskResources) })
+			})
 		default:
 			d.skip()
 		}
@@ -1943,14 +2030,21 @@ func appendAllocatedSharedResources(b []byte, v *AllocatedSharedResources) []byt
 	return b
 }
 
+var keysOfAllocatedSharedResources = []string{
+	"DiskMB",
+	"Networks",
+	"Ports",
+}
+
 func decodeAllocatedSharedResources(d *decoder, v *AllocatedSharedResources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DiskMB":
+		switch d.field(keysOfAllocatedSharedResources, &next) {
+		case 0: // DiskMB
 			v.DiskMB = d.int()
-		case "Networks":
+		case 1: // Networks
 			v.Networks = decodeBlock(d, decodeNetworkResource)
-		case "Ports":
+		case 2: // Ports
 			v.Ports = decodeList(d, decodePortMapping)
 		default:
 			d.skip()
@@ -1974,14 +2068,21 @@ func appendAllocatedTaskResources(b []byte, v *AllocatedTaskResources) []byte {
 	return b
 }
 
+var keysOfAllocatedTaskResources = []string{
+	"Cpu",
+	"Devices",
+	"Memory",
+}
+
 func decodeAllocatedTaskResources(d *decoder, v *AllocatedTaskResources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Cpu":
+		switch d.field(keysOfAllocatedTaskResources, &next) {
+		case 0: // Cpu
 			decodeAllocatedCPU(d, &v.Cpu)
-		case "Devices":
+		case 1: // Devices
 			v.Devices = decodeBlock(d, decodeAllocatedDevice)
-		case "Memory":
+		case 2: // Memory
 			decodeAllocatedMemory(d, &v.Memory)
 		default:
 			d.skip()
@@ -2036,76 +2137,114 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 	return b
 }
 
+var keysOfAllocation = []string{
+	"AllocModifyIndex",
+	"AllocatedResources",
+	"ClientDescription",
+	"ClientStatus",
+	"CreateIndex",
+	"CreateTime",
+	"DeploymentID",
+	"DeploymentStatus",
+	"DesiredDescription",
+	"DesiredStatus",
+	"DesiredTransition",
+	"Epoch",
+	"EvalID",
+	"FollowupEvalID",
+	"ID",
+	"JobCreateIndex",
+	"JobID",
+	"JobVersion",
+	"Metrics",
+	"ModifyIndex",
+	"ModifyTime",
+	"Name",
+	"Namespace",
+	"NextAllocation",
+	"NodeID",
+	"NodeName",
+	"PreemptedAllocations",
+	"PreemptedByAllocation",
+	"PreviousAllocation",
+	"RescheduleTracker",
+	"Serving",
+	"TaskGroup",
+	"TaskStates",
+	"UnknownSince",
+}
+
 func decodeAllocation(d *decoder, v *Allocation) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AllocModifyIndex":
+		switch d.field(keysOfAllocation, &next) {
+		case 0: // AllocModifyIndex
 			v.AllocModifyIndex = d.uint()
-		case "AllocatedResources":
+		case 1: // AllocatedResources
 			v.AllocatedResources = decodePtr(d, decodeAllocatedResources)
-		case "ClientDescription":
+		case 2: // ClientDescription
 			v.ClientDescription = d.str()
-		case "ClientStatus":
+		case 3: // ClientStatus
 			v.ClientStatus = d.str()
-		case "CreateIndex":
+		case 4: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 5: // CreateTime
 			v.CreateTime = d.int()
-		case "DeploymentID":
+		case 6: // DeploymentID
 			v.DeploymentID = d.str()
-		case "DeploymentStatus":
+		case 7: // DeploymentStatus
 			v.DeploymentStatus = decodePtr(d, decodeAllocDeploymentStatus)
-		case "DesiredDescription":
+		case 8: // DesiredDescription
 			v.DesiredDescription = d.str()
-		case "DesiredStatus":
+		case 9: // DesiredStatus
 			v.DesiredStatus = d.str()
-		case "DesiredTransition":
+		case 10: // DesiredTransition
 			decodeDesiredTransition(d, &v.DesiredTransition)
-		case "Epoch":
+		case 11: // Epoch
 			v.Epoch = d.uint()
-		case "EvalID":
+		case 12: // EvalID
 			v.EvalID = d.str()
-		case "FollowupEvalID":
+		case 13: // FollowupEvalID
 			v.FollowupEvalID = d.str()
-		case "ID":
+		case 14: // ID
 			v.ID = d.str()
-		case "JobCreateIndex":
+		case 15: // JobCreateIndex
 			v.JobCreateIndex = d.uint()
-		case "JobID":
+		case 16: // JobID
 			v.JobID = d.str()
-		case "JobVersion":
+		case 17: // JobVersion
 			v.JobVersion = d.uint()
-		case "Metrics":
+		case 18: // Metrics
 			v.Metrics = decodePtr(d, decodeAllocMetric)
-		case "ModifyIndex":
+		case 19: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "ModifyTime":
+		case 20: // ModifyTime
 			v.ModifyTime = d.int()
-		case "Name":
+		case 21: // Name
 			v.Name = d.str()
-		case "Namespace":
+		case 22: // Namespace
 			v.Namespace = d.str()
-		case "NextAllocation":
+		case 23: // NextAllocation
 			v.NextAllocation = d.str()
-		case "NodeID":
+		case 24: // NodeID
 			v.NodeID = d.str()
-		case "NodeName":
+		case 25: // NodeName
 			v.NodeName = d.str()
-		case "PreemptedAllocations":
+		case 26: // PreemptedAllocations
 			v.PreemptedAllocations = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "PreemptedByAllocation":
+		case 27: // PreemptedByAllocation
 			v.PreemptedByAllocation = d.str()
-		case "PreviousAllocation":
+		case 28: // PreviousAllocation
 			v.PreviousAllocation = d.str()
-		case "RescheduleTracker":
+		case 29: // RescheduleTracker
 			v.RescheduleTracker = decodePtr(d, decodeRescheduleTracker)
-		case "Serving":
+		case 30: // Serving
 			v.Serving = decodePtr(d, decodeServing)
-		case "TaskGroup":
+		case 31: // TaskGroup
 			v.TaskGroup = d.str()
-		case "TaskStates":
+		case 32: // TaskStates
 			v.TaskStates = decodeMap(d, func(d *decoder, v **TaskState) { *v = decodePtr(d, decodeTaskState) })
-		case "UnknownSince":
+		case 33: // UnknownSince
 			v.UnknownSince = Time(d.int())
 		default:
 			d.skip()
@@ -2135,14 +2274,21 @@ func appendApplyPlans(b []byte, v *ApplyPlans) []byte {
 	return b
 }
 
+var keysOfApplyPlans = []string{
+	"Plans",
+	"RequestID",
+	"Time",
+}
+
 func decodeApplyPlans(d *decoder, v *ApplyPlans) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Plans":
+		switch d.field(keysOfApplyPlans, &next) {
+		case 0: // Plans
 			v.Plans = decodeBlock(d, decodePlan)
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2168,20 +2314,30 @@ func appendArtifact(b []byte, v *Artifact) []byte {
 	return b
 }
 
+var keysOfArtifact = []string{
+	"GetterHeaders",
+	"GetterInsecure",
+	"GetterMode",
+	"GetterOptions",
+	"GetterSource",
+	"RelativeDest",
+}
+
 func decodeArtifact(d *decoder, v *Artifact) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "GetterHeaders":
+		switch d.field(keysOfArtifact, &next) {
+		case 0: // GetterHeaders
 			v.GetterHeaders = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "GetterInsecure":
+		case 1: // GetterInsecure
 			v.GetterInsecure = d.bool()
-		case "GetterMode":
+		case 2: // GetterMode
 			v.GetterMode = d.str()
-		case "GetterOptions":
+		case 3: // GetterOptions
 			v.GetterOptions = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "GetterSource":
+		case 4: // GetterSource
 			v.GetterSource = d.str()
-		case "RelativeDest":
+		case 5: // RelativeDest
 			v.RelativeDest = d.str()
 		default:
 			d.skip()
@@ -2222,16 +2378,24 @@ func appendAttribute(b []byte, v *Attribute) []byte {
 	return b
 }
 
+var keysOfAttribute = []string{
+	"Bool",
+	"Int",
+	"String",
+	"Unit",
+}
+
 func decodeAttribute(d *decoder, v *Attribute) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Bool":
+		switch d.field(keysOfAttribute, &next) {
+		case 0: // Bool
 			v.Bool = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
-		case "Int":
+		case 1: // Int
 			v.Int = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
-		case "String":
+		case 2: // String
 			v.String = decodePtr(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Unit":
+		case 3: // Unit
 			v.Unit = d.str()
 		default:
 			d.skip()
@@ -2260,22 +2424,33 @@ func appendAutopilotConfig(b []byte, v *AutopilotConfig) []byte {
 	return b
 }
 
+var keysOfAutopilotConfig = []string{
+	"CleanupDeadServers",
+	"CreateIndex",
+	"LastContactThreshold",
+	"MaxTrailingLogs",
+	"MinQuorum",
+	"ModifyIndex",
+	"ServerStabilizationTime",
+}
+
 func decodeAutopilotConfig(d *decoder, v *AutopilotConfig) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CleanupDeadServers":
+		switch d.field(keysOfAutopilotConfig, &next) {
+		case 0: // CleanupDeadServers
 			v.CleanupDeadServers = d.bool()
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "LastContactThreshold":
+		case 2: // LastContactThreshold
 			v.LastContactThreshold = time.Duration(d.int())
-		case "MaxTrailingLogs":
+		case 3: // MaxTrailingLogs
 			v.MaxTrailingLogs = d.uint()
-		case "MinQuorum":
+		case 4: // MinQuorum
 			v.MinQuorum = uint(d.uint())
-		case "ModifyIndex":
+		case 5: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "ServerStabilizationTime":
+		case 6: // ServerStabilizationTime
 			v.ServerStabilizationTime = time.Duration(d.int())
 		default:
 			d.skip()
@@ -2298,16 +2473,24 @@ func appendBootstrapACL(b []byte, v *BootstrapACL) []byte {
 	return b
 }
 
+var keysOfBootstrapACL = []string{
+	"RequestID",
+	"ResetIndex",
+	"Time",
+	"Token",
+}
+
 func decodeBootstrapACL(d *decoder, v *BootstrapACL) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfBootstrapACL, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "ResetIndex":
+		case 1: // ResetIndex
 			v.ResetIndex = d.uint()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
-		case "Token":
+		case 3: // Token
 			v.Token = decodePtr(d, decodeACLToken)
 		default:
 			d.skip()
@@ -2331,16 +2514,24 @@ func appendClusterMeta(b []byte, v *ClusterMeta) []byte {
 	return b
 }
 
+var keysOfClusterMeta = []string{
+	"ClusterID",
+	"CreateIndex",
+	"CreateTime",
+	"ModifyIndex",
+}
+
 func decodeClusterMeta(d *decoder, v *ClusterMeta) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ClusterID":
+		switch d.field(keysOfClusterMeta, &next) {
+		case 0: // ClusterID
 			v.ClusterID = d.str()
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 2: // CreateTime
 			v.CreateTime = d.int()
-		case "ModifyIndex":
+		case 3: // ModifyIndex
 			v.ModifyIndex = d.uint()
 		default:
 			d.skip()
@@ -2362,14 +2553,21 @@ func appendConstraint(b []byte, v *Constraint) []byte {
 	return b
 }
 
+var keysOfConstraint = []string{
+	"LTarget",
+	"Operand",
+	"RTarget",
+}
+
 func decodeConstraint(d *decoder, v *Constraint) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "LTarget":
+		switch d.field(keysOfConstraint, &next) {
+		case 0: // LTarget
 			v.LTarget = d.str()
-		case "Operand":
+		case 1: // Operand
 			v.Operand = d.str()
-		case "RTarget":
+		case 2: // RTarget
 			v.RTarget = d.str()
 		default:
 			d.skip()
@@ -2391,14 +2589,21 @@ func appendCreateIntroToken(b []byte, v *CreateIntroToken) []byte {
 	return b
 }
 
+var keysOfCreateIntroToken = []string{
+	"RequestID",
+	"Time",
+	"Token",
+}
+
 func decodeCreateIntroToken(d *decoder, v *CreateIntroToken) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfCreateIntroToken, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 1: // Time
 			v.Time = d.int()
-		case "Token":
+		case 2: // Token
 			v.Token = decodePtr(d, decodeIntroToken)
 		default:
 			d.skip()
@@ -2422,16 +2627,24 @@ func appendCreateModelVersion(b []byte, v *CreateModelVersion) []byte {
 	return b
 }
 
+var keysOfCreateModelVersion = []string{
+	"Description",
+	"RequestID",
+	"Time",
+	"Version",
+}
+
 func decodeCreateModelVersion(d *decoder, v *CreateModelVersion) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Description":
+		switch d.field(keysOfCreateModelVersion, &next) {
+		case 0: // Description
 			v.Description = d.str()
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
-		case "Version":
+		case 3: // Version
 			v.Version = decodePtr(d, decodeModelVersion)
 		default:
 			d.skip()
@@ -2454,14 +2667,21 @@ func appendDeleteACLPolicies(b []byte, v *DeleteACLPolicies) []byte {
 	return b
 }
 
+var keysOfDeleteACLPolicies = []string{
+	"Names",
+	"RequestID",
+	"Time",
+}
+
 func decodeDeleteACLPolicies(d *decoder, v *DeleteACLPolicies) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Names":
+		switch d.field(keysOfDeleteACLPolicies, &next) {
+		case 0: // Names
 			v.Names = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2485,16 +2705,24 @@ func appendDeleteACLTokens(b []byte, v *DeleteACLTokens) []byte {
 	return b
 }
 
+var keysOfDeleteACLTokens = []string{
+	"AccessorIDs",
+	"OnlyExpired",
+	"RequestID",
+	"Time",
+}
+
 func decodeDeleteACLTokens(d *decoder, v *DeleteACLTokens) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AccessorIDs":
+		switch d.field(keysOfDeleteACLTokens, &next) {
+		case 0: // AccessorIDs
 			v.AccessorIDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "OnlyExpired":
+		case 1: // OnlyExpired
 			v.OnlyExpired = d.bool()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2518,16 +2746,24 @@ func appendDeleteIntroTokens(b []byte, v *DeleteIntroTokens) []byte {
 	return b
 }
 
+var keysOfDeleteIntroTokens = []string{
+	"Enrollments",
+	"IDs",
+	"RequestID",
+	"Time",
+}
+
 func decodeDeleteIntroTokens(d *decoder, v *DeleteIntroTokens) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Enrollments":
+		switch d.field(keysOfDeleteIntroTokens, &next) {
+		case 0: // Enrollments
 			v.Enrollments = decodeList(d, decodeEnrollmentKey)
-		case "IDs":
+		case 1: // IDs
 			v.IDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2563,38 +2799,57 @@ func appendDeployment(b []byte, v *Deployment) []byte {
 	return b
 }
 
+var keysOfDeployment = []string{
+	"CreateIndex",
+	"CreateTime",
+	"ID",
+	"IsMultiregion",
+	"JobCreateIndex",
+	"JobID",
+	"JobModifyIndex",
+	"JobSpecModifyIndex",
+	"JobVersion",
+	"ModifyIndex",
+	"ModifyTime",
+	"Namespace",
+	"Status",
+	"StatusDescription",
+	"TaskGroups",
+}
+
 func decodeDeployment(d *decoder, v *Deployment) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfDeployment, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 1: // CreateTime
 			v.CreateTime = d.int()
-		case "ID":
+		case 2: // ID
 			v.ID = d.str()
-		case "IsMultiregion":
+		case 3: // IsMultiregion
 			v.IsMultiregion = d.bool()
-		case "JobCreateIndex":
+		case 4: // JobCreateIndex
 			v.JobCreateIndex = d.uint()
-		case "JobID":
+		case 5: // JobID
 			v.JobID = d.str()
-		case "JobModifyIndex":
+		case 6: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "JobSpecModifyIndex":
+		case 7: // JobSpecModifyIndex
 			v.JobSpecModifyIndex = d.uint()
-		case "JobVersion":
+		case 8: // JobVersion
 			v.JobVersion = d.uint()
-		case "ModifyIndex":
+		case 9: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "ModifyTime":
+		case 10: // ModifyTime
 			v.ModifyTime = d.int()
-		case "Namespace":
+		case 11: // Namespace
 			v.Namespace = d.str()
-		case "Status":
+		case 12: // Status
 			v.Status = d.str()
-		case "StatusDescription":
+		case 13: // StatusDescription
 			v.StatusDescription = d.str()
-		case "TaskGroups":
+		case 14: // TaskGroups
 			v.TaskGroups = decodeMap(d, func(d *decoder, v **DeploymentState) { *v = decodePtr(d, decodeDeploymentState) })
 		default:
 			d.skip()
@@ -2625,30 +2880,45 @@ func appendDeploymentState(b []byte, v *DeploymentState) []byte {
 	return b
 }
 
+var keysOfDeploymentState = []string{
+	"AutoPromote",
+	"AutoRevert",
+	"DesiredCanaries",
+	"DesiredTotal",
+	"HealthyAllocs",
+	"PlacedAllocs",
+	"PlacedCanaries",
+	"ProgressDeadline",
+	"Promoted",
+	"RequireProgressBy",
+	"UnhealthyAllocs",
+}
+
 func decodeDeploymentState(d *decoder, v *DeploymentState) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AutoPromote":
+		switch d.field(keysOfDeploymentState, &next) {
+		case 0: // AutoPromote
 			v.AutoPromote = d.bool()
-		case "AutoRevert":
+		case 1: // AutoRevert
 			v.AutoRevert = d.bool()
-		case "DesiredCanaries":
+		case 2: // DesiredCanaries
 			v.DesiredCanaries = int(d.int())
-		case "DesiredTotal":
+		case 3: // DesiredTotal
 			v.DesiredTotal = int(d.int())
-		case "HealthyAllocs":
+		case 4: // HealthyAllocs
 			v.HealthyAllocs = int(d.int())
-		case "PlacedAllocs":
+		case 5: // PlacedAllocs
 			v.PlacedAllocs = int(d.int())
-		case "PlacedCanaries":
+		case 6: // PlacedCanaries
 			v.PlacedCanaries = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "ProgressDeadline":
+		case 7: // ProgressDeadline
 			v.ProgressDeadline = time.Duration(d.int())
-		case "Promoted":
+		case 8: // Promoted
 			v.Promoted = d.bool()
-		case "RequireProgressBy":
+		case 9: // RequireProgressBy
 			v.RequireProgressBy = Time(d.int())
-		case "UnhealthyAllocs":
+		case 10: // UnhealthyAllocs
 			v.UnhealthyAllocs = int(d.int())
 		default:
 			d.skip()
@@ -2671,14 +2941,21 @@ func appendDeploymentStatusUpdate(b []byte, v *DeploymentStatusUpdate) []byte {
 	return b
 }
 
+var keysOfDeploymentStatusUpdate = []string{
+	"DeploymentID",
+	"Status",
+	"StatusDescription",
+}
+
 func decodeDeploymentStatusUpdate(d *decoder, v *DeploymentStatusUpdate) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DeploymentID":
+		switch d.field(keysOfDeploymentStatusUpdate, &next) {
+		case 0: // DeploymentID
 			v.DeploymentID = d.str()
-		case "Status":
+		case 1: // Status
 			v.Status = d.str()
-		case "StatusDescription":
+		case 2: // StatusDescription
 			v.StatusDescription = d.str()
 		default:
 			d.skip()
@@ -2705,24 +2982,36 @@ func appendDeregisterJob(b []byte, v *DeregisterJob) []byte {
 	return b
 }
 
+var keysOfDeregisterJob = []string{
+	"EvalID",
+	"EvalPriority",
+	"JobID",
+	"Namespace",
+	"NoShutdownDelay",
+	"Purge",
+	"RequestID",
+	"Time",
+}
+
 func decodeDeregisterJob(d *decoder, v *DeregisterJob) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "EvalID":
+		switch d.field(keysOfDeregisterJob, &next) {
+		case 0: // EvalID
 			v.EvalID = d.str()
-		case "EvalPriority":
+		case 1: // EvalPriority
 			v.EvalPriority = int(d.int())
-		case "JobID":
+		case 2: // JobID
 			v.JobID = d.str()
-		case "Namespace":
+		case 3: // Namespace
 			v.Namespace = d.str()
-		case "NoShutdownDelay":
+		case 4: // NoShutdownDelay
 			v.NoShutdownDelay = d.bool()
-		case "Purge":
+		case 5: // Purge
 			v.Purge = d.bool()
-		case "RequestID":
+		case 6: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 7: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2744,14 +3033,21 @@ func appendDeregisterNode(b []byte, v *DeregisterNode) []byte {
 	return b
 }
 
+var keysOfDeregisterNode = []string{
+	"NodeID",
+	"RequestID",
+	"Time",
+}
+
 func decodeDeregisterNode(d *decoder, v *DeregisterNode) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "NodeID":
+		switch d.field(keysOfDeregisterNode, &next) {
+		case 0: // NodeID
 			v.NodeID = d.str()
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2774,16 +3070,24 @@ func appendDesiredTransition(b []byte, v *DesiredTransition) []byte {
 	return b
 }
 
+var keysOfDesiredTransition = []string{
+	"ForceReschedule",
+	"Migrate",
+	"NoShutdownDelay",
+	"Reschedule",
+}
+
 func decodeDesiredTransition(d *decoder, v *DesiredTransition) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ForceReschedule":
+		switch d.field(keysOfDesiredTransition, &next) {
+		case 0: // ForceReschedule
 			v.ForceReschedule = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
-		case "Migrate":
-			v.Migrate = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
-		case "NoShutdownDelay":
+		case 1: // Migrate
+			v.Migrate = decodeShared(d, func(d *decoder) *bool { return decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() }) })
+		case 2: // NoShutdownDelay
 			v.NoShutdownDelay = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
-		case "Reschedule":
+		case 3: // Reschedule
 			v.Reschedule = decodePtr(d, func(d *decoder, v *bool) { *v = d.bool() })
 		default:
 			d.skip()
@@ -2814,24 +3118,36 @@ func appendDesiredUpdates(b []byte, v *DesiredUpdates) []byte {
 	return b
 }
 
+var keysOfDesiredUpdates = []string{
+	"Canary",
+	"DestructiveUpdate",
+	"Ignore",
+	"InPlaceUpdate",
+	"Migrate",
+	"Place",
+	"Preemptions",
+	"Stop",
+}
+
 func decodeDesiredUpdates(d *decoder, v *DesiredUpdates) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Canary":
+		switch d.field(keysOfDesiredUpdates, &next) {
+		case 0: // Canary
 			v.Canary = d.uint()
-		case "DestructiveUpdate":
+		case 1: // DestructiveUpdate
 			v.DestructiveUpdate = d.uint()
-		case "Ignore":
+		case 2: // Ignore
 			v.Ignore = d.uint()
-		case "InPlaceUpdate":
+		case 3: // InPlaceUpdate
 			v.InPlaceUpdate = d.uint()
-		case "Migrate":
-			v.Migrate = d.uint()
-		case "Place":
+		case 4: // Migrate
+			v.Migrate = decodeShared(d, func(d *decoder) uint64 { return d.uint() })
+		case 5: // Place
 			v.Place = d.uint()
-		case "Preemptions":
+		case 6: // Preemptions
 			v.Preemptions = d.uint()
-		case "Stop":
+		case 7: // Stop
 			v.Stop = d.uint()
 		default:
 			d.skip()
@@ -2853,14 +3169,21 @@ func appendDisconnectStrategy(b []byte, v *DisconnectStrategy) []byte {
 	return b
 }
 
+var keysOfDisconnectStrategy = []string{
+	"LostAfter",
+	"Reconcile",
+	"Replace",
+}
+
 func decodeDisconnectStrategy(d *decoder, v *DisconnectStrategy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "LostAfter":
+		switch d.field(keysOfDisconnectStrategy, &next) {
+		case 0: // LostAfter
 			v.LostAfter = time.Duration(d.int())
-		case "Reconcile":
+		case 1: // Reconcile
 			v.Reconcile = d.str()
-		case "Replace":
+		case 2: // Replace
 			v.Replace = d.bool()
 		default:
 			d.skip()
@@ -2884,18 +3207,27 @@ func appendDrainMetadata(b []byte, v *DrainMetadata) []byte {
 	return b
 }
 
+var keysOfDrainMetadata = []string{
+	"AccessorID",
+	"Meta",
+	"StartedAt",
+	"Status",
+	"UpdatedAt",
+}
+
 func decodeDrainMetadata(d *decoder, v *DrainMetadata) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AccessorID":
+		switch d.field(keysOfDrainMetadata, &next) {
+		case 0: // AccessorID
 			v.AccessorID = d.str()
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "StartedAt":
+		case 1: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 2: // StartedAt
 			v.StartedAt = Time(d.int())
-		case "Status":
+		case 3: // Status
 			v.Status = d.str()
-		case "UpdatedAt":
+		case 4: // UpdatedAt
 			v.UpdatedAt = Time(d.int())
 		default:
 			d.skip()
@@ -2919,16 +3251,24 @@ func appendDrainStrategy(b []byte, v *DrainStrategy) []byte {
 	return b
 }
 
+var keysOfDrainStrategy = []string{
+	"Deadline",
+	"ForceDeadline",
+	"IgnoreSystemJobs",
+	"StartedAt",
+}
+
 func decodeDrainStrategy(d *decoder, v *DrainStrategy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Deadline":
+		switch d.field(keysOfDrainStrategy, &next) {
+		case 0: // Deadline
 			v.Deadline = time.Duration(d.int())
-		case "ForceDeadline":
+		case 1: // ForceDeadline
 			v.ForceDeadline = Time(d.int())
-		case "IgnoreSystemJobs":
+		case 2: // IgnoreSystemJobs
 			v.IgnoreSystemJobs = d.bool()
-		case "StartedAt":
+		case 3: // StartedAt
 			v.StartedAt = Time(d.int())
 		default:
 			d.skip()
@@ -2952,18 +3292,27 @@ func appendDriverInfo(b []byte, v *DriverInfo) []byte {
 	return b
 }
 
+var keysOfDriverInfo = []string{
+	"Attributes",
+	"Detected",
+	"HealthDescription",
+	"Healthy",
+	"UpdateTime",
+}
+
 func decodeDriverInfo(d *decoder, v *DriverInfo) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Attributes":
-			v.Attributes = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Detected":
+		switch d.field(keysOfDriverInfo, &next) {
+		case 0: // Attributes
+			v.Attributes = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 1: // Detected
 			v.Detected = d.bool()
-		case "HealthDescription":
+		case 2: // HealthDescription
 			v.HealthDescription = d.str()
-		case "Healthy":
+		case 3: // Healthy
 			v.Healthy = d.bool()
-		case "UpdateTime":
+		case 4: // UpdateTime
 			v.UpdateTime = Time(d.int())
 		default:
 			d.skip()
@@ -2992,26 +3341,39 @@ func appendEnrollment(b []byte, v *Enrollment) []byte {
 	return b
 }
 
+var keysOfEnrollment = []string{
+	"AbsentTime",
+	"CreateIndex",
+	"CreateTime",
+	"KeyHash",
+	"ModifyIndex",
+	"Name",
+	"NodeName",
+	"Role",
+	"TokenID",
+}
+
 func decodeEnrollment(d *decoder, v *Enrollment) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AbsentTime":
+		switch d.field(keysOfEnrollment, &next) {
+		case 0: // AbsentTime
 			v.AbsentTime = d.int()
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 2: // CreateTime
 			v.CreateTime = d.int()
-		case "KeyHash":
+		case 3: // KeyHash
 			v.KeyHash = d.str()
-		case "ModifyIndex":
+		case 4: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 5: // Name
 			v.Name = d.str()
-		case "NodeName":
+		case 6: // NodeName
 			v.NodeName = d.str()
-		case "Role":
+		case 7: // Role
 			v.Role = d.str()
-		case "TokenID":
+		case 8: // TokenID
 			v.TokenID = d.str()
 		default:
 			d.skip()
@@ -3032,12 +3394,18 @@ func appendEnrollmentKey(b []byte, v *EnrollmentKey) []byte {
 	return b
 }
 
+var keysOfEnrollmentKey = []string{
+	"Name",
+	"Role",
+}
+
 func decodeEnrollmentKey(d *decoder, v *EnrollmentKey) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Name":
+		switch d.field(keysOfEnrollmentKey, &next) {
+		case 0: // Name
 			v.Name = d.str()
-		case "Role":
+		case 1: // Role
 			v.Role = d.str()
 		default:
 			d.skip()
@@ -3059,14 +3427,21 @@ func appendEphemeralDisk(b []byte, v *EphemeralDisk) []byte {
 	return b
 }
 
+var keysOfEphemeralDisk = []string{
+	"Migrate",
+	"SizeMB",
+	"Sticky",
+}
+
 func decodeEphemeralDisk(d *decoder, v *EphemeralDisk) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Migrate":
-			v.Migrate = d.bool()
-		case "SizeMB":
+		switch d.field(keysOfEphemeralDisk, &next) {
+		case 0: // Migrate
+			v.Migrate = decodeShared(d, func(d *decoder) bool { return d.bool() })
+		case 1: // SizeMB
 			v.SizeMB = int(d.int())
-		case "Sticky":
+		case 2: // Sticky
 			v.Sticky = d.bool()
 		default:
 			d.skip()
@@ -3087,12 +3462,18 @@ func appendError(b []byte, v *Error) []byte {
 	return b
 }
 
+var keysOfError = []string{
+	"Code",
+	"Text",
+}
+
 func decodeError(d *decoder, v *Error) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Code":
+		switch d.field(keysOfError, &next) {
+		case 0: // Code
 			v.Code = Code(d.str())
-		case "Text":
+		case 1: // Text
 			v.Text = d.str()
 		default:
 			d.skip()
@@ -3136,58 +3517,87 @@ func appendEvaluation(b []byte, v *Evaluation) []byte {
 	return b
 }
 
+var keysOfEvaluation = []string{
+	"BlockedEval",
+	"CreateIndex",
+	"CreateTime",
+	"DeploymentID",
+	"FailedTGAllocs",
+	"ID",
+	"JobID",
+	"JobModifyIndex",
+	"ModifyIndex",
+	"ModifyTime",
+	"Namespace",
+	"NextEval",
+	"NodeID",
+	"NodeModifyIndex",
+	"PlanAnnotations",
+	"PreviousEval",
+	"Priority",
+	"QueuedAllocations",
+	"SnapshotIndex",
+	"Status",
+	"StatusDescription",
+	"TriggeredBy",
+	"Type",
+	"Wait",
+	"WaitUntil",
+}
+
 func decodeEvaluation(d *decoder, v *Evaluation) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "BlockedEval":
+		switch d.field(keysOfEvaluation, &next) {
+		case 0: // BlockedEval
 			v.BlockedEval = d.str()
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 2: // CreateTime
 			v.CreateTime = d.int()
-		case "DeploymentID":
+		case 3: // DeploymentID
 			v.DeploymentID = d.str()
-		case "FailedTGAllocs":
+		case 4: // FailedTGAllocs
 			v.FailedTGAllocs = decodeMap(d, func(d *decoder, v **AllocMetric) { *v = decodePtr(d, decodeAllocMetric) })
-		case "ID":
+		case 5: // ID
 			v.ID = d.str()
-		case "JobID":
+		case 6: // JobID
 			v.JobID = d.str()
-		case "JobModifyIndex":
+		case 7: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "ModifyIndex":
+		case 8: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "ModifyTime":
+		case 9: // ModifyTime
 			v.ModifyTime = d.int()
-		case "Namespace":
+		case 10: // Namespace
 			v.Namespace = d.str()
-		case "NextEval":
+		case 11: // NextEval
 			v.NextEval = d.str()
-		case "NodeID":
+		case 12: // NodeID
 			v.NodeID = d.str()
-		case "NodeModifyIndex":
+		case 13: // NodeModifyIndex
 			v.NodeModifyIndex = d.uint()
-		case "PlanAnnotations":
+		case 14: // PlanAnnotations
 			v.PlanAnnotations = decodePtr(d, decodePlanAnnotations)
-		case "PreviousEval":
+		case 15: // PreviousEval
 			v.PreviousEval = d.str()
-		case "Priority":
+		case 16: // Priority
 			v.Priority = int(d.int())
-		case "QueuedAllocations":
-			v.QueuedAllocations = decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) })
-		case "SnapshotIndex":
+		case 17: // QueuedAllocations
+			v.QueuedAllocations = decodeShared(d, func(d *decoder) map[string]int { return decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) }) })
+		case 18: // SnapshotIndex
 			v.SnapshotIndex = d.uint()
-		case "Status":
+		case 19: // Status
 			v.Status = d.str()
-		case "StatusDescription":
+		case 20: // StatusDescription
 			v.StatusDescription = d.str()
-		case "TriggeredBy":
+		case 21: // TriggeredBy
 			v.TriggeredBy = d.str()
-		case "Type":
+		case 22: // Type
 			v.Type = d.str()
-		case "Wait":
+		case 23: // Wait
 			v.Wait = time.Duration(d.int())
-		case "WaitUntil":
+		case 24: // WaitUntil
 			v.WaitUntil = Time(d.int())
 		default:
 			d.skip()
@@ -3215,20 +3625,30 @@ func appendFleetHold(b []byte, v *FleetHold) []byte {
 	return b
 }
 
+var keysOfFleetHold = []string{
+	"CreateIndex",
+	"ModifyIndex",
+	"Nodes",
+	"Of",
+	"Reason",
+	"Since",
+}
+
 func decodeFleetHold(d *decoder, v *FleetHold) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfFleetHold, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "ModifyIndex":
+		case 1: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Nodes":
+		case 2: // Nodes
 			v.Nodes = int(d.int())
-		case "Of":
+		case 3: // Of
 			v.Of = int(d.int())
-		case "Reason":
+		case 4: // Reason
 			v.Reason = d.str()
-		case "Since":
+		case 5: // Since
 			v.Since = Time(d.int())
 		default:
 			d.skip()
@@ -3249,12 +3669,18 @@ func appendIndexEntry(b []byte, v *IndexEntry) []byte {
 	return b
 }
 
+var keysOfIndexEntry = []string{
+	"Index",
+	"Table",
+}
+
 func decodeIndexEntry(d *decoder, v *IndexEntry) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Index":
+		switch d.field(keysOfIndexEntry, &next) {
+		case 0: // Index
 			v.Index = d.uint()
-		case "Table":
+		case 1: // Table
 			v.Table = d.str()
 		default:
 			d.skip()
@@ -3284,30 +3710,45 @@ func appendIntroToken(b []byte, v *IntroToken) []byte {
 	return b
 }
 
+var keysOfIntroToken = []string{
+	"CreateIndex",
+	"CreateTime",
+	"ExpiresTime",
+	"ID",
+	"ModifyIndex",
+	"NodeName",
+	"Replace",
+	"Role",
+	"SecretHash",
+	"Used",
+	"Uses",
+}
+
 func decodeIntroToken(d *decoder, v *IntroToken) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfIntroToken, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 1: // CreateTime
 			v.CreateTime = d.int()
-		case "ExpiresTime":
+		case 2: // ExpiresTime
 			v.ExpiresTime = d.int()
-		case "ID":
+		case 3: // ID
 			v.ID = d.str()
-		case "ModifyIndex":
+		case 4: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "NodeName":
+		case 5: // NodeName
 			v.NodeName = d.str()
-		case "Replace":
+		case 6: // Replace
 			v.Replace = d.bool()
-		case "Role":
+		case 7: // Role
 			v.Role = d.str()
-		case "SecretHash":
+		case 8: // SecretHash
 			v.SecretHash = d.str()
-		case "Used":
+		case 9: // Used
 			v.Used = int(d.int())
-		case "Uses":
+		case 10: // Uses
 			v.Uses = int(d.int())
 		default:
 			d.skip()
@@ -3347,50 +3788,75 @@ func appendJob(b []byte, v *Job) []byte {
 	return b
 }
 
+var keysOfJob = []string{
+	"AllAtOnce",
+	"Constraints",
+	"CreateIndex",
+	"Datacenters",
+	"ID",
+	"JobModifyIndex",
+	"Meta",
+	"ModifyIndex",
+	"Name",
+	"Namespace",
+	"NodePool",
+	"Priority",
+	"Region",
+	"Stable",
+	"Status",
+	"StatusDescription",
+	"Stop",
+	"SubmitTime",
+	"TaskGroups",
+	"Type",
+	"Version",
+}
+
 func decodeJob(d *decoder, v *Job) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AllAtOnce":
+		switch d.field(keysOfJob, &next) {
+		case 0: // AllAtOnce
 			v.AllAtOnce = d.bool()
-		case "Constraints":
-			v.Constraints = decodeBlock(d, decodeConstraint)
-		case "CreateIndex":
+		case 1: // Constraints
+			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
+		case 2: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "Datacenters":
-			v.Datacenters = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "ID":
+		case 3: // Datacenters
+			v.Datacenters = decodeShared(d, func(d *decoder) []string { return decodeList(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 4: // ID
 			v.ID = d.str()
-		case "JobModifyIndex":
+		case 5: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "ModifyIndex":
+		case 6: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 7: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 8: // Name
 			v.Name = d.str()
-		case "Namespace":
+		case 9: // Namespace
 			v.Namespace = d.str()
-		case "NodePool":
+		case 10: // NodePool
 			v.NodePool = d.str()
-		case "Priority":
+		case 11: // Priority
 			v.Priority = int(d.int())
-		case "Region":
+		case 12: // Region
 			v.Region = d.str()
-		case "Stable":
+		case 13: // Stable
 			v.Stable = d.bool()
-		case "Status":
+		case 14: // Status
 			v.Status = d.str()
-		case "StatusDescription":
+		case 15: // StatusDescription
 			v.StatusDescription = d.str()
-		case "Stop":
+		case 16: // Stop
 			v.Stop = d.bool()
-		case "SubmitTime":
+		case 17: // SubmitTime
 			v.SubmitTime = d.int()
-		case "TaskGroups":
+		case 18: // TaskGroups
 			v.TaskGroups = decodeBlock(d, decodeTaskGroup)
-		case "Type":
+		case 19: // Type
 			v.Type = d.str()
-		case "Version":
+		case 20: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -3415,12 +3881,18 @@ func appendJobKey(b []byte, v *JobKey) []byte {
 	return b
 }
 
+var keysOfJobKey = []string{
+	"ID",
+	"Namespace",
+}
+
 func decodeJobKey(d *decoder, v *JobKey) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ID":
+		switch d.field(keysOfJobKey, &next) {
+		case 0: // ID
 			v.ID = d.str()
-		case "Namespace":
+		case 1: // Namespace
 			v.Namespace = d.str()
 		default:
 			d.skip()
@@ -3447,24 +3919,36 @@ func appendJobSubmission(b []byte, v *JobSubmission) []byte {
 	return b
 }
 
+var keysOfJobSubmission = []string{
+	"Format",
+	"JobID",
+	"JobIndex",
+	"Namespace",
+	"Source",
+	"VariableFlags",
+	"Variables",
+	"Version",
+}
+
 func decodeJobSubmission(d *decoder, v *JobSubmission) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Format":
+		switch d.field(keysOfJobSubmission, &next) {
+		case 0: // Format
 			v.Format = d.str()
-		case "JobID":
+		case 1: // JobID
 			v.JobID = d.str()
-		case "JobIndex":
+		case 2: // JobIndex
 			v.JobModifyIndex = d.uint()
-		case "Namespace":
+		case 3: // Namespace
 			v.Namespace = d.str()
-		case "Source":
+		case 4: // Source
 			v.Source = d.text()
-		case "VariableFlags":
+		case 5: // VariableFlags
 			v.VariableFlags = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Variables":
+		case 6: // Variables
 			v.Variables = d.str()
-		case "Version":
+		case 7: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -3490,21 +3974,31 @@ func appendJobSummary(b []byte, v *JobSummary) []byte {
 	return b
 }
 
+var keysOfJobSummary = []string{
+	"Children",
+	"CreateIndex",
+	"JobID",
+	"ModifyIndex",
+	"Namespace",
+	"Summary",
+}
+
 func decodeJobSummary(d *decoder, v *JobSummary) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Children":
+		switch d.field(keysOfJobSummary, &next) {
+		case 0: // Children
 			v.Children = decodePtr(d, decodeJobSummaryChildren)
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "JobID":
+		case 2: // JobID
 			v.JobID = d.str()
-		case "ModifyIndex":
+		case 3: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Namespace":
+		case 4: // Namespace
 			v.Namespace = d.str()
-		case "Summary":
-			v.Summary = decodeMap(d, decodeTaskGroupSummary)
+		case 5: // Summary
+			v.Summary = decodeShared(d, func(d *decoder) map[string]TaskGroupSummary { return decodeMap(d, decodeTaskGroupSummary) })
 		default:
 			d.skip()
 		}
@@ -3531,18 +4025,25 @@ func appendJobSummaryChildren(b []byte, v *struct {
 	return b
 }
 
+var keysOfJobSummaryChildren = []string{
+	"Dead",
+	"Pending",
+	"Running",
+}
+
 func decodeJobSummaryChildren(d *decoder, v *struct {
 	Pending int64
 	Running int64
 	Dead    int64
 }) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Dead":
+		switch d.field(keysOfJobSummaryChildren, &next) {
+		case 0: // Dead
 			v.Dead = d.int()
-		case "Pending":
+		case 1: // Pending
 			v.Pending = d.int()
-		case "Running":
+		case 2: // Running
 			v.Running = d.int()
 		default:
 			d.skip()
@@ -3568,14 +4069,21 @@ func appendJobVersionKey(b []byte, v *JobVersionKey) []byte {
 	return b
 }
 
+var keysOfJobVersionKey = []string{
+	"ID",
+	"Namespace",
+	"Version",
+}
+
 func decodeJobVersionKey(d *decoder, v *JobVersionKey) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ID":
+		switch d.field(keysOfJobVersionKey, &next) {
+		case 0: // ID
 			v.ID = d.str()
-		case "Namespace":
+		case 1: // Namespace
 			v.Namespace = d.str()
-		case "Version":
+		case 2: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -3597,14 +4105,21 @@ func appendLogConfig(b []byte, v *LogConfig) []byte {
 	return b
 }
 
+var keysOfLogConfig = []string{
+	"Disabled",
+	"MaxFileSizeMB",
+	"MaxFiles",
+}
+
 func decodeLogConfig(d *decoder, v *LogConfig) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Disabled":
+		switch d.field(keysOfLogConfig, &next) {
+		case 0: // Disabled
 			v.Disabled = d.bool()
-		case "MaxFileSizeMB":
+		case 1: // MaxFileSizeMB
 			v.MaxFileSizeMB = int(d.int())
-		case "MaxFiles":
+		case 2: // MaxFiles
 			v.MaxFiles = int(d.int())
 		default:
 			d.skip()
@@ -3627,16 +4142,24 @@ func appendMigrateStrategy(b []byte, v *MigrateStrategy) []byte {
 	return b
 }
 
+var keysOfMigrateStrategy = []string{
+	"HealthCheck",
+	"HealthyDeadline",
+	"MaxParallel",
+	"MinHealthyTime",
+}
+
 func decodeMigrateStrategy(d *decoder, v *MigrateStrategy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "HealthCheck":
+		switch d.field(keysOfMigrateStrategy, &next) {
+		case 0: // HealthCheck
 			v.HealthCheck = d.str()
-		case "HealthyDeadline":
+		case 1: // HealthyDeadline
 			v.HealthyDeadline = time.Duration(d.int())
-		case "MaxParallel":
+		case 2: // MaxParallel
 			v.MaxParallel = int(d.int())
-		case "MinHealthyTime":
+		case 3: // MinHealthyTime
 			v.MinHealthyTime = time.Duration(d.int())
 		default:
 			d.skip()
@@ -3662,22 +4185,33 @@ func appendModel(b []byte, v *Model) []byte {
 	return b
 }
 
+var keysOfModel = []string{
+	"Aliases",
+	"CreateIndex",
+	"CreateTime",
+	"Description",
+	"LatestVersion",
+	"ModifyIndex",
+	"Name",
+}
+
 func decodeModel(d *decoder, v *Model) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Aliases":
+		switch d.field(keysOfModel, &next) {
+		case 0: // Aliases
 			v.Aliases = decodeMap(d, func(d *decoder, v *uint64) { *v = d.uint() })
-		case "CreateIndex":
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 2: // CreateTime
 			v.CreateTime = d.int()
-		case "Description":
+		case 3: // Description
 			v.Description = d.str()
-		case "LatestVersion":
+		case 4: // LatestVersion
 			v.LatestVersion = d.uint()
-		case "ModifyIndex":
+		case 5: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 6: // Name
 			v.Name = d.str()
 		default:
 			d.skip()
@@ -3703,20 +4237,30 @@ func appendModelRef(b []byte, v *ModelRef) []byte {
 	return b
 }
 
+var keysOfModelRef = []string{
+	"Alias",
+	"Digest",
+	"Name",
+	"Reference",
+	"Size",
+	"Version",
+}
+
 func decodeModelRef(d *decoder, v *ModelRef) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Alias":
+		switch d.field(keysOfModelRef, &next) {
+		case 0: // Alias
 			v.Alias = d.str()
-		case "Digest":
+		case 1: // Digest
 			v.Digest = d.str()
-		case "Name":
+		case 2: // Name
 			v.Name = d.str()
-		case "Reference":
+		case 3: // Reference
 			v.Reference = d.str()
-		case "Size":
+		case 4: // Size
 			v.Size = d.int()
-		case "Version":
+		case 5: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -3746,30 +4290,45 @@ func appendModelVersion(b []byte, v *ModelVersion) []byte {
 	return b
 }
 
+var keysOfModelVersion = []string{
+	"CreateIndex",
+	"CreateTime",
+	"Digest",
+	"Inputs",
+	"Model",
+	"ModifyIndex",
+	"Outputs",
+	"Platform",
+	"Properties",
+	"Size",
+	"Version",
+}
+
 func decodeModelVersion(d *decoder, v *ModelVersion) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfModelVersion, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "CreateTime":
+		case 1: // CreateTime
 			v.CreateTime = d.int()
-		case "Digest":
+		case 2: // Digest
 			v.Digest = d.str()
-		case "Inputs":
+		case 3: // Inputs
 			v.Inputs = decodeList(d, decodeTensorSpec)
-		case "Model":
+		case 4: // Model
 			v.Model = d.str()
-		case "ModifyIndex":
+		case 5: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Outputs":
+		case 6: // Outputs
 			v.Outputs = decodeList(d, decodeTensorSpec)
-		case "Platform":
+		case 7: // Platform
 			v.Platform = d.str()
-		case "Properties":
+		case 8: // Properties
 			v.Properties = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Size":
+		case 9: // Size
 			v.Size = d.int()
-		case "Version":
+		case 10: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -3819,22 +4378,33 @@ func appendNetworkResource(b []byte, v *NetworkResource) []byte {
 	return b
 }
 
+var keysOfNetworkResource = []string{
+	"CIDR",
+	"Device",
+	"DynamicPorts",
+	"IP",
+	"MBits",
+	"Mode",
+	"ReservedPorts",
+}
+
 func decodeNetworkResource(d *decoder, v *NetworkResource) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CIDR":
+		switch d.field(keysOfNetworkResource, &next) {
+		case 0: // CIDR
 			v.CIDR = d.str()
-		case "Device":
+		case 1: // Device
 			v.Device = d.str()
-		case "DynamicPorts":
+		case 2: // DynamicPorts
 			v.DynamicPorts = decodeList(d, decodePort)
-		case "IP":
+		case 3: // IP
 			v.IP = d.str()
-		case "MBits":
+		case 4: // MBits
 			v.MBits = int(d.int())
-		case "Mode":
+		case 5: // Mode
 			v.Mode = d.str()
-		case "ReservedPorts":
+		case 6: // ReservedPorts
 			v.ReservedPorts = decodeList(d, decodePort)
 		default:
 			d.skip()
@@ -3876,50 +4446,75 @@ func appendNode(b []byte, v *Node) []byte {
 	return b
 }
 
+var keysOfNode = []string{
+	"Attributes",
+	"CreateIndex",
+	"Datacenter",
+	"Drain",
+	"DrainStrategy",
+	"Drivers",
+	"Events",
+	"HTTPAddr",
+	"ID",
+	"LastDrain",
+	"Meta",
+	"ModifyIndex",
+	"Name",
+	"NodeClass",
+	"NodePool",
+	"NodeResources",
+	"ReservedResources",
+	"SchedulingEligibility",
+	"Status",
+	"StatusDescription",
+	"StatusUpdatedAt",
+}
+
 func decodeNode(d *decoder, v *Node) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Attributes":
-			v.Attributes = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "CreateIndex":
+		switch d.field(keysOfNode, &next) {
+		case 0: // Attributes
+			v.Attributes = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "Datacenter":
+		case 2: // Datacenter
 			v.Datacenter = d.str()
-		case "Drain":
+		case 3: // Drain
 			v.Drain = d.bool()
-		case "DrainStrategy":
+		case 4: // DrainStrategy
 			v.DrainStrategy = decodePtr(d, decodeDrainStrategy)
-		case "Drivers":
+		case 5: // Drivers
 			v.Drivers = decodeMap(d, func(d *decoder, v **DriverInfo) { *v = decodePtr(d, decodeDriverInfo) })
-		case "Events":
+		case 6: // Events
 			v.Events = decodeBlock(d, decodeNodeEvent)
-		case "HTTPAddr":
+		case 7: // HTTPAddr
 			v.HTTPAddr = d.str()
-		case "ID":
+		case 8: // ID
 			v.ID = d.str()
-		case "LastDrain":
+		case 9: // LastDrain
 			v.LastDrain = decodePtr(d, decodeDrainMetadata)
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "ModifyIndex":
+		case 10: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 11: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 12: // Name
 			v.Name = d.str()
-		case "NodeClass":
+		case 13: // NodeClass
 			v.NodeClass = d.str()
-		case "NodePool":
+		case 14: // NodePool
 			v.NodePool = d.str()
-		case "NodeResources":
+		case 15: // NodeResources
 			v.NodeResources = decodePtr(d, decodeNodeResources)
-		case "ReservedResources":
+		case 16: // ReservedResources
 			v.ReservedResources = decodePtr(d, decodeNodeReservedResources)
-		case "SchedulingEligibility":
+		case 17: // SchedulingEligibility
 			v.SchedulingEligibility = d.str()
-		case "Status":
+		case 18: // Status
 			v.Status = d.str()
-		case "StatusDescription":
+		case 19: // StatusDescription
 			v.StatusDescription = d.str()
-		case "StatusUpdatedAt":
+		case 20: // StatusUpdatedAt
 			v.StatusUpdatedAt = d.int()
 		default:
 			d.skip()
@@ -3949,14 +4544,21 @@ func appendNodeCPU(b []byte, v *NodeCPU) []byte {
 	return b
 }
 
+var keysOfNodeCPU = []string{
+	"CpuShares",
+	"ReservableCpuCores",
+	"TotalCpuCores",
+}
+
 func decodeNodeCPU(d *decoder, v *NodeCPU) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CpuShares":
+		switch d.field(keysOfNodeCPU, &next) {
+		case 0: // CpuShares
 			v.CpuShares = d.int()
-		case "ReservableCpuCores":
+		case 1: // ReservableCpuCores
 			v.ReservableCpuCores = decodeList(d, func(d *decoder, v *uint16) { *v = d.uint16() })
-		case "TotalCpuCores":
+		case 2: // TotalCpuCores
 			v.TotalCpuCores = d.uint16()
 		default:
 			d.skip()
@@ -3980,16 +4582,24 @@ func appendNodeDevice(b []byte, v *NodeDevice) []byte {
 	return b
 }
 
+var keysOfNodeDevice = []string{
+	"HealthDescription",
+	"Healthy",
+	"ID",
+	"Locality",
+}
+
 func decodeNodeDevice(d *decoder, v *NodeDevice) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "HealthDescription":
+		switch d.field(keysOfNodeDevice, &next) {
+		case 0: // HealthDescription
 			v.HealthDescription = d.str()
-		case "Healthy":
+		case 1: // Healthy
 			v.Healthy = d.bool()
-		case "ID":
+		case 2: // ID
 			v.ID = d.str()
-		case "Locality":
+		case 3: // Locality
 			v.Locality = decodePtr(d, decodeNodeDeviceLocality)
 		default:
 			d.skip()
@@ -4010,10 +4620,15 @@ func appendNodeDeviceLocality(b []byte, v *NodeDeviceLocality) []byte {
 	return b
 }
 
+var keysOfNodeDeviceLocality = []string{
+	"PciBusID",
+}
+
 func decodeNodeDeviceLocality(d *decoder, v *NodeDeviceLocality) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "PciBusID":
+		switch d.field(keysOfNodeDeviceLocality, &next) {
+		case 0: // PciBusID
 			v.PciBusID = d.str()
 		default:
 			d.skip()
@@ -4037,18 +4652,29 @@ func appendNodeDeviceResource(b []byte, v *NodeDeviceResource) []byte {
 	return b
 }
 
+var keysOfNodeDeviceResource = []string{
+	"Attributes",
+	"Instances",
+	"Name",
+	"Type",
+	"Vendor",
+}
+
 func decodeNodeDeviceResource(d *decoder, v *NodeDeviceResource) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Attributes":
-			v.Attributes = decodeMap(d, func(d *decoder, v **Attribute) { *v = decodePtr(d, decodeAttribute) })
-		case "Instances":
+		switch d.field(keysOfNodeDeviceResource, &next) {
+		case 0: // Attributes
+			v.Attributes = decodeShared(d, func(d *decoder) map[string]*Attribute {
+				return decodeMap(d, func(d *decoder, v **Attribute) { *v = decodePtr(d, decodeAttribute) })
+			})
+		case 1: // Instances
 			v.Instances = decodeBlock(d, decodeNodeDevice)
-		case "Name":
+		case 2: // Name
 			v.Name = d.str()
-		case "Type":
+		case 3: // Type
 			v.Type = d.str()
-		case "Vendor":
+		case 4: // Vendor
 			v.Vendor = d.str()
 		default:
 			d.skip()
@@ -4070,10 +4696,15 @@ func appendNodeDisk(b []byte, v *NodeDisk) []byte {
 	return b
 }
 
+var keysOfNodeDisk = []string{
+	"DiskMB",
+}
+
 func decodeNodeDisk(d *decoder, v *NodeDisk) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DiskMB":
+		switch d.field(keysOfNodeDisk, &next) {
+		case 0: // DiskMB
 			v.DiskMB = d.int()
 		default:
 			d.skip()
@@ -4097,18 +4728,27 @@ func appendNodeEvent(b []byte, v *NodeEvent) []byte {
 	return b
 }
 
+var keysOfNodeEvent = []string{
+	"CreateIndex",
+	"Details",
+	"Message",
+	"Subsystem",
+	"Timestamp",
+}
+
 func decodeNodeEvent(d *decoder, v *NodeEvent) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfNodeEvent, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "Details":
+		case 1: // Details
 			v.Details = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Message":
+		case 2: // Message
 			v.Message = d.str()
-		case "Subsystem":
+		case 3: // Subsystem
 			v.Subsystem = d.str()
-		case "Timestamp":
+		case 4: // Timestamp
 			v.Timestamp = Time(d.int())
 		default:
 			d.skip()
@@ -4129,10 +4769,15 @@ func appendNodeMemory(b []byte, v *NodeMemory) []byte {
 	return b
 }
 
+var keysOfNodeMemory = []string{
+	"MemoryMB",
+}
+
 func decodeNodeMemory(d *decoder, v *NodeMemory) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "MemoryMB":
+		switch d.field(keysOfNodeMemory, &next) {
+		case 0: // MemoryMB
 			v.MemoryMB = d.int()
 		default:
 			d.skip()
@@ -4155,16 +4800,24 @@ func appendNodeReservedResources(b []byte, v *NodeReservedResources) []byte {
 	return b
 }
 
+var keysOfNodeReservedResources = []string{
+	"Cpu",
+	"Disk",
+	"Memory",
+	"Networks",
+}
+
 func decodeNodeReservedResources(d *decoder, v *NodeReservedResources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Cpu":
+		switch d.field(keysOfNodeReservedResources, &next) {
+		case 0: // Cpu
 			decodeNodeReservedResourcesCpu(d, &v.Cpu)
-		case "Disk":
+		case 1: // Disk
 			decodeNodeReservedResourcesDisk(d, &v.Disk)
-		case "Memory":
+		case 2: // Memory
 			decodeNodeReservedResourcesMemory(d, &v.Memory)
-		case "Networks":
+		case 3: // Networks
 			decodeNodeReservedResourcesNetworks(d, &v.Networks)
 		default:
 			d.skip()
@@ -4184,10 +4837,15 @@ func appendNodeReservedResourcesCpu(b []byte, v *struct{ CpuShares int64 }) []by
 	return b
 }
 
+var keysOfNodeReservedResourcesCpu = []string{
+	"CpuShares",
+}
+
 func decodeNodeReservedResourcesCpu(d *decoder, v *struct{ CpuShares int64 }) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CpuShares":
+		switch d.field(keysOfNodeReservedResourcesCpu, &next) {
+		case 0: // CpuShares
 			v.CpuShares = d.int()
 		default:
 			d.skip()
@@ -4207,10 +4865,15 @@ func appendNodeReservedResourcesDisk(b []byte, v *struct{ DiskMB int64 }) []byte
 	return b
 }
 
+var keysOfNodeReservedResourcesDisk = []string{
+	"DiskMB",
+}
+
 func decodeNodeReservedResourcesDisk(d *decoder, v *struct{ DiskMB int64 }) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DiskMB":
+		switch d.field(keysOfNodeReservedResourcesDisk, &next) {
+		case 0: // DiskMB
 			v.DiskMB = d.int()
 		default:
 			d.skip()
@@ -4230,10 +4893,15 @@ func appendNodeReservedResourcesMemory(b []byte, v *struct{ MemoryMB int64 }) []
 	return b
 }
 
+var keysOfNodeReservedResourcesMemory = []string{
+	"MemoryMB",
+}
+
 func decodeNodeReservedResourcesMemory(d *decoder, v *struct{ MemoryMB int64 }) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "MemoryMB":
+		switch d.field(keysOfNodeReservedResourcesMemory, &next) {
+		case 0: // MemoryMB
 			v.MemoryMB = d.int()
 		default:
 			d.skip()
@@ -4253,10 +4921,15 @@ func appendNodeReservedResourcesNetworks(b []byte, v *struct{ ReservedHostPorts 
 	return b
 }
 
+var keysOfNodeReservedResourcesNetworks = []string{
+	"ReservedHostPorts",
+}
+
 func decodeNodeReservedResourcesNetworks(d *decoder, v *struct{ ReservedHostPorts string }) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ReservedHostPorts":
+		switch d.field(keysOfNodeReservedResourcesNetworks, &next) {
+		case 0: // ReservedHostPorts
 			v.ReservedHostPorts = d.str()
 		default:
 			d.skip()
@@ -4282,22 +4955,33 @@ func appendNodeResources(b []byte, v *NodeResources) []byte {
 	return b
 }
 
+var keysOfNodeResources = []string{
+	"Cpu",
+	"Devices",
+	"Disk",
+	"MaxDynamicPort",
+	"Memory",
+	"MinDynamicPort",
+	"Networks",
+}
+
 func decodeNodeResources(d *decoder, v *NodeResources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Cpu":
+		switch d.field(keysOfNodeResources, &next) {
+		case 0: // Cpu
 			decodeNodeCPU(d, &v.Cpu)
-		case "Devices":
+		case 1: // Devices
 			v.Devices = decodeBlock(d, decodeNodeDeviceResource)
-		case "Disk":
+		case 2: // Disk
 			decodeNodeDisk(d, &v.Disk)
-		case "MaxDynamicPort":
+		case 3: // MaxDynamicPort
 			v.MaxDynamicPort = int(d.int())
-		case "Memory":
+		case 4: // Memory
 			decodeNodeMemory(d, &v.Memory)
-		case "MinDynamicPort":
+		case 5: // MinDynamicPort
 			v.MinDynamicPort = int(d.int())
-		case "Networks":
+		case 6: // Networks
 			v.Networks = decodeBlock(d, decodeNetworkResource)
 		default:
 			d.skip()
@@ -4322,14 +5006,21 @@ func appendNodeScore(b []byte, v *NodeScore) []byte {
 	return b
 }
 
+var keysOfNodeScore = []string{
+	"NodeID",
+	"Norm",
+	"Scores",
+}
+
 func decodeNodeScore(d *decoder, v *NodeScore) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "NodeID":
+		switch d.field(keysOfNodeScore, &next) {
+		case 0: // NodeID
 			v.NodeID = d.str()
-		case "Norm":
+		case 1: // Norm
 			v.Norm = d.int()
-		case "Scores":
+		case 2: // Scores
 			v.Scores = decodeMap(d, func(d *decoder, v *int64) { *v = d.int() })
 		default:
 			d.skip()
@@ -4365,16 +5056,24 @@ func appendNodeStatusUpdate(b []byte, v *NodeStatusUpdate) []byte {
 	return b
 }
 
+var keysOfNodeStatusUpdate = []string{
+	"Index",
+	"Message",
+	"NodeID",
+	"Status",
+}
+
 func decodeNodeStatusUpdate(d *decoder, v *NodeStatusUpdate) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Index":
+		switch d.field(keysOfNodeStatusUpdate, &next) {
+		case 0: // Index
 			v.Index = d.uint()
-		case "Message":
+		case 1: // Message
 			v.Message = d.str()
-		case "NodeID":
+		case 2: // NodeID
 			v.NodeID = d.str()
-		case "Status":
+		case 3: // Status
 			v.Status = d.str()
 		default:
 			d.skip()
@@ -4405,32 +5104,48 @@ func appendPlan(b []byte, v *Plan) []byte {
 	return b
 }
 
+var keysOfPlan = []string{
+	"AllAtOnce",
+	"Deployment",
+	"DeploymentUpdates",
+	"EvalEpoch",
+	"EvalID",
+	"Evals",
+	"JobID",
+	"JobModifyIndex",
+	"JobVersion",
+	"Namespace",
+	"Place",
+	"Stop",
+}
+
 func decodePlan(d *decoder, v *Plan) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AllAtOnce":
+		switch d.field(keysOfPlan, &next) {
+		case 0: // AllAtOnce
 			v.AllAtOnce = d.bool()
-		case "Deployment":
+		case 1: // Deployment
 			v.Deployment = decodePtr(d, decodeDeployment)
-		case "DeploymentUpdates":
+		case 2: // DeploymentUpdates
 			v.DeploymentUpdates = decodeBlock(d, decodeDeploymentStatusUpdate)
-		case "EvalEpoch":
+		case 3: // EvalEpoch
 			v.EvalEpoch = d.uint()
-		case "EvalID":
+		case 4: // EvalID
 			v.EvalID = d.str()
-		case "Evals":
+		case 5: // Evals
 			v.Evals = decodeEach(d, decodeEvaluation)
-		case "JobID":
+		case 6: // JobID
 			v.JobID = d.str()
-		case "JobModifyIndex":
+		case 7: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "JobVersion":
+		case 8: // JobVersion
 			v.JobVersion = d.uint()
-		case "Namespace":
+		case 9: // Namespace
 			v.Namespace = d.str()
-		case "Place":
+		case 10: // Place
 			v.Place = decodeEach(d, decodeAllocation)
-		case "Stop":
+		case 11: // Stop
 			v.Stop = decodeBlock(d, decodeAllocStop)
 		default:
 			d.skip()
@@ -4455,10 +5170,15 @@ func appendPlanAnnotations(b []byte, v *PlanAnnotations) []byte {
 	return b
 }
 
+var keysOfPlanAnnotations = []string{
+	"DesiredTGUpdates",
+}
+
 func decodePlanAnnotations(d *decoder, v *PlanAnnotations) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "DesiredTGUpdates":
+		switch d.field(keysOfPlanAnnotations, &next) {
+		case 0: // DesiredTGUpdates
 			v.DesiredTGUpdates = decodeMap(d, func(d *decoder, v **DesiredUpdates) { *v = decodePtr(d, decodeDesiredUpdates) })
 		default:
 			d.skip()
@@ -4481,14 +5201,21 @@ func appendPlanResult(b []byte, v *PlanResult) []byte {
 	return b
 }
 
+var keysOfPlanResult = []string{
+	"EvalID",
+	"Refused",
+	"Stale",
+}
+
 func decodePlanResult(d *decoder, v *PlanResult) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "EvalID":
+		switch d.field(keysOfPlanResult, &next) {
+		case 0: // EvalID
 			v.EvalID = d.str()
-		case "Refused":
+		case 1: // Refused
 			v.Refused = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Stale":
+		case 2: // Stale
 			v.Stale = d.bool()
 		default:
 			d.skip()
@@ -4518,16 +5245,24 @@ func appendPort(b []byte, v *Port) []byte {
 	return b
 }
 
+var keysOfPort = []string{
+	"HostNetwork",
+	"Label",
+	"To",
+	"Value",
+}
+
 func decodePort(d *decoder, v *Port) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "HostNetwork":
+		switch d.field(keysOfPort, &next) {
+		case 0: // HostNetwork
 			v.HostNetwork = d.str()
-		case "Label":
+		case 1: // Label
 			v.Label = d.str()
-		case "To":
+		case 2: // To
 			v.To = int(d.int())
-		case "Value":
+		case 3: // Value
 			v.Value = int(d.int())
 		default:
 			d.skip()
@@ -4550,16 +5285,24 @@ func appendPortMapping(b []byte, v *PortMapping) []byte {
 	return b
 }
 
+var keysOfPortMapping = []string{
+	"HostIP",
+	"Label",
+	"To",
+	"Value",
+}
+
 func decodePortMapping(d *decoder, v *PortMapping) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "HostIP":
+		switch d.field(keysOfPortMapping, &next) {
+		case 0: // HostIP
 			v.HostIP = d.str()
-		case "Label":
+		case 1: // Label
 			v.Label = d.str()
-		case "To":
+		case 2: // To
 			v.To = int(d.int())
-		case "Value":
+		case 3: // Value
 			v.Value = int(d.int())
 		default:
 			d.skip()
@@ -4582,16 +5325,24 @@ func appendPreemptionConfig(b []byte, v *PreemptionConfig) []byte {
 	return b
 }
 
+var keysOfPreemptionConfig = []string{
+	"BatchSchedulerEnabled",
+	"ServiceSchedulerEnabled",
+	"SysBatchSchedulerEnabled",
+	"SystemSchedulerEnabled",
+}
+
 func decodePreemptionConfig(d *decoder, v *PreemptionConfig) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "BatchSchedulerEnabled":
+		switch d.field(keysOfPreemptionConfig, &next) {
+		case 0: // BatchSchedulerEnabled
 			v.BatchSchedulerEnabled = d.bool()
-		case "ServiceSchedulerEnabled":
+		case 1: // ServiceSchedulerEnabled
 			v.ServiceSchedulerEnabled = d.bool()
-		case "SysBatchSchedulerEnabled":
+		case 2: // SysBatchSchedulerEnabled
 			v.SysBatchSchedulerEnabled = d.bool()
-		case "SystemSchedulerEnabled":
+		case 3: // SystemSchedulerEnabled
 			v.SystemSchedulerEnabled = d.bool()
 		default:
 			d.skip()
@@ -4618,24 +5369,36 @@ func appendReap(b []byte, v *Reap) []byte {
 	return b
 }
 
+var keysOfReap = []string{
+	"Allocs",
+	"Deployments",
+	"Evals",
+	"Jobs",
+	"Nodes",
+	"RequestID",
+	"Time",
+	"Versions",
+}
+
 func decodeReap(d *decoder, v *Reap) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Allocs":
+		switch d.field(keysOfReap, &next) {
+		case 0: // Allocs
 			v.Allocs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Deployments":
+		case 1: // Deployments
 			v.Deployments = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Evals":
+		case 2: // Evals
 			v.Evals = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Jobs":
+		case 3: // Jobs
 			v.Jobs = decodeList(d, decodeJobKey)
-		case "Nodes":
+		case 4: // Nodes
 			v.Nodes = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case "RequestID":
+		case 5: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 6: // Time
 			v.Time = d.int()
-		case "Versions":
+		case 7: // Versions
 			v.Versions = decodeList(d, decodeJobVersionKey)
 		default:
 			d.skip()
@@ -4669,26 +5432,39 @@ func appendRegisterJob(b []byte, v *RegisterJob) []byte {
 	return b
 }
 
+var keysOfRegisterJob = []string{
+	"EnforceIndex",
+	"EvalID",
+	"EvalPriority",
+	"Job",
+	"JobModifyIndex",
+	"PreserveCounts",
+	"RequestID",
+	"Submission",
+	"Time",
+}
+
 func decodeRegisterJob(d *decoder, v *RegisterJob) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "EnforceIndex":
+		switch d.field(keysOfRegisterJob, &next) {
+		case 0: // EnforceIndex
 			v.EnforceIndex = d.bool()
-		case "EvalID":
+		case 1: // EvalID
 			v.EvalID = d.str()
-		case "EvalPriority":
+		case 2: // EvalPriority
 			v.EvalPriority = int(d.int())
-		case "Job":
+		case 3: // Job
 			v.Job = decodePtr(d, decodeJob)
-		case "JobModifyIndex":
+		case 4: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "PreserveCounts":
+		case 5: // PreserveCounts
 			v.PreserveCounts = d.bool()
-		case "RequestID":
+		case 6: // RequestID
 			v.RequestID = d.text()
-		case "Submission":
+		case 7: // Submission
 			v.Submission = decodePtr(d, decodeJobSubmission)
-		case "Time":
+		case 8: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -4713,16 +5489,24 @@ func appendRegisterNode(b []byte, v *RegisterNode) []byte {
 	return b
 }
 
+var keysOfRegisterNode = []string{
+	"KeyHash",
+	"Node",
+	"RequestID",
+	"Time",
+}
+
 func decodeRegisterNode(d *decoder, v *RegisterNode) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "KeyHash":
+		switch d.field(keysOfRegisterNode, &next) {
+		case 0: // KeyHash
 			v.KeyHash = d.str()
-		case "Node":
+		case 1: // Node
 			v.Node = decodePtr(d, decodeNode)
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -4745,14 +5529,21 @@ func appendRegisterServer(b []byte, v *RegisterServer) []byte {
 	return b
 }
 
+var keysOfRegisterServer = []string{
+	"RequestID",
+	"Server",
+	"Time",
+}
+
 func decodeRegisterServer(d *decoder, v *RegisterServer) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfRegisterServer, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "Server":
+		case 1: // Server
 			v.Server = decodePtr(d, decodeServer)
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -4777,18 +5568,27 @@ func appendRemoveServer(b []byte, v *RemoveServer) []byte {
 	return b
 }
 
+var keysOfRemoveServer = []string{
+	"ID",
+	"Left",
+	"RequestID",
+	"Start",
+	"Time",
+}
+
 func decodeRemoveServer(d *decoder, v *RemoveServer) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ID":
+		switch d.field(keysOfRemoveServer, &next) {
+		case 0: // ID
 			v.ID = d.str()
-		case "Left":
+		case 1: // Left
 			v.Left = d.bool()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Start":
+		case 3: // Start
 			v.Start = d.str()
-		case "Time":
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -4810,14 +5610,21 @@ func appendRequestedDevice(b []byte, v *RequestedDevice) []byte {
 	return b
 }
 
+var keysOfRequestedDevice = []string{
+	"Constraints",
+	"Count",
+	"Name",
+}
+
 func decodeRequestedDevice(d *decoder, v *RequestedDevice) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Constraints":
-			v.Constraints = decodeBlock(d, decodeConstraint)
-		case "Count":
+		switch d.field(keysOfRequestedDevice, &next) {
+		case 0: // Constraints
+			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
+		case 1: // Count
 			v.Count = d.uint()
-		case "Name":
+		case 2: // Name
 			v.Name = d.str()
 		default:
 			d.skip()
@@ -4841,16 +5648,24 @@ func appendRescheduleEvent(b []byte, v *RescheduleEvent) []byte {
 	return b
 }
 
+var keysOfRescheduleEvent = []string{
+	"Delay",
+	"PrevAllocID",
+	"PrevNodeID",
+	"RescheduleTime",
+}
+
 func decodeRescheduleEvent(d *decoder, v *RescheduleEvent) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Delay":
+		switch d.field(keysOfRescheduleEvent, &next) {
+		case 0: // Delay
 			v.Delay = time.Duration(d.int())
-		case "PrevAllocID":
+		case 1: // PrevAllocID
 			v.PrevAllocID = d.str()
-		case "PrevNodeID":
+		case 2: // PrevNodeID
 			v.PrevNodeID = d.str()
-		case "RescheduleTime":
+		case 3: // RescheduleTime
 			v.RescheduleTime = d.int()
 		default:
 			d.skip()
@@ -4875,20 +5690,30 @@ func appendReschedulePolicy(b []byte, v *ReschedulePolicy) []byte {
 	return b
 }
 
+var keysOfReschedulePolicy = []string{
+	"Attempts",
+	"Delay",
+	"DelayFunction",
+	"Interval",
+	"MaxDelay",
+	"Unlimited",
+}
+
 func decodeReschedulePolicy(d *decoder, v *ReschedulePolicy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Attempts":
+		switch d.field(keysOfReschedulePolicy, &next) {
+		case 0: // Attempts
 			v.Attempts = int(d.int())
-		case "Delay":
+		case 1: // Delay
 			v.Delay = time.Duration(d.int())
-		case "DelayFunction":
+		case 2: // DelayFunction
 			v.DelayFunction = d.str()
-		case "Interval":
+		case 3: // Interval
 			v.Interval = time.Duration(d.int())
-		case "MaxDelay":
+		case 4: // MaxDelay
 			v.MaxDelay = time.Duration(d.int())
-		case "Unlimited":
+		case 5: // Unlimited
 			v.Unlimited = d.bool()
 		default:
 			d.skip()
@@ -4909,12 +5734,18 @@ func appendRescheduleTracker(b []byte, v *RescheduleTracker) []byte {
 	return b
 }
 
+var keysOfRescheduleTracker = []string{
+	"Events",
+	"LastReschedule",
+}
+
 func decodeRescheduleTracker(d *decoder, v *RescheduleTracker) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Events":
+		switch d.field(keysOfRescheduleTracker, &next) {
+		case 0: // Events
 			v.Events = decodeBlock(d, decodeRescheduleEvent)
-		case "LastReschedule":
+		case 1: // LastReschedule
 			v.LastReschedule = d.str()
 		default:
 			d.skip()
@@ -4940,20 +5771,30 @@ func appendResources(b []byte, v *Resources) []byte {
 	return b
 }
 
+var keysOfResources = []string{
+	"CPU",
+	"Cores",
+	"Devices",
+	"DiskMB",
+	"MemoryMB",
+	"MemoryMaxMB",
+}
+
 func decodeResources(d *decoder, v *Resources) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CPU":
+		switch d.field(keysOfResources, &next) {
+		case 0: // CPU
 			v.CPU = int(d.int())
-		case "Cores":
+		case 1: // Cores
 			v.Cores = int(d.int())
-		case "Devices":
+		case 2: // Devices
 			v.Devices = decodeBlock(d, decodeRequestedDevice)
-		case "DiskMB":
+		case 3: // DiskMB
 			v.DiskMB = int(d.int())
-		case "MemoryMB":
+		case 4: // MemoryMB
 			v.MemoryMB = int(d.int())
-		case "MemoryMaxMB":
+		case 5: // MemoryMaxMB
 			v.MemoryMaxMB = int(d.int())
 		default:
 			d.skip()
@@ -4978,18 +5819,27 @@ func appendRestartPolicy(b []byte, v *RestartPolicy) []byte {
 	return b
 }
 
+var keysOfRestartPolicy = []string{
+	"Attempts",
+	"Delay",
+	"Interval",
+	"Mode",
+	"RenderTemplates",
+}
+
 func decodeRestartPolicy(d *decoder, v *RestartPolicy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Attempts":
+		switch d.field(keysOfRestartPolicy, &next) {
+		case 0: // Attempts
 			v.Attempts = int(d.int())
-		case "Delay":
+		case 1: // Delay
 			v.Delay = time.Duration(d.int())
-		case "Interval":
+		case 2: // Interval
 			v.Interval = time.Duration(d.int())
-		case "Mode":
+		case 3: // Mode
 			v.Mode = d.str()
-		case "RenderTemplates":
+		case 4: // RenderTemplates
 			v.RenderTemplates = d.bool()
 		default:
 			d.skip()
@@ -5015,22 +5865,33 @@ func appendResult(b []byte, v *Result) []byte {
 	return b
 }
 
+var keysOfResult = []string{
+	"Err",
+	"EvalID",
+	"Index",
+	"JobModifyIndex",
+	"Plans",
+	"Updated",
+	"Version",
+}
+
 func decodeResult(d *decoder, v *Result) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Err":
+		switch d.field(keysOfResult, &next) {
+		case 0: // Err
 			v.Err = decodePtr(d, decodeError)
-		case "EvalID":
+		case 1: // EvalID
 			v.EvalID = d.str()
-		case "Index":
+		case 2: // Index
 			v.Index = d.uint()
-		case "JobModifyIndex":
+		case 3: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case "Plans":
+		case 4: // Plans
 			v.Plans = decodeList(d, decodePlanResult)
-		case "Updated":
+		case 5: // Updated
 			v.Updated = d.bool()
-		case "Version":
+		case 6: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -5054,14 +5915,21 @@ func appendResultEntry(b []byte, v *resultEntry) []byte {
 	return b
 }
 
+var keysOfResultEntry = []string{
+	"RequestID",
+	"Result",
+	"Seq",
+}
+
 func decodeResultEntry(d *decoder, v *resultEntry) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfResultEntry, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "Result":
+		case 1: // Result
 			decodeResult(d, &v.Result)
-		case "Seq":
+		case 2: // Seq
 			v.Seq = d.uint()
 		default:
 			d.skip()
@@ -5088,22 +5956,33 @@ func appendSchedulerConfiguration(b []byte, v *SchedulerConfiguration) []byte {
 	return b
 }
 
+var keysOfSchedulerConfiguration = []string{
+	"CreateIndex",
+	"MemoryOversubscriptionEnabled",
+	"ModifyIndex",
+	"PauseEvalBroker",
+	"PreemptionConfig",
+	"RejectJobRegistration",
+	"SchedulerAlgorithm",
+}
+
 func decodeSchedulerConfiguration(d *decoder, v *SchedulerConfiguration) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfSchedulerConfiguration, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "MemoryOversubscriptionEnabled":
+		case 1: // MemoryOversubscriptionEnabled
 			v.MemoryOversubscriptionEnabled = d.bool()
-		case "ModifyIndex":
+		case 2: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "PauseEvalBroker":
+		case 3: // PauseEvalBroker
 			v.PauseEvalBroker = d.bool()
-		case "PreemptionConfig":
+		case 4: // PreemptionConfig
 			decodePreemptionConfig(d, &v.PreemptionConfig)
-		case "RejectJobRegistration":
+		case 5: // RejectJobRegistration
 			v.RejectJobRegistration = d.bool()
-		case "SchedulerAlgorithm":
+		case 6: // SchedulerAlgorithm
 			v.SchedulerAlgorithm = d.str()
 		default:
 			d.skip()
@@ -5134,32 +6013,48 @@ func appendServer(b []byte, v *Server) []byte {
 	return b
 }
 
+var keysOfServer = []string{
+	"CreateIndex",
+	"Datacenter",
+	"HTTPAddr",
+	"ID",
+	"Left",
+	"ModifyIndex",
+	"Name",
+	"RPCAddr",
+	"RaftAddr",
+	"Region",
+	"Start",
+	"Version",
+}
+
 func decodeServer(d *decoder, v *Server) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CreateIndex":
+		switch d.field(keysOfServer, &next) {
+		case 0: // CreateIndex
 			v.CreateIndex = d.uint()
-		case "Datacenter":
+		case 1: // Datacenter
 			v.Datacenter = d.str()
-		case "HTTPAddr":
+		case 2: // HTTPAddr
 			v.HTTPAddr = d.str()
-		case "ID":
+		case 3: // ID
 			v.ID = d.str()
-		case "Left":
+		case 4: // Left
 			v.Left = d.bool()
-		case "ModifyIndex":
+		case 5: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case "Name":
+		case 6: // Name
 			v.Name = d.str()
-		case "RPCAddr":
+		case 7: // RPCAddr
 			v.RPCAddr = d.str()
-		case "RaftAddr":
+		case 8: // RaftAddr
 			v.RaftAddr = d.str()
-		case "Region":
+		case 9: // Region
 			v.Region = d.str()
-		case "Start":
+		case 10: // Start
 			v.Start = d.str()
-		case "Version":
+		case 11: // Version
 			v.Version = d.str()
 		default:
 			d.skip()
@@ -5183,18 +6078,27 @@ func appendServing(b []byte, v *Serving) []byte {
 	return b
 }
 
+var keysOfServing = []string{
+	"Address",
+	"Model",
+	"Ready",
+	"Task",
+	"Version",
+}
+
 func decodeServing(d *decoder, v *Serving) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Address":
+		switch d.field(keysOfServing, &next) {
+		case 0: // Address
 			v.Address = d.str()
-		case "Model":
+		case 1: // Model
 			v.Model = d.str()
-		case "Ready":
+		case 2: // Ready
 			v.Ready = d.bool()
-		case "Task":
+		case 3: // Task
 			v.Task = d.str()
-		case "Version":
+		case 4: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -5218,18 +6122,27 @@ func appendSetAlias(b []byte, v *SetAlias) []byte {
 	return b
 }
 
+var keysOfSetAlias = []string{
+	"Alias",
+	"Model",
+	"RequestID",
+	"Time",
+	"Version",
+}
+
 func decodeSetAlias(d *decoder, v *SetAlias) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Alias":
+		switch d.field(keysOfSetAlias, &next) {
+		case 0: // Alias
 			v.Alias = d.str()
-		case "Model":
+		case 1: // Model
 			v.Model = d.str()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
-		case "Version":
+		case 4: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -5253,18 +6166,27 @@ func appendSetAutopilotConfig(b []byte, v *SetAutopilotConfig) []byte {
 	return b
 }
 
+var keysOfSetAutopilotConfig = []string{
+	"CheckIndex",
+	"Config",
+	"Index",
+	"RequestID",
+	"Time",
+}
+
 func decodeSetAutopilotConfig(d *decoder, v *SetAutopilotConfig) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CheckIndex":
+		switch d.field(keysOfSetAutopilotConfig, &next) {
+		case 0: // CheckIndex
 			v.CheckIndex = d.bool()
-		case "Config":
+		case 1: // Config
 			v.Config = decodePtr(d, decodeAutopilotConfig)
-		case "Index":
+		case 2: // Index
 			v.Index = d.uint()
-		case "RequestID":
+		case 3: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5287,14 +6209,21 @@ func appendSetClusterMeta(b []byte, v *SetClusterMeta) []byte {
 	return b
 }
 
+var keysOfSetClusterMeta = []string{
+	"ClusterID",
+	"RequestID",
+	"Time",
+}
+
 func decodeSetClusterMeta(d *decoder, v *SetClusterMeta) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ClusterID":
+		switch d.field(keysOfSetClusterMeta, &next) {
+		case 0: // ClusterID
 			v.ClusterID = d.str()
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5316,14 +6245,21 @@ func appendSetFleetHold(b []byte, v *SetFleetHold) []byte {
 	return b
 }
 
+var keysOfSetFleetHold = []string{
+	"Hold",
+	"RequestID",
+	"Time",
+}
+
 func decodeSetFleetHold(d *decoder, v *SetFleetHold) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Hold":
+		switch d.field(keysOfSetFleetHold, &next) {
+		case 0: // Hold
 			v.Hold = decodePtr(d, decodeFleetHold)
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5349,20 +6285,30 @@ func appendSetJobStability(b []byte, v *SetJobStability) []byte {
 	return b
 }
 
+var keysOfSetJobStability = []string{
+	"JobID",
+	"Namespace",
+	"RequestID",
+	"Stable",
+	"Time",
+	"Version",
+}
+
 func decodeSetJobStability(d *decoder, v *SetJobStability) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "JobID":
+		switch d.field(keysOfSetJobStability, &next) {
+		case 0: // JobID
 			v.JobID = d.str()
-		case "Namespace":
+		case 1: // Namespace
 			v.Namespace = d.str()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Stable":
+		case 3: // Stable
 			v.Stable = d.bool()
-		case "Time":
+		case 4: // Time
 			v.Time = d.int()
-		case "Version":
+		case 5: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -5386,18 +6332,27 @@ func appendSetSchedulerConfig(b []byte, v *SetSchedulerConfig) []byte {
 	return b
 }
 
+var keysOfSetSchedulerConfig = []string{
+	"CheckIndex",
+	"Config",
+	"Index",
+	"RequestID",
+	"Time",
+}
+
 func decodeSetSchedulerConfig(d *decoder, v *SetSchedulerConfig) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "CheckIndex":
+		switch d.field(keysOfSetSchedulerConfig, &next) {
+		case 0: // CheckIndex
 			v.CheckIndex = d.bool()
-		case "Config":
+		case 1: // Config
 			v.Config = decodePtr(d, decodeSchedulerConfiguration)
-		case "Index":
+		case 2: // Index
 			v.Index = d.uint()
-		case "RequestID":
+		case 3: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5440,42 +6395,63 @@ func appendTask(b []byte, v *Task) []byte {
 	return b
 }
 
+var keysOfTask = []string{
+	"Artifacts",
+	"Config",
+	"Constraints",
+	"Driver",
+	"Env",
+	"KillSignal",
+	"KillTimeout",
+	"Leader",
+	"LogConfig",
+	"Meta",
+	"Model",
+	"Name",
+	"Resources",
+	"RestartPolicy",
+	"ShutdownDelay",
+	"Templates",
+	"User",
+}
+
 func decodeTask(d *decoder, v *Task) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Artifacts":
+		switch d.field(keysOfTask, &next) {
+		case 0: // Artifacts
 			v.Artifacts = decodeBlock(d, decodeArtifact)
-		case "Config":
+		case 1: // Config
 			v.Config = d.bin()
-		case "Constraints":
-			v.Constraints = decodeBlock(d, decodeConstraint)
-		case "Driver":
+		case 2: // Constraints
+			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
+		case 3: // Driver
 			v.Driver = d.str()
-		case "Env":
-			v.Env = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "KillSignal":
+		case 4: // Env
+			v.Env = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 5: // KillSignal
 			v.KillSignal = d.str()
-		case "KillTimeout":
+		case 6: // KillTimeout
 			v.KillTimeout = time.Duration(d.int())
-		case "Leader":
+		case 7: // Leader
 			v.Leader = d.bool()
-		case "LogConfig":
-			v.LogConfig = decodePtr(d, decodeLogConfig)
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Model":
+		case 8: // LogConfig
+			v.LogConfig = decodeShared(d, func(d *decoder) *LogConfig { return decodePtr(d, decodeLogConfig) })
+		case 9: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 10: // Model
 			v.Model = decodePtr(d, decodeModelRef)
-		case "Name":
+		case 11: // Name
 			v.Name = d.str()
-		case "Resources":
-			v.Resources = decodePtr(d, decodeResources)
-		case "RestartPolicy":
-			v.RestartPolicy = decodePtr(d, decodeRestartPolicy)
-		case "ShutdownDelay":
+		case 12: // Resources
+			v.Resources = decodeShared(d, func(d *decoder) *Resources { return decodePtr(d, decodeResources) })
+		case 13: // RestartPolicy
+			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
+		case 14: // ShutdownDelay
 			v.ShutdownDelay = time.Duration(d.int())
-		case "Templates":
+		case 15: // Templates
 			v.Templates = decodeBlock(d, decodeTemplate)
-		case "User":
+		case 16: // User
 			v.User = d.str()
 		default:
 			d.skip()
@@ -5512,24 +6488,36 @@ func appendTaskEvent(b []byte, v *TaskEvent) []byte {
 	return b
 }
 
+var keysOfTaskEvent = []string{
+	"Details",
+	"DisplayMessage",
+	"ExitCode",
+	"FailsTask",
+	"Message",
+	"Signal",
+	"Time",
+	"Type",
+}
+
 func decodeTaskEvent(d *decoder, v *TaskEvent) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Details":
+		switch d.field(keysOfTaskEvent, &next) {
+		case 0: // Details
 			v.Details = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "DisplayMessage":
+		case 1: // DisplayMessage
 			v.DisplayMessage = d.str()
-		case "ExitCode":
+		case 2: // ExitCode
 			v.ExitCode = int(d.int())
-		case "FailsTask":
+		case 3: // FailsTask
 			v.FailsTask = d.bool()
-		case "Message":
+		case 4: // Message
 			v.Message = d.str()
-		case "Signal":
+		case 5: // Signal
 			v.Signal = int(d.int())
-		case "Time":
+		case 6: // Time
 			v.Time = d.int()
-		case "Type":
+		case 7: // Type
 			v.Type = d.str()
 		default:
 			d.skip()
@@ -5584,35 +6572,52 @@ func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	return b
 }
 
+var keysOfTaskGroup = []string{
+	"Constraints",
+	"Count",
+	"Disconnect",
+	"EphemeralDisk",
+	"Meta",
+	"Migrate",
+	"Name",
+	"Networks",
+	"ReschedulePolicy",
+	"RestartPolicy",
+	"ShutdownDelay",
+	"Tasks",
+	"Update",
+}
+
 func decodeTaskGroup(d *decoder, v *TaskGroup) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Constraints":
-			v.Constraints = decodeBlock(d, decodeConstraint)
-		case "Count":
+		switch d.field(keysOfTaskGroup, &next) {
+		case 0: // Constraints
+			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
+		case 1: // Count
 			v.Count = int(d.int())
-		case "Disconnect":
+		case 2: // Disconnect
 			v.Disconnect = decodePtr(d, decodeDisconnectStrategy)
-		case "EphemeralDisk":
-			v.EphemeralDisk = decodePtr(d, decodeEphemeralDisk)
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "Migrate":
-			v.Migrate = decodePtr(d, decodeMigrateStrategy)
-		case "Name":
+		case 3: // EphemeralDisk
+			v.EphemeralDisk = decodeShared(d, func(d *decoder) *EphemeralDisk { return decodePtr(d, decodeEphemeralDisk) })
+		case 4: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 5: // Migrate
+			v.Migrate = decodeShared(d, func(d *decoder) *MigrateStrategy { return decodePtr(d, decodeMigrateStrategy) })
+		case 6: // Name
 			v.Name = d.str()
-		case "Networks":
+		case 7: // Networks
 			v.Networks = decodeBlock(d, decodeNetworkResource)
-		case "ReschedulePolicy":
-			v.ReschedulePolicy = decodePtr(d, decodeReschedulePolicy)
-		case "RestartPolicy":
-			v.RestartPolicy = decodePtr(d, decodeRestartPolicy)
-		case "ShutdownDelay":
+		case 8: // ReschedulePolicy
+			v.ReschedulePolicy = decodeShared(d, func(d *decoder) *ReschedulePolicy { return decodePtr(d, decodeReschedulePolicy) })
+		case 9: // RestartPolicy
+			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
+		case 10: // ShutdownDelay
 			v.ShutdownDelay = decodePtr(d, func(d *decoder, v *time.Duration) { *v = time.Duration(d.int()) })
-		case "Tasks":
+		case 11: // Tasks
 			v.Tasks = decodeBlock(d, decodeTask)
-		case "Update":
-			v.Update = decodePtr(d, decodeUpdateStrategy)
+		case 12: // Update
+			v.Update = decodeShared(d, func(d *decoder) *UpdateStrategy { return decodePtr(d, decodeUpdateStrategy) })
 		default:
 			d.skip()
 		}
@@ -5648,22 +6653,33 @@ func appendTaskGroupSummary(b []byte, v *TaskGroupSummary) []byte {
 	return b
 }
 
+var keysOfTaskGroupSummary = []string{
+	"Complete",
+	"Failed",
+	"Lost",
+	"Queued",
+	"Running",
+	"Starting",
+	"Unknown",
+}
+
 func decodeTaskGroupSummary(d *decoder, v *TaskGroupSummary) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Complete":
+		switch d.field(keysOfTaskGroupSummary, &next) {
+		case 0: // Complete
 			v.Complete = int(d.int())
-		case "Failed":
+		case 1: // Failed
 			v.Failed = int(d.int())
-		case "Lost":
+		case 2: // Lost
 			v.Lost = int(d.int())
-		case "Queued":
+		case 3: // Queued
 			v.Queued = int(d.int())
-		case "Running":
+		case 4: // Running
 			v.Running = int(d.int())
-		case "Starting":
+		case 5: // Starting
 			v.Starting = int(d.int())
-		case "Unknown":
+		case 6: // Unknown
 			v.Unknown = int(d.int())
 		default:
 			d.skip()
@@ -5689,22 +6705,33 @@ func appendTaskState(b []byte, v *TaskState) []byte {
 	return b
 }
 
+var keysOfTaskState = []string{
+	"Events",
+	"Failed",
+	"FinishedAt",
+	"LastRestart",
+	"Restarts",
+	"StartedAt",
+	"State",
+}
+
 func decodeTaskState(d *decoder, v *TaskState) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Events":
+		switch d.field(keysOfTaskState, &next) {
+		case 0: // Events
 			v.Events = decodeBlock(d, decodeTaskEvent)
-		case "Failed":
+		case 1: // Failed
 			v.Failed = d.bool()
-		case "FinishedAt":
+		case 2: // FinishedAt
 			v.FinishedAt = Time(d.int())
-		case "LastRestart":
+		case 3: // LastRestart
 			v.LastRestart = Time(d.int())
-		case "Restarts":
+		case 4: // Restarts
 			v.Restarts = d.uint()
-		case "StartedAt":
+		case 5: // StartedAt
 			v.StartedAt = Time(d.int())
-		case "State":
+		case 6: // State
 			v.State = d.str()
 		default:
 			d.skip()
@@ -5753,26 +6780,39 @@ func appendTemplate(b []byte, v *Template) []byte {
 	return b
 }
 
+var keysOfTemplate = []string{
+	"ChangeMode",
+	"ChangeSignal",
+	"DestPath",
+	"EmbeddedTmpl",
+	"Envvars",
+	"LeftDelim",
+	"Perms",
+	"RightDelim",
+	"SourcePath",
+}
+
 func decodeTemplate(d *decoder, v *Template) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "ChangeMode":
+		switch d.field(keysOfTemplate, &next) {
+		case 0: // ChangeMode
 			v.ChangeMode = d.str()
-		case "ChangeSignal":
+		case 1: // ChangeSignal
 			v.ChangeSignal = d.str()
-		case "DestPath":
+		case 2: // DestPath
 			v.DestPath = d.str()
-		case "EmbeddedTmpl":
+		case 3: // EmbeddedTmpl
 			v.EmbeddedTmpl = d.text()
-		case "Envvars":
+		case 4: // Envvars
 			v.Envvars = d.bool()
-		case "LeftDelim":
+		case 5: // LeftDelim
 			v.LeftDelim = d.str()
-		case "Perms":
+		case 6: // Perms
 			v.Perms = d.str()
-		case "RightDelim":
+		case 7: // RightDelim
 			v.RightDelim = d.str()
-		case "SourcePath":
+		case 8: // SourcePath
 			v.SourcePath = d.str()
 		default:
 			d.skip()
@@ -5794,14 +6834,21 @@ func appendTensorSpec(b []byte, v *TensorSpec) []byte {
 	return b
 }
 
+var keysOfTensorSpec = []string{
+	"Datatype",
+	"Name",
+	"Shape",
+}
+
 func decodeTensorSpec(d *decoder, v *TensorSpec) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Datatype":
+		switch d.field(keysOfTensorSpec, &next) {
+		case 0: // Datatype
 			v.Datatype = d.str()
-		case "Name":
+		case 1: // Name
 			v.Name = d.str()
-		case "Shape":
+		case 2: // Shape
 			v.Shape = decodeList(d, func(d *decoder, v *int64) { *v = d.int() })
 		default:
 			d.skip()
@@ -5825,16 +6872,24 @@ func appendUpdateAllocs(b []byte, v *UpdateAllocs) []byte {
 	return b
 }
 
+var keysOfUpdateAllocs = []string{
+	"Allocs",
+	"NodeID",
+	"RequestID",
+	"Time",
+}
+
 func decodeUpdateAllocs(d *decoder, v *UpdateAllocs) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Allocs":
+		switch d.field(keysOfUpdateAllocs, &next) {
+		case 0: // Allocs
 			v.Allocs = decodeEach(d, decodeAllocation)
-		case "NodeID":
+		case 1: // NodeID
 			v.NodeID = d.str()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5858,17 +6913,25 @@ func appendUpdateDeployment(b []byte, v *UpdateDeployment) []byte {
 	return b
 }
 
+var keysOfUpdateDeployment = []string{
+	"EvalID",
+	"RequestID",
+	"Time",
+	"Update",
+}
+
 func decodeUpdateDeployment(d *decoder, v *UpdateDeployment) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "EvalID":
+		switch d.field(keysOfUpdateDeployment, &next) {
+		case 0: // EvalID
 			v.EvalID = d.str()
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
-		case "Update":
-			v.Update = decodePtr(d, decodeDeploymentStatusUpdate)
+		case 3: // Update
+			v.Update = decodeShared(d, func(d *decoder) *DeploymentStatusUpdate { return decodePtr(d, decodeDeploymentStatusUpdate) })
 		default:
 			d.skip()
 		}
@@ -5894,22 +6957,33 @@ func appendUpdateDrain(b []byte, v *UpdateDrain) []byte {
 	return b
 }
 
+var keysOfUpdateDrain = []string{
+	"Complete",
+	"MarkEligible",
+	"Meta",
+	"NodeID",
+	"RequestID",
+	"Strategy",
+	"Time",
+}
+
 func decodeUpdateDrain(d *decoder, v *UpdateDrain) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Complete":
+		switch d.field(keysOfUpdateDrain, &next) {
+		case 0: // Complete
 			v.Complete = d.bool()
-		case "MarkEligible":
+		case 1: // MarkEligible
 			v.MarkEligible = d.bool()
-		case "Meta":
-			v.Meta = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case "NodeID":
+		case 2: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 3: // NodeID
 			v.NodeID = d.str()
-		case "RequestID":
+		case 4: // RequestID
 			v.RequestID = d.text()
-		case "Strategy":
+		case 5: // Strategy
 			v.Strategy = decodePtr(d, decodeDrainStrategy)
-		case "Time":
+		case 6: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5934,16 +7008,24 @@ func appendUpdateEligibility(b []byte, v *UpdateEligibility) []byte {
 	return b
 }
 
+var keysOfUpdateEligibility = []string{
+	"Eligibility",
+	"NodeID",
+	"RequestID",
+	"Time",
+}
+
 func decodeUpdateEligibility(d *decoder, v *UpdateEligibility) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Eligibility":
+		switch d.field(keysOfUpdateEligibility, &next) {
+		case 0: // Eligibility
 			v.Eligibility = d.str()
-		case "NodeID":
+		case 1: // NodeID
 			v.NodeID = d.str()
-		case "RequestID":
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5965,14 +7047,21 @@ func appendUpdateEvals(b []byte, v *UpdateEvals) []byte {
 	return b
 }
 
+var keysOfUpdateEvals = []string{
+	"Evals",
+	"RequestID",
+	"Time",
+}
+
 func decodeUpdateEvals(d *decoder, v *UpdateEvals) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Evals":
+		switch d.field(keysOfUpdateEvals, &next) {
+		case 0: // Evals
 			v.Evals = decodeEach(d, decodeEvaluation)
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5995,14 +7084,21 @@ func appendUpdateNodeStatus(b []byte, v *UpdateNodeStatus) []byte {
 	return b
 }
 
+var keysOfUpdateNodeStatus = []string{
+	"RequestID",
+	"Time",
+	"Updates",
+}
+
 func decodeUpdateNodeStatus(d *decoder, v *UpdateNodeStatus) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfUpdateNodeStatus, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 1: // Time
 			v.Time = d.int()
-		case "Updates":
+		case 2: // Updates
 			v.Updates = decodeList(d, decodeNodeStatusUpdate)
 		default:
 			d.skip()
@@ -6031,26 +7127,39 @@ func appendUpdateStrategy(b []byte, v *UpdateStrategy) []byte {
 	return b
 }
 
+var keysOfUpdateStrategy = []string{
+	"AutoPromote",
+	"AutoRevert",
+	"Canary",
+	"HealthCheck",
+	"HealthyDeadline",
+	"MaxParallel",
+	"MinHealthyTime",
+	"ProgressDeadline",
+	"Stagger",
+}
+
 func decodeUpdateStrategy(d *decoder, v *UpdateStrategy) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "AutoPromote":
+		switch d.field(keysOfUpdateStrategy, &next) {
+		case 0: // AutoPromote
 			v.AutoPromote = d.bool()
-		case "AutoRevert":
+		case 1: // AutoRevert
 			v.AutoRevert = d.bool()
-		case "Canary":
+		case 2: // Canary
 			v.Canary = int(d.int())
-		case "HealthCheck":
+		case 3: // HealthCheck
 			v.HealthCheck = d.str()
-		case "HealthyDeadline":
+		case 4: // HealthyDeadline
 			v.HealthyDeadline = time.Duration(d.int())
-		case "MaxParallel":
+		case 5: // MaxParallel
 			v.MaxParallel = int(d.int())
-		case "MinHealthyTime":
+		case 6: // MinHealthyTime
 			v.MinHealthyTime = time.Duration(d.int())
-		case "ProgressDeadline":
+		case 7: // ProgressDeadline
 			v.ProgressDeadline = time.Duration(d.int())
-		case "Stagger":
+		case 8: // Stagger
 			v.Stagger = time.Duration(d.int())
 		default:
 			d.skip()
@@ -6073,16 +7182,24 @@ func appendUpdateTransitions(b []byte, v *UpdateTransitions) []byte {
 	return b
 }
 
+var keysOfUpdateTransitions = []string{
+	"Evals",
+	"RequestID",
+	"Time",
+	"Transitions",
+}
+
 func decodeUpdateTransitions(d *decoder, v *UpdateTransitions) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Evals":
+		switch d.field(keysOfUpdateTransitions, &next) {
+		case 0: // Evals
 			v.Evals = decodeEach(d, decodeEvaluation)
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
-		case "Transitions":
+		case 3: // Transitions
 			v.Transitions = decodeMap(d, decodeDesiredTransition)
 		default:
 			d.skip()
@@ -6106,14 +7223,21 @@ func appendUpsertACLPolicies(b []byte, v *UpsertACLPolicies) []byte {
 	return b
 }
 
+var keysOfUpsertACLPolicies = []string{
+	"Policies",
+	"RequestID",
+	"Time",
+}
+
 func decodeUpsertACLPolicies(d *decoder, v *UpsertACLPolicies) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "Policies":
+		switch d.field(keysOfUpsertACLPolicies, &next) {
+		case 0: // Policies
 			v.Policies = decodeEach(d, decodeACLPolicy)
-		case "RequestID":
+		case 1: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 2: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6136,14 +7260,21 @@ func appendUpsertACLTokens(b []byte, v *UpsertACLTokens) []byte {
 	return b
 }
 
+var keysOfUpsertACLTokens = []string{
+	"RequestID",
+	"Time",
+	"Tokens",
+}
+
 func decodeUpsertACLTokens(d *decoder, v *UpsertACLTokens) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "RequestID":
+		switch d.field(keysOfUpsertACLTokens, &next) {
+		case 0: // RequestID
 			v.RequestID = d.text()
-		case "Time":
+		case 1: // Time
 			v.Time = d.int()
-		case "Tokens":
+		case 2: // Tokens
 			v.Tokens = decodeEach(d, decodeACLToken)
 		default:
 			d.skip()
@@ -6170,22 +7301,33 @@ func appendUseIntroToken(b []byte, v *UseIntroToken) []byte {
 	return b
 }
 
+var keysOfUseIntroToken = []string{
+	"KeyHash",
+	"Name",
+	"NodeName",
+	"RequestID",
+	"Role",
+	"SecretHash",
+	"Time",
+}
+
 func decodeUseIntroToken(d *decoder, v *UseIntroToken) {
+	next := 0
 	for n := d.mapLen(); n > 0; n-- {
-		switch string(d.key()) {
-		case "KeyHash":
+		switch d.field(keysOfUseIntroToken, &next) {
+		case 0: // KeyHash
 			v.KeyHash = d.str()
-		case "Name":
+		case 1: // Name
 			v.Name = d.str()
-		case "NodeName":
+		case 2: // NodeName
 			v.NodeName = d.str()
-		case "RequestID":
+		case 3: // RequestID
 			v.RequestID = d.text()
-		case "Role":
+		case 4: // Role
 			v.Role = d.str()
-		case "SecretHash":
+		case 5: // SecretHash
 			v.SecretHash = d.str()
-		case "Time":
+		case 6: // Time
 			v.Time = d.int()
 		default:
 			d.skip()

@@ -70,7 +70,12 @@ func number(r *rand.Rand) uint64 {
 	return n
 }
 
-func size(r *rand.Rand) int { return []int{0, 1, 1, 2, 3, 15, 16, 17}[r.IntN(8)] }
+func size(r *rand.Rand) int {
+	if r.IntN(30) == 0 {
+		return 15 + r.IntN(3)
+	}
+	return r.IntN(4)
+}
 
 func text(r *rand.Rand) string {
 	n := []int{0, 1, 5, 31, 32, 36, 255, 256}[r.IntN(8)]
@@ -104,7 +109,7 @@ func kinds(t testing.TB) (list []func() any) {
 func TestGeneratedCodec(t *testing.T) {
 	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for _, empty := range kinds(t) {
-		for i := range 40 {
+		for i := range 30 {
 			v := empty()
 			random(r, reflect.ValueOf(v).Elem(), i%7)
 			want := marshalByReflection(v)
@@ -140,7 +145,7 @@ func TestGeneratedCodec(t *testing.T) {
 func TestCloneIsDeep(t *testing.T) {
 	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for _, empty := range kinds(t) {
-		for range 30 {
+		for range 15 {
 			v := empty()
 			random(r, reflect.ValueOf(v).Elem(), 5)
 			want := Marshal(v)
@@ -194,7 +199,7 @@ func spoil(v reflect.Value) {
 // TestPackedAllocations packs random allocations and looks at them whole, stored and copied.
 func TestPackedAllocations(t *testing.T) {
 	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
-	for i := range 500 {
+	for i := range 300 {
 		a := new(Allocation)
 		random(r, reflect.ValueOf(a).Elem(), i%7)
 		if i%3 == 0 {

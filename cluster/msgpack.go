@@ -3,7 +3,6 @@ package cluster
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/maphash"
 	"math"
 	"slices"
 )
@@ -155,12 +154,20 @@ func (d *decoder) take(n int) []byte {
 	return b
 }
 
-// number reads an unsigned integer of n bytes.
-func (d *decoder) number(n int) (v uint64) {
-	for _, c := range d.take(n) {
-		v = v<<8 | uint64(c)
+// number reads an unsigned integer of 1, 2, 4 or 8 bytes.
+func (d *decoder) number(n int) uint64 {
+	b := d.take(n)
+	switch len(b) {
+	case 1:
+		return uint64(b[0])
+	case 2:
+		return uint64(binary.BigEndian.Uint16(b))
+	case 4:
+		return uint64(binary.BigEndian.Uint32(b))
+	case 8:
+		return binary.BigEndian.Uint64(b)
 	}
-	return v
+	return 0
 }
 
 // head reads a value's first byte; 0xc1, which msgpack never uses, after a fault.
@@ -238,6 +245,24 @@ func (d *decoder) key() []byte {
 	return nil
 }
 
+// field reads a struct's key and gives its place among the known ones, which are sorted; -1 for another. Stored keys are
+// sorted, too: mostly it is the next one.
+func (d *decoder) field(keys []string, next *int) int {
+	if i := *next; i < len(keys) {
+		if k := keys[i]; len(d.left) > len(k) && d.left[0] == 0xa0|byte(len(k)) && string(d.left[1:1+len(k)]) == k {
+			d.left = d.left[1+len(k):]
+			*next = i + 1
+			return i
+		}
+	}
+	i, ok := slices.BinarySearch(keys, string(d.key()))
+	if !ok {
+		return -1
+	}
+	*next = i + 1
+	return i
+}
+
 // text reads a string that is met once.
 func (d *decoder) text() string { return string(d.key()) }
 
@@ -270,9 +295,12 @@ func (d *decoder) bool() bool {
 
 // integer reads an integer of either kind: its bits, and whether it is below zero.
 func (d *decoder) integer() (v uint64, negative bool) {
+	if len(d.left) > 0 && d.left[0] < 0x80 {
+		v = uint64(d.left[0])
+		d.left = d.left[1:]
+		return v, false
+	}
 	switch c := d.head(); {
-	case c < 0x80:
-		return uint64(c), false
 	case c >= 0xe0:
 		return uint64(int8(c)), true
 	case c >= 0xcc && c <= 0xcf:
@@ -458,34 +486,4 @@ func copyMap[V any](m map[string]V, deep func(*V)) map[string]V {
 		c[k] = v
 	}
 	return c
-}
-
-// interner keeps one copy of strings that are met again and again: statuses, names, IDs of nodes. It is a cache of
-// fixed size in which a new string takes the place of an older one. Which strings are shared changes no value, so
-// its hash may differ from process to process.
-type interner struct {
-	seed  maphash.Seed
-	slots []string
-}
-
-// maxInterned bounds the length of shared strings, in bytes.
-const maxInterned = 128
-
-// newInterner makes an interner of 2^bits strings.
-func newInterner(bits int) *interner {
-	return &interner{seed: maphash.MakeSeed(), slots: make([]string, 1<<bits)}
-}
-
-func (x *interner) str(b []byte) string {
-	if len(b) == 0 {
-		return ""
-	}
-	if len(b) > maxInterned {
-		return string(b)
-	}
-	slot := &x.slots[maphash.Bytes(x.seed, b)&uint64(len(x.slots)-1)]
-	if *slot != string(b) {
-		*slot = string(b)
-	}
-	return *slot
 }

@@ -45,7 +45,7 @@ type Table struct {
 	New    func() any
 	key    func(any) string
 	by     map[string]func(any) string // secondary indexes: value by record, "" for none
-	pack   func(any)                   // makes a record small before it is kept; nil: it stays as it is
+	pack   func(*interner, any)        // makes a record small before it is kept; nil: it stays as it is
 
 	number  int // in Tables
 	indexes []secondary
@@ -102,7 +102,8 @@ var Tables = []*Table{
 	},
 	{
 		Name: TableSummaries, Record: 7, New: func() any { return new(JobSummary) },
-		key: func(v any) string { s := v.(*JobSummary); return s.Namespace + sep + s.JobID },
+		key:  func(v any) string { s := v.(*JobSummary); return s.Namespace + sep + s.JobID },
+		pack: func(x *interner, v any) { v.(*JobSummary).share(x) },
 	},
 	{
 		Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
@@ -120,7 +121,7 @@ var Tables = []*Table{
 	{
 		Name: TableAllocs, Record: 4, New: func() any { return new(Allocation) },
 		key:  func(v any) string { return v.(*Allocation).ID },
-		pack: func(v any) { v.(*Allocation).pack() },
+		pack: func(_ *interner, v any) { v.(*Allocation).pack() },
 		by: map[string]func(any) string{
 			"job":  func(v any) string { a := v.(*Allocation); return a.Namespace + sep + a.JobID },
 			"node": func(v any) string { return v.(*Allocation).NodeID },
@@ -212,16 +213,14 @@ type State struct {
 	edits     edit           // writes so far
 	seq       uint64         // of the newest kept result
 	kept      map[string]int // request ID → position in the results
+	keep      int            // results at most
 	shared    *interner
 	uses      map[string]*NodeUse // by node ID; what was added up already
 }
 
-// internBits is how many strings a state shares at a time, as a power of two.
-const internBits = 14
-
 // NewState returns an empty state.
 func NewState() *State {
-	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, shared: newInterner(internBits), uses: map[string]*NodeUse{}}
+	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, keep: MaxResults, shared: newInterner(internBits), uses: map[string]*NodeUse{}}
 	v := &view{hub: s.hub}
 	for _, t := range Tables {
 		v.rows = append(v.rows, newRows(tableByName[t.Name], 0))

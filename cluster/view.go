@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -197,6 +198,7 @@ type Restore struct {
 // NewRestore begins a restore.
 func NewRestore() *Restore {
 	s := NewState()
+	s.shared = newInterner(restoreBits)
 	return &Restore{state: s, batch: s.begin()}
 }
 
@@ -221,12 +223,24 @@ func (r *Restore) Put(t *Table, record []byte) (key string, err error) {
 	case *resultEntry:
 		r.results = append(r.results, *v)
 	default:
+		if j, ok := v.(*Job); ok && t.Name == TableJobVersions {
+			v = r.sameJob(j, record)
+		}
 		if t.pack != nil {
-			t.pack(v)
+			t.pack(r.state.shared, v)
 		}
 		r.batch.rows(t).put(r.batch.edit, t, key, v)
 	}
 	return key, nil
+}
+
+// sameJob gives the job itself in place of its current version, which is the same record.
+func (r *Restore) sameJob(version *Job, stored []byte) *Job {
+	j := first[Job](r.batch.view, nil, TableJobs, "id", version.Namespace, version.ID)
+	if j != nil && j.Version == version.Version && bytes.Equal(Marshal(j), stored) {
+		return j
+	}
+	return version
 }
 
 // Done ends the restore; the state is given only when Check finds it whole.
@@ -236,6 +250,7 @@ func (r *Restore) Done() (*State, error) {
 		r.batch.keep(e)
 	}
 	r.batch.commit()
+	r.state.shared = newInterner(internBits)
 	if err := r.state.Snapshot().Check(); err != nil {
 		return nil, fmt.Errorf("restored state is damaged: %w", err)
 	}

@@ -299,16 +299,32 @@ func (g *generator) encodeFunc(t reflect.Type) string {
 }
 
 func (g *generator) decoder(t reflect.Type) {
-	g.p("\nfunc decode%s(d *decoder, v *%s) {\nfor n := d.mapLen(); n > 0; n-- {\nswitch string(d.key()) {", g.funcs[t], name(t))
+	g.p("\nvar keysOf%s = []string{", g.funcs[t])
 	for _, f := range fields(t) {
-		g.p("case %q: ", f.key)
+		g.p("%q,", f.key)
+	}
+	g.p("}")
+	g.p("\nfunc decode%[1]s(d *decoder, v *%[2]s) {\nnext := 0\nfor n := d.mapLen(); n > 0; n-- {\nswitch d.field(keysOf%[1]s, &next) {", g.funcs[t], name(t))
+	for i, f := range fields(t) {
+		g.p("case %d: // %s", i, f.key)
 		if f.Type.Kind() == reflect.Struct {
 			g.p("decode%s(d, &v.%s)", g.funcs[f.Type], f.Name)
 		} else {
-			g.p("v.%s = %s", f.Name, g.decode(f.Type, f.Name))
+			read := g.decode(f.Type, f.Name)
+			if key := f.Name + map[bool]string{true: "/map"}[f.Name == "Tasks" && f.Type.Kind() == reflect.Map]; shared[key] {
+				read = fmt.Sprintf("decodeShared(d, func(d *decoder) %s { return %s })", name(f.Type), read)
+			}
+			g.p("v.%s = %s", f.Name, read)
 		}
 	}
 	g.p("default: d.skip()\n}\n}\n}")
+}
+
+// shared names the fields whose values many records have alike, and no rule changes in place.
+var shared = map[string]bool{
+	"RestartPolicy": true, "ReschedulePolicy": true, "EphemeralDisk": true, "Update": true, "Migrate": true, "LogConfig": true,
+	"Resources": true, "Constraints": true, "Datacenters": true, "Env": true, "Meta": true, "QueuedAllocations": true,
+	"Tasks/map": true, "Attributes": true, "Summary": true,
 }
 
 // unique names the strings that are not worth sharing: each is seen once.
