@@ -14,11 +14,17 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
+// Kinds of snapshot files.
+const (
+	KindArchive  = "archive"  // rxvision snapshot save, nomad operator snapshot save
+	KindSnapshot = "snapshot" // a server's own bbolt file
+)
+
 // Inspection is what a snapshot file holds.
 type Inspection struct {
 	Info
 	Path   string
-	Kind   string // "archive" (nomad operator snapshot save) or "snapshot" (a server's bbolt file)
+	Kind   string // KindArchive or KindSnapshot
 	Length int64  // bytes of the file
 	// Fault says why the file cannot be restored; nil: every checksum is right and
 	// the records make a whole state. With a fault the counts may be incomplete.
@@ -45,7 +51,7 @@ func Inspect(path string) (*Inspection, error) {
 	const boltMagic = 0xED0CDAED // at byte 16, in the machine's order
 	switch {
 	case begin[0] == sealPrefix[0] && begin[1] == sealPrefix[1]:
-		in.Kind = "archive"
+		in.Kind = KindArchive
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return nil, err
 		}
@@ -54,7 +60,7 @@ func Inspect(path string) (*Inspection, error) {
 			in.Info = *info
 		}
 	case binary.NativeEndian.Uint32(begin[16:]) == boltMagic:
-		in.Kind, in.Size, in.Created = "snapshot", stat.Size(), stat.ModTime().UTC()
+		in.Kind, in.Size, in.Created = KindSnapshot, stat.Size(), stat.ModTime().UTC()
 		in.Fault = in.readBolt()
 	default:
 		return nil, fmt.Errorf("%s is neither a snapshot archive nor a server's snapshot file", path)

@@ -85,7 +85,7 @@ could not be placed whole; 3 a checked file is no model that can be served.`,
 	}
 	root.AddCommand(
 		newDev(), newServer(), newAgent(), newGateway(), newWorker(),
-		newJob(), newModel(), newNode(), newTLS(), newInfer(), newBench(), newSim(), newVersion(),
+		newJob(), newModel(), newNode(), newSnapshot(), newTLS(), newInfer(), newBench(), newSim(), newVersion(),
 	)
 	return root
 }

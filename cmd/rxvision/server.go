@@ -101,6 +101,7 @@ the settings marked so. SIGTERM ends a server, which keeps its place in the regi
 	f.Int64Var(&c.maxModel, "max-model-bytes", registry.DefaultMaxModel, "largest model artifact")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfig(cmd, "log-level")
+	cmd.AddCommand(newServerRebuild())
 	return cmd
 }
 
@@ -233,7 +234,7 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *re
 		}
 		reload.more = []func() error{keys.reload}
 		conf := raftstore.Config{
-			Dir: filepath.Join(c.dataDir, "raft"), Bind: c.raft, Advertise: c.raftAdvertise, Name: c.name, Version: version,
+			Dir: filepath.Join(c.dataDir, raftFolder), Bind: c.raft, Advertise: c.raftAdvertise, Name: c.name, Version: version,
 			Region: c.region, Datacenter: c.datacenter, HTTPAddr: c.httpAdvertise, RPCAddr: c.rpcAdvertise,
 			BootstrapExpect: c.expect, RetryJoin: c.join, TLS: keys.raft(), LogStore: c.logStore,
 			Logger: log.With("part", "raftstore"), Registerer: reg,
