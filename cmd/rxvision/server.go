@@ -46,6 +46,7 @@ type serverConfig struct {
 	logStore                                   string
 	maxModel                                   int64
 	logLevel                                   string
+	retention                                  scheduler.Retention
 }
 
 func newServer() *cobra.Command {
@@ -99,6 +100,13 @@ the settings marked so. SIGTERM ends a server, which keeps its place in the regi
 	f.StringVar(&c.blobs, "blobs", "", "store of model artifacts, as file:///folder?shared=true where all servers see the same one; default: a folder in --data-dir for a single server, none for several")
 	f.StringVar(&c.logStore, "log-store", "", "store of the log in a new data folder: wal or bbolt")
 	f.Int64Var(&c.maxModel, "max-model-bytes", registry.DefaultMaxModel, "largest model artifact")
+	r := &c.retention
+	f.DurationVar(&r.JobGCInterval, "job-gc-interval", 5*time.Minute, "how often the leader looks for what has ended")
+	f.DurationVar(&r.JobGCThreshold, "job-gc-threshold", 4*time.Hour, "how long a job that has ended is kept")
+	f.DurationVar(&r.EvalGCThreshold, "eval-gc-threshold", time.Hour, "how long evaluations and allocations that have ended are kept")
+	f.DurationVar(&r.BatchEvalGCThreshold, "batch-eval-gc-threshold", 24*time.Hour, "the same of batch jobs")
+	f.DurationVar(&r.DeploymentGCThreshold, "deployment-gc-threshold", time.Hour, "how long a deployment that has ended is kept")
+	f.DurationVar(&r.NodeGCThreshold, "node-gc-threshold", 24*time.Hour, "how long a node that is down is kept")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfig(cmd, "log-level")
 	cmd.AddCommand(newServerRebuild())
@@ -121,6 +129,12 @@ func (c *serverConfig) check() error {
 	for i, a := range c.join {
 		if _, _, err := net.SplitHostPort(a); err != nil {
 			fault("--retry-join %q (the %d.): want HOST:PORT of a server's Raft address", a, i+1)
+		}
+	}
+	r := c.retention
+	for _, d := range []time.Duration{r.JobGCInterval, r.JobGCThreshold, r.EvalGCThreshold, r.BatchEvalGCThreshold, r.DeploymentGCThreshold, r.NodeGCThreshold} {
+		if d <= 0 {
+			fault("the --…-gc-… settings are durations above zero, not %s", d)
 		}
 	}
 	addrs := map[string]string{"http-addr": c.http, "rpc-addr": c.rpc, "raft-addr": c.raft}
@@ -357,7 +371,7 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 		fleetConf.Issuer = keys.issuer
 	}
 	nodes := fleet.NewServer(fleetConf)
-	sched, err := scheduler.New(scheduler.Config{Store: store, Logger: log.With("part", "scheduler"), Registerer: reg})
+	sched, err := scheduler.New(scheduler.Config{Store: store, Retention: c.retention, Logger: log.With("part", "scheduler"), Registerer: reg})
 	if err != nil {
 		return err
 	}
@@ -373,7 +387,7 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 	handler := c.handler(apiConf)
 
 	rpc := grpc.NewServer(append([]grpc.ServerOption{
-		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxMessage),
+		grpc.MaxRecvMsgSize(fleet.MaxMessage), grpc.MaxSendMsgSize(fleet.MaxRoutes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}, keys.rpc()...)...)
