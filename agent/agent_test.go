@@ -404,8 +404,11 @@ func TestHealthOfDeployments(t *testing.T) {
 	}
 	deploy("runs", shell("t", "exec sleep 600"))
 	s.waitHealth(t, "runs", true)
+	quick := update
+	update = &cluster.UpdateStrategy{HealthCheck: "task_states", MinHealthyTime: time.Minute, HealthyDeadline: time.Hour} // a busy machine is slow to see an end
 	deploy("fails", shell("t", "exit 1"))
 	got := s.waitHealth(t, "fails", false)
+	update = quick
 	s.waitEvent(t, "fails", "t", "Alloc Unhealthy", "Unhealthy because of failed task")
 	if got.DeploymentStatus.Timestamp == 0 {
 		t.Error("the verdict has no time")
