@@ -229,6 +229,9 @@ func (t *tx) putAlloc(a, old *Allocation, desired bool) {
 	}
 	t.count(a, from, a.ClientStatus)
 	t.dirty[a.JobKey()] = true
+	if old != nil && old.DeploymentID == a.DeploymentID && old.upWell() && !a.upWell() {
+		t.uncountHealthy(a)
+	}
 }
 
 // updateAllocs merges what a node says. Health moves the deployment; a failure,

@@ -67,9 +67,25 @@ func (t *tx) countPlaced(a *Allocation) {
 	})
 }
 
+// upWell says whether an allocation lives and was found healthy.
+func (a *Allocation) upWell() bool {
+	s := a.DeploymentStatus
+	return !a.Terminal() && s != nil && s.Healthy != nil && *s.Healthy
+}
+
+// uncountHealthy takes an allocation out of the healthy ones: it is over, leaves,
+// or is well no more. What takes its place must become healthy before the deployment
+// is done, or one of the old version would stay behind.
+func (t *tx) uncountHealthy(a *Allocation) {
+	t.changeGroup(a, func(g *DeploymentState) { g.HealthyAllocs = max(g.HealthyAllocs-1, 0) })
+}
+
 // countHealth adds an allocation's health. It says whether the job needs an
 // evaluation: the deployment goes on with the next batch, or has just failed.
 func (t *tx) countHealth(a *Allocation, healthy bool) bool {
+	if healthy && a.Terminal() {
+		return false // it was, while it lived
+	}
 	d := t.changeGroup(a, func(g *DeploymentState) {
 		if !healthy {
 			g.UnhealthyAllocs++
