@@ -13,7 +13,7 @@ import (
 
 // regressions are seeds that once found something. Rules and the simulator move
 // on, so most no longer meet what they met; they cost little.
-var regressions = []uint64{1, 3, 9, 12, 117, 141, 149, 152, 156}
+var regressions = []uint64{1, 3, 9, 12, 117, 141, 149, 152, 156, 200, 215, 219, 226, 247}
 
 // must fails with the last events when a seed breaks something.
 func must(tb testing.TB, err error) {

@@ -13,6 +13,10 @@ const (
 	jobNames   = 16
 	modelNames = 3
 	userTries  = 5
+
+	// drainPatience is when an operator takes back a drain without a deadline: it may
+	// wait for ever for a group that finds no room for what it lacks.
+	drainPatience = 10 * time.Minute
 )
 
 // user is somebody, or some program, who uses the servers: any of them, which may
@@ -115,6 +119,9 @@ func (u *user) tidy() {
 		}
 	}
 	for _, n := range snap.Nodes(nil, "") {
+		if d := n.DrainStrategy; n.Drain && d != nil && d.Deadline == 0 && s.clock() > d.StartedAt.Add(drainPatience) {
+			cmds = append(cmds, &cluster.UpdateDrain{NodeID: n.ID, MarkEligible: true})
+		}
 		if !n.Drain && n.SchedulingEligibility != cluster.NodeEligible {
 			cmds = append(cmds, &cluster.UpdateEligibility{NodeID: n.ID, Eligibility: cluster.NodeEligible})
 		}
