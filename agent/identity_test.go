@@ -350,7 +350,7 @@ func TestWorkerCertificates(t *testing.T) {
 		t.Error("another allocation got the certificate of the first")
 	}
 	// A due one is used while servers are away, an expired one is not.
-	s.change(func() { s.workerLife = time.Second })
+	s.change(func() { s.workerLife = 5 * time.Second }) // certificates know whole seconds only
 	due := certify("a3")
 	s.change(func() { s.workerLife = 0 })
 	s.stop()
