@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -530,6 +529,3 @@ func (f *walFiles) Delete(dir, name string) error {
 	}
 	return f.FS.Delete(dir, name)
 }
-
-// isLog says whether a name in the data folder belongs to a log.
-func isLog(name string) bool { return name == boltLogFile || strings.HasPrefix(name, walFolder) }

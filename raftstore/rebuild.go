@@ -84,14 +84,13 @@ func votersOf(dir string) int {
 		}
 	}
 	list, _ := listSnapshots(dir) // damaged ones do not count
-	for _, meta := range list {
-		voters := 0
-		for _, s := range meta.Configuration.Servers {
+	voters := 0
+	if len(list) > 0 {
+		for _, s := range list[0].Configuration.Servers {
 			if s.Suffrage == raft.Voter {
 				voters++
 			}
 		}
-		return voters
 	}
-	return 0
+	return voters
 }

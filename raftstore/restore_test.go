@@ -97,7 +97,7 @@ func TestKilledRestoreIsWholeOrNothing(t *testing.T) {
 		if left > 0 {
 			t.Fatalf("round %d: the process ended by itself: %v\n%s", round, cmd.Wait(), stderr.String())
 		}
-		time.Sleep(time.Duration(random.IntN(30_000)) * time.Microsecond) //nolint:forbidigo // it is the random part of the moment
+		time.Sleep(time.Duration(random.IntN(30_000)) * time.Microsecond) // the random part of the moment
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -156,4 +157,57 @@ func BenchmarkBigState(b *testing.B) {
 		}
 		b.ReportMetric(time.Since(begin).Seconds(), "next-snapshot-s")
 	})
+}
+
+// BenchmarkWriteBesideSnapshot is the latency of registrations while nothing else
+// happens, and while snapshots of 50,000 allocations are written all the time.
+func BenchmarkWriteBesideSnapshot(b *testing.B) {
+	var archive bytes.Buffer
+	a, err := writeArchive(context.Background(), nil, b.TempDir(), bigState(b, 5000).Snapshot(), "bench", raft.SnapshotMeta{Index: 1, Term: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := archive.ReadFrom(a); err != nil {
+		b.Fatal(err)
+	}
+	for _, beside := range []bool{false, true} {
+		b.Run(fmt.Sprintf("snapshots=%v", beside), func(b *testing.B) {
+			s := mustOpen(b, b.TempDir(), quiet)
+			if _, err := s.RestoreArchive(context.Background(), bytes.NewReader(archive.Bytes())); err != nil {
+				b.Fatal(err)
+			}
+			stop, done := make(chan struct{}), make(chan int)
+			go func() {
+				n := 0
+				for ; beside; n++ {
+					select {
+					case <-stop:
+						done <- n
+						return
+					default:
+						if err := s.Snapshot(); err != nil {
+							b.Error(err)
+						}
+					}
+				}
+				done <- n
+			}()
+			took := make([]time.Duration, 0, b.N)
+			b.ResetTimer()
+			for i := range b.N {
+				begin := time.Now()
+				if _, err := s.Apply(context.Background(), register(fmt.Sprintf("beside-%d", i))); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(begin))
+			}
+			b.StopTimer()
+			close(stop)
+			b.ReportMetric(float64(<-done), "snapshots")
+			slices.Sort(took)
+			b.ReportMetric(took[len(took)/2].Seconds()*1e3, "p50-ms")
+			b.ReportMetric(took[len(took)*99/100].Seconds()*1e3, "p99-ms")
+		})
+	}
 }

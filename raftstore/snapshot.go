@@ -47,8 +47,9 @@ func recordSum(table string, key, record []byte) uint32 {
 
 var errStopped = errors.New("stopped because the server is shutting down")
 
-// snapshotWriter makes a snapshot file out of records. The file is not synced:
-// who keeps it does that.
+// snapshotWriter makes a snapshot file out of records. It syncs a batch at a time,
+// because a file system may let a sync of the log wait for all that is unwritten of
+// other files; the end of the file is synced by who keeps it.
 type snapshotWriter struct {
 	db      *bbolt.DB
 	tx      *bbolt.Tx
@@ -80,6 +81,9 @@ func createSnapshot(path string) (*snapshotWriter, error) {
 func (w *snapshotWriter) put(t *cluster.Table, key string, record []byte) error {
 	if w.written >= snapshotBatch {
 		err := w.tx.Commit()
+		if err == nil {
+			err = w.db.Sync()
+		}
 		if err == nil {
 			w.tx, err = w.db.Begin(true)
 		}

@@ -314,7 +314,8 @@ func (s *snapshotSink) Close() error {
 		s.store.ready[s.meta.ID] = s.ready
 		s.store.mu.Unlock()
 	}
-	return s.store.reap()
+	s.store.reap()
+	return nil
 }
 
 func (s *snapshotSink) finish() error {
@@ -354,16 +355,11 @@ func (s *snapshotSink) Cancel() error {
 
 // reap deletes what is older than the retained ones. Damaged ones stay, for
 // whoever wants to look at them, until a rebuild moves them away.
-func (s *snapshots) reap() error {
-	list, err := listSnapshots(filepath.Dir(s.dir))
-	if len(list) <= retained {
-		return nil //nolint:nilerr // what is damaged was said when it was met
-	}
-	for _, meta := range list[retained:] {
-		err = os.RemoveAll(filepath.Join(s.dir, meta.ID))
-		if err != nil {
+func (s *snapshots) reap() {
+	list, _ := listSnapshots(filepath.Dir(s.dir)) // what is damaged was said when it was met
+	for _, meta := range list[min(len(list), retained):] {
+		if err := os.RemoveAll(filepath.Join(s.dir, meta.ID)); err != nil {
 			s.log.Warn("could not delete an old snapshot", "snapshot", meta.ID, "error", err)
 		}
 	}
-	return nil
 }
