@@ -243,9 +243,7 @@ func (g *group) settled(voters int) {
 func (g *group) agree() {
 	g.Helper()
 	for _, s := range g.all {
-		if err := s.ReadIndex(g.Context(), true); err != nil {
-			g.Fatal(err)
-		}
+		eventually(g.TB, "a verified read", func() bool { return s.ReadIndex(g.Context(), true) == nil })
 	}
 	eventually(g.TB, "all states are the same", func() bool {
 		want := dumpAll(g.TB, g.all[0].State())
@@ -589,7 +587,7 @@ func TestForwardOverBreakingConnections(t *testing.T) {
 	stop := make(chan struct{})
 	var breaker sync.WaitGroup
 	breaker.Go(func() {
-		for {
+		for range 30 { // then the last writes may end on the busiest machine
 			select {
 			case <-stop:
 				return

@@ -22,7 +22,8 @@ const (
 	meetTimeout      = 2 * time.Second
 	meetFirst        = 50 * time.Millisecond // between rounds at first, doubled up to meetLongest
 	meetLongest      = 2 * time.Second
-	refusedPause     = 30 * time.Second // before a refused join is tried again, and a warning repeated
+	joinTimeout      = 5 * time.Second
+	refusedPause     = 30 * time.Second // before a warning is repeated
 )
 
 // acquaintance is what is known of another server.
@@ -30,6 +31,7 @@ type acquaintance struct {
 	id, addr string
 	intro    *pb.Introduction // its newest; nil while it has not answered
 	server   *cluster.Server  // out of intro
+	gone     bool             // it did not answer at addr lately
 	first    time.Time        // when it was heard of
 	met      time.Time        // when it last answered, or asked
 }
@@ -60,7 +62,7 @@ func (c *circle) note(in *pb.Introduction, server *cluster.Server) (news bool) {
 		c.byID[server.ID] = a
 	}
 	news = a.intro == nil || a.addr != server.RaftAddr || a.intro.ClusterId != in.ClusterId || a.intro.Promised != in.Promised || a.intro.Expect != in.Expect
-	a.addr, a.intro, a.server, a.met = server.RaftAddr, in, server, now
+	a.addr, a.intro, a.server, a.met, a.gone = server.RaftAddr, in, server, now, false
 	return news
 }
 
@@ -97,14 +99,14 @@ func (c *circle) get(id string) acquaintance {
 	return acquaintance{}
 }
 
-// missing forgets an address that leads nowhere, so that the one in raft's
+// missing notes that an address leads nowhere, so that the one in raft's
 // configuration counts again.
 func (c *circle) missing(addr string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, a := range c.byID {
 		if a.addr == addr {
-			a.addr = ""
+			a.gone = true
 		}
 	}
 }
@@ -152,7 +154,7 @@ func (s *Store) introduce() *pb.Introduction {
 	}
 	in.LeaderId, in.LeaderAddr = s.Leader()
 	for _, a := range s.circle.all() {
-		if a.addr != "" {
+		if a.addr != "" && !a.gone {
 			in.Known = append(in.Known, &pb.Acquaintance{Id: a.id, Addr: a.addr})
 		}
 	}
@@ -222,7 +224,7 @@ func (s *Store) meetRound() map[string]bool {
 		addrs[s.addrOf(string(m.ID))] = true
 	}
 	for _, a := range s.circle.all() {
-		if a.addr == "" {
+		if a.addr == "" || a.gone && s.begun() {
 			continue
 		}
 		addrs[a.addr] = true
@@ -306,7 +308,7 @@ func (s *Store) find(answered map[string]bool) {
 func (s *Store) join(through acquaintance) {
 	id := through.intro.ClusterId
 	s.member.join(id)
-	ctx, cancel := context.WithTimeout(s.ending, s.cfg.LeaderWait+meetTimeout)
+	ctx, cancel := context.WithTimeout(s.ending, joinTimeout)
 	defer cancel()
 	err := s.askToJoin(ctx, through.addr)
 	if err == nil {
@@ -372,7 +374,7 @@ func (s *Store) form(answered map[string]bool) {
 	self := pb.Acquaintance{Id: string(s.id), Addr: s.Addr()}
 	voters := []*pb.Acquaintance{&self}
 	for _, a := range s.circle.all() {
-		if a.intro == nil || a.addr == "" || time.Since(a.met) > 2*meetLongest || a.intro.Expect == 0 || a.intro.Member {
+		if a.intro == nil || a.gone || time.Since(a.met) > 2*meetLongest || a.intro.Expect == 0 || a.intro.Member {
 			continue
 		}
 		if int(a.intro.Expect) != expect {
@@ -490,7 +492,7 @@ func (s *Store) beMember() {
 		if at >= 0 && string(conf.Servers[at].Address) == s.Addr() && !s.out() {
 			return // the leader is only not heard at the moment
 		}
-		ctx, cancel := context.WithTimeout(s.ending, s.cfg.LeaderWait+meetTimeout)
+		ctx, cancel := context.WithTimeout(s.ending, joinTimeout)
 		err := s.askToJoin(ctx, a.addr)
 		cancel()
 		if err != nil && s.ending.Err() == nil && s.circle.rarely(err.Error()) {
@@ -510,6 +512,9 @@ func (s *Store) out() bool {
 func (s *Store) refreshRecord() {
 	self, old := s.self(), s.State().Snapshot().Server(nil, string(s.id))
 	self.Start = "" // only told, and noted of those who leave
+	if old != nil && old.Left {
+		return // the leader notes it when this server joins again
+	}
 	if old != nil {
 		self.CreateIndex, self.ModifyIndex = old.CreateIndex, old.ModifyIndex
 		if *self == *old {

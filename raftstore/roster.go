@@ -53,7 +53,8 @@ func (s *Store) record(id string) *cluster.Server {
 // addrOf is the Raft address of a server: where it answered last, else as
 // registered; "" when it is not known.
 func (s *Store) addrOf(id string) string {
-	if a := s.circle.get(id); a.addr != "" {
+	a := s.circle.get(id)
+	if a.addr != "" && !a.gone {
 		return a.addr
 	}
 	for _, m := range s.configuration().Servers {
@@ -61,7 +62,7 @@ func (s *Store) addrOf(id string) string {
 			return string(m.Address)
 		}
 	}
-	return ""
+	return a.addr
 }
 
 // ServerAddr implements raft.ServerAddressProvider: raft reaches a server where

@@ -84,7 +84,7 @@ type Config struct {
 type Tuning struct {
 	Heartbeat         time.Duration // a follower without contact for this long starts an election; 1 s
 	Election          time.Duration // a candidate tries again; as Heartbeat
-	LeaderLease       time.Duration // a leader without a quorum for this long steps down; half of Heartbeat
+	LeaderLease       time.Duration // a leader without a quorum for this long steps down; as Heartbeat
 	LeaderWait        time.Duration // how long Apply waits for a leader before it gives ErrNoLeader; 5 s
 	SnapshotInterval  time.Duration // how often the thresholds are looked at; 30 s
 	SnapshotThreshold uint64        // log entries that make a snapshot due; 8192
@@ -98,7 +98,7 @@ type Tuning struct {
 func (t *Tuning) defaults() {
 	setDefault(&t.Heartbeat, time.Second)
 	setDefault(&t.Election, t.Heartbeat)
-	setDefault(&t.LeaderLease, t.Heartbeat/2)
+	setDefault(&t.LeaderLease, t.Heartbeat)
 	setDefault(&t.LeaderWait, 5*time.Second)
 	setDefault(&t.SnapshotInterval, 30*time.Second)
 	setDefault(&t.SnapshotThreshold, 8192)
