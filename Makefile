@@ -48,13 +48,21 @@ test: debian build ort nomad out/tools/testreport ## run all tests with the race
 .PHONY: test-long
 test-long: export RXVISION_TEST_LONG := 1
 test-long: TEST_TIMEOUT := 2h
-test-long: test ## the same with the long form of each test that has one
+test-long: test sim-planted ## the same with the long form of each test that has one
 
 .PHONY: chaos
 CHAOS_FOR ?= 30m
 CHAOS_SEED ?= 0
 chaos: build ## harm three servers in every way for CHAOS_FOR (30m); CHAOS_SEED repeats a run's faults
 	go test -race -count=1 -timeout 24h ./e2e -run '^TestChaos$$' -v -chaos.duration $(CHAOS_FOR) -chaos.seed $(CHAOS_SEED) -chaos.clock
+
+.PHONY: sim
+sim: build ## simulate regions with faults, one seed after the other; SIMFLAGS="--seed 7 --duration 5m"
+	@out/bin/rxvision sim $(SIMFLAGS)
+
+.PHONY: sim-planted
+sim-planted: ## plant a bug in the rules; the simulator must find it within 5 minutes
+	go test -tags simbug -run TestPlanted -v ./sim
 
 .PHONY: lint
 lint: out/tools/golangci-lint ## check the code with golangci-lint, built from tools/lint
