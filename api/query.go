@@ -204,8 +204,13 @@ func (s *Server) fresh(r *request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.LeaderWait)
 	defer cancel()
 	err := s.cfg.Store.ReadIndex(ctx, r.verified)
-	if err != nil && r.Context().Err() != nil {
+	switch {
+	case err == nil:
+		return nil
+	case r.Context().Err() != nil:
 		return r.Context().Err()
+	case ctx.Err() != nil: // the wait is over, not the client's patience
+		return s.cfg.Store.NoLeader()
 	}
 	return err
 }
