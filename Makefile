@@ -89,7 +89,7 @@ bench-serve: build ort ## requests/s and latency through gateway and worker, bes
 	@out/bin/rxvision bench serve --commit "$$(git rev-parse --short HEAD)" --out out/bench/serve.json $(BENCHFLAGS)
 
 .PHONY: bench-control
-bench-control: build ort nomad ## registered jobs/s of one server, beside the real nomad
+bench-control: build ort nomad ## writes, failover and a large state on three servers, beside the real nomad
 	@$(with_nomad); out/bin/rxvision bench control --nomad "$$(command -v nomad)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/control.json $(BENCHFLAGS)
 
 .PHONY: bench-go

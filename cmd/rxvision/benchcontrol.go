@@ -32,7 +32,6 @@ type controlFlags struct {
 	trials         int // of a failover
 	jobs, perJob   int // of the large state
 	calm           time.Duration
-	keep, fromHere string
 }
 
 // controlParts are the measurements in the order in which they run.
