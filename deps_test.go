@@ -70,7 +70,6 @@ type fence struct {
 
 var fences = []fence{
 	{"github.com/hashicorp/raft", []string{"raftstore"}, "replication is machinery behind Store"},
-	{"github.com/hashicorp/raft-boltdb", []string{"raftstore"}, "replication is machinery behind Store"},
 	{"github.com/hashicorp/raft-wal", []string{"raftstore"}, "replication is machinery behind Store"},
 	{"github.com/hashicorp/raft-autopilot", []string{"raftstore"}, "replication is machinery behind Store"},
 	{"github.com/NVIDIA/go-nvml", []string{"agent/gpu"}, "the tree must build and run without a GPU"},
