@@ -23,8 +23,12 @@ const (
 	probePause   = 10 * time.Millisecond
 	// heirWait is how long the others give the best candidate.
 	heirWait = 150 * time.Millisecond
-	// heirTries bounds the attempts; after them raft's own timers have fired.
-	heirTries = 5
+	// exitWait is how long a dying process is first given to close its port, then
+	// twice that and so on: the kernel closes what a large one had open over many
+	// milliseconds, in any order.
+	exitWait = 25 * time.Millisecond
+	// heirTime bounds all attempts; after it raft's own timers have fired.
+	heirTime = 750 * time.Millisecond
 )
 
 // lostConnection hears that a raft connection of that server has broken.
@@ -50,38 +54,45 @@ func (s *Store) lostConnection(id string) {
 
 // succeed finds out whether the leader is dead, and who is to follow it.
 func (s *Store) succeed(leader, addr string) {
-	for range heirTries {
-		if !s.leaderGone(s.ending, leader, addr) {
-			return
+	ctx, cancel := context.WithTimeout(s.ending, heirTime)
+	defer cancel()
+	for pause := exitWait; ctx.Err() == nil && s.follows(leader); pause *= 2 {
+		reign, wait := s.reigns.get(), pause
+		if s.leaderGone(ctx, leader, addr) {
+			gone, heir := s.askWitnesses(ctx, leader, addr)
+			if gone {
+				wait = heirWait
+			}
+			if gone && heir {
+				s.log.Warn("the leader's process is gone; campaigning", "server", leader, "address", addr)
+				s.campaign()
+			}
 		}
-		if gone, heir := s.askWitnesses(leader, addr); gone && heir {
-			s.log.Warn("the leader's process is gone; campaigning", "server", leader, "address", addr)
-			s.campaign()
-		}
-		reign := s.reigns.get()
-		wait, cancel := context.WithTimeout(s.ending, heirWait)
 		select {
-		case <-wait.Done():
+		case <-time.After(wait):
 		case <-reign.Done():
+		case <-ctx.Done():
 		}
-		cancel()
 	}
+}
+
+// follows says whether this server knows of no leader but that one.
+func (s *Store) follows(leader string) bool {
+	now, _ := s.Leader()
+	return (now == leader || now == "") && leader != string(s.id)
 }
 
 // leaderGone says whether this server, too, takes the leader for dead: it has no
 // other one, and nobody listens at its port.
 func (s *Store) leaderGone(ctx context.Context, leader, addr string) bool {
-	if now, _ := s.Leader(); now != leader && now != "" || leader == string(s.id) {
-		return false
-	}
-	return s.port.probe(ctx, addr)
+	return s.follows(leader) && s.port.probe(ctx, addr)
 }
 
 // askWitnesses asks the other voters. gone means that a majority, this server
 // included, takes the leader for dead; heir that none of these has a longer log
 // than this one, or as long a one and a lower ID.
-func (s *Store) askWitnesses(leader, addr string) (gone, heir bool) {
-	ctx, cancel := context.WithTimeout(s.ending, probeTimeout)
+func (s *Store) askWitnesses(ctx context.Context, leader, addr string) (gone, heir bool) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	index, term := s.lastLog()
 	voters, agree, vote := 0, 0, false
