@@ -41,7 +41,7 @@ func (s *Store) Health(ctx context.Context) (*Health, error) {
 		return nil, err
 	}
 	defer end()
-	return byLeader(s, ctx,
+	return byLeader(ctx, s,
 		func() (*Health, error) { return s.healthHere(), nil },
 		func(ctx context.Context, c pb.PeersClient) (*Health, error) {
 			reply, err := c.Health(ctx, &pb.Nothing{})

@@ -65,7 +65,7 @@ func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, e
 	}
 	release := func() { s.weight.Release(weight) }
 	forwarded := false
-	res, err := byLeader(s, ctx, func() (cluster.Result, error) {
+	res, err := byLeader(ctx, s, func() (cluster.Result, error) {
 		forwarded = false
 		res, err, later := s.proposeFor(ctx, entry)
 		if later != nil {
@@ -179,7 +179,7 @@ func (s *Store) ReadIndex(ctx context.Context, verify bool) error {
 		return err
 	}
 	defer end()
-	index, err := byLeader(s, ctx,
+	index, err := byLeader(ctx, s,
 		func() (uint64, error) { return s.readIndexHere(ctx, verify) },
 		func(ctx context.Context, c pb.PeersClient) (uint64, error) {
 			reply, err := c.ReadIndex(ctx, &pb.ReadIndexRequest{Verify: verify})

@@ -53,8 +53,12 @@ func openMembership(dir string, used bool) (*membership, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(b, &m.note); err != nil || m.note.ClusterID == "" {
-		return nil, fmt.Errorf("%s is damaged (%v); delete it if this server's cluster still runs, it is written again then", m.path, err)
+	err = json.Unmarshal(b, &m.note)
+	if err == nil && m.note.ClusterID == "" {
+		err = errors.New("it names no cluster")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w); delete it if this server's cluster still runs, it is written again then", m.path, err)
 	}
 	if promise := m.note.Initiator != ""; used && promise {
 		return m, m.write(clusterNote{ClusterID: m.note.ClusterID})

@@ -222,7 +222,7 @@ func (s *Store) administer(ctx context.Context, here func() error, there func(co
 		return err
 	}
 	defer end()
-	_, err = byLeader(s, ctx,
+	_, err = byLeader(ctx, s,
 		func() (struct{}, error) { return struct{}{}, here() },
 		func(ctx context.Context, c pb.PeersClient) (struct{}, error) { return struct{}{}, there(ctx, c) })
 	return err

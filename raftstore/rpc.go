@@ -236,7 +236,7 @@ func (s *service) Join(ctx context.Context, r *pb.JoinRequest) (*pb.JoinReply, e
 	if r.Forwarded {
 		return onlyLeader(s.Store, local)
 	}
-	return byLeader(s.Store, ctx, local, func(ctx context.Context, c pb.PeersClient) (*pb.JoinReply, error) {
+	return byLeader(ctx, s.Store, local, func(ctx context.Context, c pb.PeersClient) (*pb.JoinReply, error) {
 		return c.Join(ctx, &pb.JoinRequest{Server: r.Server, Forwarded: true})
 	})
 }
@@ -307,7 +307,7 @@ func onlyLeader[T any](s *Store, answer func() (T, error)) (T, error) {
 
 // byLeader has the leader answer: this server, or another one that is asked over
 // the wire. It waits for a leader, and tries again with the next one, for LeaderWait.
-func byLeader[T any](s *Store, ctx context.Context, here func() (T, error), there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
+func byLeader[T any](ctx context.Context, s *Store, here func() (T, error), there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
 	var none T
 	wait, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
 	defer cancel()
@@ -323,7 +323,7 @@ func byLeader[T any](s *Store, ctx context.Context, here func() (T, error), ther
 		if leader == string(s.id) {
 			res, err = here()
 		} else {
-			res, err = askLeader(s, ctx, reign, leader, there)
+			res, err = askLeader(ctx, reign, s, leader, there)
 		}
 		switch {
 		case err == nil:
@@ -340,7 +340,7 @@ func byLeader[T any](s *Store, ctx context.Context, here func() (T, error), ther
 }
 
 // askLeader asks the leader over the wire, for as long as it is that.
-func askLeader[T any](s *Store, ctx, reign context.Context, leader string, there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
+func askLeader[T any](ctx, reign context.Context, s *Store, leader string, there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(reign, cancel)()

@@ -27,11 +27,11 @@ import (
 // controlFlags say what `bench control` measures.
 type controlFlags struct {
 	*benchFlags
-	parts          []string
-	nodes          int // simulated agents
-	trials         int // of a failover
-	jobs, perJob   int // of the large state
-	calm           time.Duration
+	parts        []string
+	nodes        int // simulated agents
+	trials       int // of a failover
+	jobs, perJob int // of the large state
+	calm         time.Duration
 }
 
 // controlParts are the measurements in the order in which they run.

@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"fmt"
 	"go/format"
-	"log"
 	"os"
 	"reflect"
 	"slices"
@@ -20,6 +19,12 @@ import (
 )
 
 func main() {
+	defer func() {
+		if fault := recover(); fault != nil {
+			fmt.Fprintln(os.Stderr, "codecgen:", fault)
+			os.Exit(1)
+		}
+	}()
 	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}}
 	var roots []reflect.Type
 	for _, t := range cluster.Tables {
@@ -43,10 +48,10 @@ func main() {
 	g.file()
 	out, err := format.Source(g.out.Bytes())
 	if err != nil {
-		log.Fatalf("codecgen: %v\n%s", err, g.out.Bytes())
+		panic(fmt.Errorf("%w\n%s", err, g.out.Bytes()))
 	}
 	if err := os.WriteFile(os.Args[1], out, 0o644); err != nil { //nolint:gosec // source code
-		log.Fatal(err)
+		panic(err)
 	}
 }
 
@@ -118,7 +123,7 @@ func fields(t reflect.Type) (list []field) {
 	slices.SortFunc(list, func(a, b field) int { return strings.Compare(a.key, b.key) })
 	for i := 1; i < len(list); i++ {
 		if list[i].key == list[i-1].key {
-			log.Fatalf("codecgen: %s has two fields %s", t, list[i].key)
+			panic(fmt.Sprintf("%s has two fields %s", t, list[i].key))
 		}
 	}
 	return list
@@ -184,7 +189,7 @@ func literal(t reflect.Type) string {
 // quote writes a key as msgpack's string.
 func quote(key string) string {
 	if len(key) > 31 {
-		log.Fatalf("codecgen: key %s is longer than 31 bytes", key)
+		panic(fmt.Sprintf("key %s is longer than 31 bytes", key))
 	}
 	return fmt.Sprintf("\"\\x%02x\" + %q", 0xa0+len(key), key)
 }
@@ -237,8 +242,7 @@ func filled(f field) string {
 	case reflect.Int, reflect.Int64, reflect.Uint64, reflect.Uint16:
 		return v + " != 0"
 	}
-	log.Fatalf("codecgen: omitempty on %s", f.Type)
-	return ""
+	panic(fmt.Sprintf("omitempty on %s", f.Type))
 }
 
 // plain gives v as its basic type.
@@ -277,8 +281,7 @@ func (g *generator) encode(t reflect.Type, b, v string) string {
 			return fmt.Sprintf("appendMap(%s, %s, %s)", b, v, g.encodeFunc(t.Elem()))
 		}
 	}
-	log.Fatalf("codecgen: no encoding for %s", t)
-	return ""
+	panic(fmt.Sprintf("no encoding for %s", t))
 }
 
 // encodeFunc is the function that appends an element.
@@ -370,8 +373,7 @@ func (g *generator) decode(t reflect.Type, fieldName string) string {
 	case reflect.Map:
 		return fmt.Sprintf("decodeMap(d, %s)", g.decodeInto(t.Elem()))
 	}
-	log.Fatalf("codecgen: no decoding for %s", t)
-	return ""
+	panic(fmt.Sprintf("no decoding for %s", t))
 }
 
 // decodeInto is the function that reads a value into a pointer.
@@ -421,8 +423,7 @@ func (g *generator) copy(t reflect.Type, v string) string {
 	case reflect.Map:
 		return fmt.Sprintf("copyMap(%s, %s)", v, deep)
 	}
-	log.Fatalf("codecgen: no copy of %s", t)
-	return ""
+	panic(fmt.Sprintf("no copy of %s", t))
 }
 
 // copyFunc is the function that makes a shallow copy behind a pointer deep.
@@ -470,8 +471,7 @@ func (g *generator) pack(f field, v string) string {
 	case reflect.Map:
 		return fmt.Sprintf("packMap(p, %s, %s)", v, g.packFunc(t.Elem()))
 	}
-	log.Fatalf("codecgen: no packing of %s", t)
-	return ""
+	panic(fmt.Sprintf("no packing of %s", t))
 }
 
 func (g *generator) packFunc(t reflect.Type) string {
@@ -500,8 +500,7 @@ func (g *generator) unpack(f field) string {
 	case reflect.Map:
 		return fmt.Sprintf("unpackMap(u, %s)", g.unpackFunc(t.Elem()))
 	}
-	log.Fatalf("codecgen: no unpacking of %s", t)
-	return ""
+	panic(fmt.Sprintf("no unpacking of %s", t))
 }
 
 func (g *generator) unpackFunc(t reflect.Type) string {
