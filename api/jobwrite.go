@@ -42,19 +42,25 @@ func wrote(res cluster.Result, warnings string) *answer {
 
 // checkJob turns a submitted job into the state's, or names all that is wrong with
 // it in one list: what the job spec's rules find and models that are not there.
-func (s *Server) checkJob(snap *cluster.Snapshot, in *api.Job, sub *api.JobSubmission) (*cluster.Job, string, error) {
+func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*cluster.Job, string, error) {
 	j, warnings, err := jobspec.FromAPI(in, jobspec.Options{Drivers: s.cfg.Drivers, Region: s.cfg.Region})
 	var faults jobspec.Faults
 	if err != nil && !errors.As(err, &faults) {
-		return nil, "", err
+		return nil, "", refused(err)
 	}
-	faults = append(faults, unknownModels(snap, in)...)
-	if len(faults) > 0 {
+	unknown := unknownModels(s.cfg.Store.State().Snapshot(), in)
+	if len(unknown) > 0 { // they may be younger than what this server has applied
+		if err := s.fresh(r); err != nil {
+			return nil, "", err
+		}
+		unknown = unknownModels(s.cfg.Store.State().Snapshot(), in)
+	}
+	if faults = append(faults, unknown...); len(faults) > 0 {
 		err = faults
 		if sub != nil {
 			err = jobspec.Annotate(faults, sub.Source, sub.Format)
 		}
-		return nil, "", err
+		return nil, "", refused(err)
 	}
 	return j, warningText(warnings), nil
 }
@@ -146,12 +152,9 @@ func (s *Server) registerJob(r *request) (any, error) {
 	if req.PreserveResources {
 		return nil, notBuilt("this version of rxvision does not support preserving resources: register the job with those that it shall have")
 	}
-	if err := s.fresh(r); err != nil {
-		return nil, err
-	}
-	j, warnings, err := s.checkJob(s.cfg.Store.State().Snapshot(), req.Job, req.Submission)
+	j, warnings, err := s.checkJob(r, req.Job, req.Submission)
 	if err != nil {
-		return nil, refused(err)
+		return nil, err
 	}
 	if err := errors.Join(r.allowIn(j.Namespace), r.mayServe(j)); err != nil {
 		return nil, err
@@ -218,14 +221,14 @@ func (s *Server) planJob(r *request) (any, error) {
 	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
-	snap := s.cfg.Store.State().Snapshot()
-	j, warnings, err := s.checkJob(snap, req.Job, nil)
+	j, warnings, err := s.checkJob(r, req.Job, nil)
 	if err != nil {
-		return nil, refused(err)
+		return nil, err
 	}
 	if err := errors.Join(r.allowIn(j.Namespace), r.mayServe(j)); err != nil {
 		return nil, err
 	}
+	snap := s.cfg.Store.State().Snapshot()
 	old := snap.Job(nil, j.Key())
 	pin(snap, j)
 	dry, err := s.cfg.Planner.DryRun(r.Context(), snap, j)
@@ -273,14 +276,14 @@ func (s *Server) validateJob(r *request) (any, error) {
 	if err := sameJob(r, req.Job); err != nil {
 		return nil, err
 	}
-	_, warnings, err := s.checkJob(s.cfg.Store.State().Snapshot(), req.Job, nil)
+	_, warnings, err := s.checkJob(r, req.Job, nil)
 	reply := &api.JobValidateResponse{DriverConfigValidated: true, Warnings: warnings}
 	var faults jobspec.Faults
 	switch {
 	case errors.As(err, &faults):
 		reply.Error, reply.ValidationErrors = err.Error(), faults.Strings()
 	case err != nil:
-		return nil, refused(err)
+		return nil, err
 	}
 	return reply, nil
 }
