@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -217,6 +217,7 @@ func (p *controlPlane) stop(ctx context.Context) error {
 		if s.proc != nil {
 			_, err := s.proc.Stop(ctx, syscall.SIGINT, 10*time.Second)
 			s.proc.Detach()
+			s.proc = nil
 			faults = append(faults, err)
 		}
 	}
@@ -367,15 +368,7 @@ func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (
 	if err != nil {
 		return err
 	}
-	stopped := false
-	stop := func() error {
-		if stopped {
-			return nil
-		}
-		stopped = true
-		return p.stop(context.WithoutCancel(ctx))
-	}
-	defer func() { err = errors.Join(err, stop()) }()
+	defer func() { err = errors.Join(err, p.stop(context.WithoutCancel(ctx))) }()
 	put := func(ctx context.Context, client int, body string) error {
 		return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", body, nil)
 	}
@@ -391,19 +384,19 @@ func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (
 	if err = errors.Join(err, detach()); err != nil {
 		return err
 	}
-	if err := stop(); err != nil {
+	if err := p.stop(ctx); err != nil {
 		return err
 	}
 	peer := map[int]sample{}
 	if c.nomad != "" {
-		if peer, err = nomadRegistrations(ctx, c, dir); err != nil {
+		if peer, err = nomadWrites(ctx, c, dir); err != nil {
 			return err
 		}
 	}
 	for _, n := range controlClients {
 		f := figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: accepted jobs/s", n), Value: idle[n].perSecond, Unit: "1/s"}
 		if s, ok := peer[n]; ok {
-			f.Peer, f.PeerValue = "nomad 1.11.1, 3 servers, TLS and ACL off", s.perSecond
+			f.Peer, f.PeerValue = nomadPeer, s.perSecond
 		}
 		r.add(f)
 		r.add(figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: p99", n), Value: ms(idle[n].p99), Unit: "ms", Peer: f.Peer, PeerValue: ms(peer[n].p99)})
@@ -421,80 +414,6 @@ func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// nomadRegistrations measures the same on three real nomad servers with real data
-// folders and their defaults.
-func nomadRegistrations(ctx context.Context, c controlFlags, dir string) (_ map[int]sample, err error) {
-	nomad, err := filepath.Abs(c.nomad)
-	if err != nil {
-		return nil, err
-	}
-	const n = 3
-	var ports [n][3]string // http, rpc, serf
-	var join []string
-	for i := range ports {
-		for k := range ports[i] {
-			addr, err := freeLoopback()
-			if err != nil {
-				return nil, err
-			}
-			_, ports[i][k], _ = net.SplitHostPort(addr) // it is one
-		}
-		join = append(join, strconv.Quote("127.0.0.1:"+ports[i][2]))
-	}
-	var bases []string
-	for i := range n {
-		name := fmt.Sprintf("nomad%d", i+1)
-		config := filepath.Join(dir, name+".hcl")
-		text := fmt.Sprintf("name = %q\ndata_dir = %q\nbind_addr = \"127.0.0.1\"\nlog_level = \"WARN\"\nadvertise {\n  http = \"127.0.0.1\"\n  rpc = \"127.0.0.1\"\n  serf = \"127.0.0.1\"\n}\nports {\n  http = %s\n  rpc = %s\n  serf = %s\n}\nserver {\n  enabled = true\n  bootstrap_expect = %d\n  server_join {\n    retry_join = [%s]\n    retry_interval = \"1s\"\n  }\n}\nlimits {\n  http_max_conns_per_client = 0\n  rpc_max_conns_per_client = 0\n}\n",
-			name, filepath.Join(dir, name), ports[i][0], ports[i][1], ports[i][2], n, strings.Join(join, ", "))
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-			return nil, err
-		}
-		logs := proc.LogFiles{Dir: dir, Name: name}
-		p, err := proc.Start(proc.Spec{
-			Path: nomad, Args: []string{"agent", "-config", config}, Env: os.Environ(), Dir: dir, Stdout: logs, Stderr: logs,
-			StatusFile: filepath.Join(dir, name+".status"), DieWithParent: true,
-		})
-		if err != nil {
-			return nil, err
-		}
-		defer func() {
-			_, stopErr := p.Stop(context.WithoutCancel(ctx), syscall.SIGINT, 10*time.Second)
-			p.Detach()
-			err = errors.Join(err, stopErr)
-		}()
-		bases = append(bases, "http://127.0.0.1:"+ports[i][0])
-	}
-	for _, base := range bases {
-		for {
-			if leader, err := httpGet(ctx, base+"/v1/status/leader"); err == nil && strings.Contains(string(leader), ":") {
-				break
-			}
-			if err := pause(ctx); err != nil {
-				return nil, err
-			}
-		}
-	}
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128}}
-	defer client.CloseIdleConnections()
-	return registrations(ctx, c.each, "nowhere", func(ctx context.Context, i int, body string) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPut, bases[i%n]+"/v1/jobs", strings.NewReader(body))
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		answer, err := io.ReadAll(resp.Body)
-		if err == nil && resp.StatusCode != http.StatusOK {
-			err = fmt.Errorf("%s: %s", resp.Status, answer)
-		}
-		return err
-	})
-}
-
 // benchFailover measures kill -9 of the leader to the first write that a survivor
 // accepts, a client trying both every 10 ms, with agents attached.
 func benchFailover(ctx context.Context, c controlFlags, r *benchRun, dir string) (err error) {
@@ -507,23 +426,82 @@ func benchFailover(ctx context.Context, c controlFlags, r *benchRun, dir string)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, detach()) }()
-	var all []time.Duration
-	for trial := range c.trials {
-		took, err := p.failover(ctx)
+	all, err := failovers(ctx, c.trials, r.out, p.failover)
+	if err != nil {
+		return errors.Join(err, detach())
+	}
+	if err := errors.Join(detach(), p.stop(ctx)); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("failover, %d agents attached, %d trials: ", c.nodes, c.trials)
+	p50 := figure{Metric: name + "p50", Value: ms(quantile(all, 50)), Unit: "ms", Target: "1000"}
+	top := figure{Metric: name + "max", Value: ms(quantile(all, 100)), Unit: "ms"}
+	if c.nomad != "" {
+		peer, err := nomadFailovers(ctx, c, dir, r.out)
 		if err != nil {
-			return fmt.Errorf("trial %d: %w", trial+1, err)
+			return err
+		}
+		p50.Peer, p50.PeerValue = nomadPeer+", no agents", ms(quantile(peer, 50))
+		top.Peer, top.PeerValue = p50.Peer, ms(quantile(peer, 100))
+	}
+	r.add(p50)
+	r.add(figure{Metric: name + "p99", Value: ms(quantile(all, 99)), Unit: "ms", Target: "2000"})
+	r.add(top)
+	return nil
+}
+
+// failovers measures some, one after another.
+func failovers(ctx context.Context, trials int, out io.Writer, one func(context.Context) (time.Duration, error)) ([]time.Duration, error) {
+	var all []time.Duration
+	for trial := range trials {
+		took, err := one(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("trial %d: %w", trial+1, err)
 		}
 		all = append(all, took)
-		fmt.Fprintf(r.out, "\rfailover %d of %d: %s   ", trial+1, c.trials, took.Round(time.Millisecond))
+		fmt.Fprintf(out, "\rfailover %d of %d: %s   ", trial+1, trials, took.Round(time.Millisecond))
 	}
-	fmt.Fprintln(r.out)
-	slices.Sort(all)
-	name := fmt.Sprintf("failover, %d agents attached, %d trials: ", c.nodes, c.trials)
-	r.add(figure{Metric: name + "p50", Value: ms(all[len(all)/2]), Unit: "ms", Target: "1000"})
-	r.add(figure{Metric: name + "p99", Value: ms(all[len(all)*99/100]), Unit: "ms", Target: "2000"})
-	r.add(figure{Metric: name + "max", Value: ms(all[len(all)-1]), Unit: "ms"})
-	return nil
+	fmt.Fprintln(out)
+	return all, nil
+}
+
+// firstAccepted tries a write at each of the survivors every 10 ms and gives the
+// time since began when the first was accepted.
+func firstAccepted(ctx context.Context, began time.Time, survivors []func(context.Context) error) (time.Duration, error) {
+	tries, cancel := context.WithTimeout(ctx, time.Minute)
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer cancel()
+	accepted := make(chan time.Duration, len(survivors))
+	for _, write := range survivors {
+		clients.Go(func() {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				if write(tries) == nil {
+					accepted <- time.Since(began)
+					return
+				}
+				select {
+				case <-tick.C:
+				case <-tries.Done():
+					return
+				}
+			}
+		})
+	}
+	select {
+	case took := <-accepted:
+		return took, nil
+	case <-tries.Done():
+		return 0, errors.New("no write was accepted within a minute")
+	}
+}
+
+// quantile gives the value that percent of all are not above.
+func quantile(all []time.Duration, percent int) time.Duration {
+	all = slices.Sorted(slices.Values(all))
+	return all[max(0, (len(all)*percent+99)/100-1)]
 }
 
 // failover kills the leader, measures, and brings the killed server back.
@@ -536,35 +514,18 @@ func (p *controlPlane) failover(ctx context.Context) (time.Duration, error) {
 	if err := p.kill(ctx, dead); err != nil {
 		return 0, err
 	}
-	accepted := make(chan time.Duration, len(p.servers))
-	tries, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	body := benchJob(fmt.Sprintf("failover-%d", serials.Add(1)), 1, "nowhere")
+	var survivors []func(context.Context) error
 	for _, s := range p.servers {
-		if s == dead {
-			continue
+		if s != dead {
+			survivors = append(survivors, func(ctx context.Context) error {
+				return p.call(ctx, http.MethodPut, s, "/v1/jobs", body, nil)
+			})
 		}
-		go func() {
-			tick := time.NewTicker(10 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				if p.call(tries, http.MethodPut, s, "/v1/jobs", body, nil) == nil {
-					accepted <- time.Since(began)
-					return
-				}
-				select {
-				case <-tick.C:
-				case <-tries.Done():
-					return
-				}
-			}
-		}()
 	}
-	var took time.Duration
-	select {
-	case took = <-accepted:
-	case <-tries.Done():
-		return 0, errors.New("no write was accepted within a minute")
+	took, err := firstAccepted(ctx, began, survivors)
+	if err != nil {
+		return 0, err
 	}
 	if err := p.start(dead); err != nil {
 		return 0, err
