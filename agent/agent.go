@@ -184,7 +184,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, fmt.Errorf("agent configuration: %w", err)
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, updates: newUpdates(), cpu: newCPUSampler(),
+		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, cpu: newCPUSampler(),
 		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1), certified: make(chan struct{}, 1),
 		runners: map[string]*runner{}, conns: map[string]*grpc.ClientConn{}, warned: map[string]bool{},
 		told: map[string]string{},
@@ -209,6 +209,12 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if a.nodeID, err = a.store.nodeID(); err != nil {
 		return nil, err
 	}
+	run, err := a.store.nextRun(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	first := cluster.Revision(run, 0)
+	a.updates = newUpdates(first)
 	a.log = a.log.With("node", a.nodeID)
 	var workers task.WorkerTLS
 	if cfg.Identity != nil {
@@ -235,6 +241,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	}
 	a.host = readHost(cfg.DataDir)
 	a.node = a.fingerprint()
+	a.node.Revision = first
 	if a.metrics, err = a.newMetrics(cfg.Metrics); err != nil {
 		return nil, err
 	}

@@ -277,8 +277,13 @@ func TestGPUs(t *testing.T) {
 	healthy := func(want bool) func() bool {
 		return func() bool { return s.node.NodeResources.Devices[0].Instances[1].Healthy == want }
 	}
+	var before uint64
+	s.change(func() { before = s.node.Revision })
 	fake.XID("GPU-1", 79)
 	s.wait(t, "the sick GPU", healthy(false))
+	if after := s.node.Revision; before == 0 || after <= before {
+		t.Errorf("the sick GPU came with revision %x after %x: the servers would take it for an older word", after, before)
+	}
 	if got := s.node.NodeResources.Devices[0].Instances[1].HealthDescription; !strings.Contains(got, "79") {
 		t.Errorf("reason %q", got)
 	}

@@ -136,8 +136,12 @@ func (a *Agent) nodeRecord() *cluster.Node {
 func (a *Agent) refreshNode() {
 	n := a.fingerprint()
 	a.mu.Lock()
+	n.Revision = a.node.Revision
 	changed := !reflect.DeepEqual(a.node, n)
-	a.node = n
+	if changed {
+		n.Revision++
+		a.node = n
+	}
 	a.mu.Unlock()
 	if changed {
 		select {

@@ -95,6 +95,24 @@ func (s *store) nodeID() (id string, err error) {
 	return id, err
 }
 
+// nextRun numbers this run of the agent: by its start in unix seconds, or one more
+// than the last run where the clock has gone back or not moved.
+func (s *store) nextRun(now time.Time) (run uint64, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketNode)
+		run = uint64(max(now.Unix(), 1))
+		if v := b.Get([]byte("run")); v != nil {
+			last, err := strconv.ParseUint(string(v), 10, 64)
+			if err != nil {
+				return fmt.Errorf("agent state: number of the last run: %w", err)
+			}
+			run = max(run, last+1)
+		}
+		return b.Put([]byte("run"), strconv.AppendUint(nil, run, 10))
+	})
+	return run, err
+}
+
 // newUUID draws a UUID (RFC 9562, version 4).
 func newUUID() string {
 	var b [16]byte

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,8 +57,50 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestRunsAreNumberedUpwards: whatever the clock says, a later run of the agent has a
+// higher number.
+func TestRunsAreNumberedUpwards(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	at := time.Unix(1_700_000_000, 0)
+	var last uint64
+	for i, now := range []time.Time{at, at, at.Add(-time.Hour), time.Unix(-5, 0), at.Add(time.Hour), at.Add(time.Minute)} {
+		s, err := openStore(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, err := s.nextRun(now)
+		if err := errors.Join(err, s.close()); err != nil {
+			t.Fatal(err)
+		}
+		if run <= last || run < uint64(max(now.Unix(), 0)) {
+			t.Errorf("run %d, at %s, has number %d after %d", i, now, run, last)
+		}
+		last = run
+	}
+}
+
+// TestUpdatesAreInOrder: the newest state of each allocation has the highest revision,
+// also when it is sent again.
+func TestUpdatesAreInOrder(t *testing.T) {
+	first := cluster.Revision(7, 0)
+	u := newUpdates(first)
+	last := first
+	for range 3 {
+		u.put(&cluster.Allocation{ID: "a"})
+		for range 2 {
+			u.newStream()
+			_, records := u.next()
+			a := new(cluster.Allocation)
+			if err := cluster.Unmarshal(records[0], a); err != nil || a.Revision != last+1 {
+				t.Fatalf("revision %x (%v) after %x", a.Revision, err, last)
+			}
+		}
+		last++
+	}
+}
+
 func TestUpdatesAreBoundedAndResent(t *testing.T) {
-	u := newUpdates()
+	u := newUpdates(cluster.Revision(7, 0))
 	put := func(id, status string) { u.put(&cluster.Allocation{ID: id, ClientStatus: status}) }
 	statuses := func(records [][]byte) string {
 		var out []string

@@ -21,7 +21,7 @@ const (
 // batch that was lost with its stream is sent again on the next.
 type updates struct {
 	mu      sync.Mutex
-	rev     uint64
+	rev     uint64 // a cluster.Revision
 	pending map[string]*pendingUpdate
 	order   []string // allocation IDs, the longest waiting first
 	seq     uint64
@@ -36,11 +36,12 @@ type pendingUpdate struct {
 	done  chan struct{} // closed when nothing is pending any more
 }
 
-func newUpdates() *updates {
-	return &updates{pending: map[string]*pendingUpdate{}, unacked: map[uint64]map[string]uint64{}, wake: make(chan struct{}, 1)}
+// newUpdates begins with the run's first revision.
+func newUpdates(first uint64) *updates {
+	return &updates{rev: first, pending: map[string]*pendingUpdate{}, unacked: map[uint64]map[string]uint64{}, wake: make(chan struct{}, 1)}
 }
 
-// put queues the newest state of an allocation.
+// put queues the newest state of an allocation and gives it its revision.
 func (u *updates) put(a *cluster.Allocation) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -51,6 +52,7 @@ func (u *updates) put(a *cluster.Allocation) {
 		u.pending[a.ID] = p
 		u.order = append(u.order, a.ID)
 	}
+	a.Revision = u.rev
 	p.alloc, p.rev = a, u.rev
 	u.ring()
 }

@@ -57,6 +57,7 @@ type Allocation struct {
 	PreemptedByAllocation string
 	Serving               *Serving // what an onnx task serves; address and readiness are the agent's
 	UnknownSince          Time     // when its node had been silent and ClientStatus became unknown; 0 otherwise
+	Revision              uint64   // of what its node said of it last, see Revision; 0: nothing yet, or without order
 	Epoch                 uint64   // log index at which this start was decided; later epochs win
 	CreateIndex           uint64
 	ModifyIndex           uint64

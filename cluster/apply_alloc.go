@@ -192,7 +192,7 @@ func (t *tx) placeAlloc(a *Allocation, job *Job) {
 	old := t.Alloc(nil, a.ID)
 	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
 	if old == nil {
-		a.CreateIndex, a.Epoch, a.CreateTime = t.index, t.index, t.stamp.Time
+		a.CreateIndex, a.Epoch, a.CreateTime, a.Revision = t.index, t.index, t.stamp.Time, 0
 		a.ClientStatus, a.Serving = AllocClientPending, toServe(job, a.TaskGroup)
 		a.setStates(nil)
 		if prev := t.Alloc(nil, a.PreviousAllocation); a.PreviousAllocation != "" && prev != nil {
@@ -201,7 +201,7 @@ func (t *tx) placeAlloc(a *Allocation, job *Job) {
 			t.putAlloc(&p, prev, false)
 		}
 	} else {
-		a.CreateIndex, a.Epoch, a.CreateTime = old.CreateIndex, old.Epoch, old.CreateTime
+		a.CreateIndex, a.Epoch, a.CreateTime, a.Revision = old.CreateIndex, old.Epoch, old.CreateTime, old.Revision
 		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
 		a.TaskStates, a.packedStates = old.TaskStates, old.packedStates
 		a.Serving, a.UnknownSince = old.Serving, old.UnknownSince
@@ -234,18 +234,21 @@ func (t *tx) putAlloc(a, old *Allocation, desired bool) {
 	}
 }
 
-// updateAllocs merges what a node says. Health moves the deployment; a failure,
+// updateAllocs merges what a node says, unless it has said something newer. Health moves the deployment; a failure,
 // and a word of an allocation that was unknown, ask for an evaluation of the job.
 func (t *tx) updateAllocs(c *UpdateAllocs) {
 	var failed, progressed, reconnected []JobKey
 	for _, u := range c.Allocs {
 		old := t.Alloc(nil, u.ID)
 		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) || (u.NodeID != "" && old.NodeID != u.NodeID) ||
-			(u.Epoch != 0 && u.Epoch < old.Epoch) || old.ClientTerminal() || u.ClientStatus == AllocClientUnknown {
+			(u.Epoch != 0 && u.Epoch < old.Epoch) || (u.Revision != 0 && u.Revision <= old.Revision) || old.ClientTerminal() || u.ClientStatus == AllocClientUnknown {
 			continue
 		}
 		a := *old
 		a.ClientStatus, a.ClientDescription, a.UnknownSince = u.ClientStatus, u.ClientDescription, 0
+		if u.Revision != 0 {
+			a.Revision = u.Revision
+		}
 		a.setStates(trimTaskStates(u.TaskStates))
 		a.Serving = mergeServing(old.Serving, u.Serving)
 		if a.ClientTerminal() {

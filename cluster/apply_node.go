@@ -13,6 +13,10 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 			return err
 		}
 	}
+	old := t.Node(nil, n.ID)
+	if old != nil && n.Revision != 0 && n.Revision < old.Revision {
+		return nil // it was held up, and the node has said something newer since
+	}
 	t.present(n.ID)
 	if n.ReservedResources == nil {
 		n.ReservedResources = &NodeReservedResources{}
@@ -20,7 +24,6 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 	if n.Status == "" {
 		n.Status = NodeStatusReady
 	}
-	old := t.Node(nil, n.ID)
 	n.CreateIndex, n.StatusUpdatedAt = t.index, t.stamp.Time/1e9
 	if n.SchedulingEligibility == "" {
 		n.SchedulingEligibility = NodeEligible

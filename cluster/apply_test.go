@@ -418,7 +418,7 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 				continue
 			}
 			a := allocs[r.IntN(len(allocs))]
-			u := &Allocation{ID: a.ID, ClientStatus: []string{AllocClientRunning, AllocClientFailed, AllocClientComplete}[r.IntN(3)]}
+			u := &Allocation{ID: a.ID, Revision: r.Uint64N(20), ClientStatus: []string{AllocClientRunning, AllocClientFailed, AllocClientComplete}[r.IntN(3)]}
 			if r.IntN(2) == 0 {
 				u.DeploymentStatus = &AllocDeploymentStatus{Healthy: []*bool{&yes, &no}[r.IntN(2)]}
 			}
@@ -457,8 +457,10 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 			}
 			do(reap)
 			for _, n := range nodes {
-				if h.Snapshot().Node(nil, n.ID) == nil {
-					do(&RegisterNode{Node: n})
+				again := *n
+				again.Revision = r.Uint64N(20)
+				if h.Snapshot().Node(nil, n.ID) == nil || r.IntN(2) == 0 {
+					do(&RegisterNode{Node: &again})
 				}
 			}
 		case 10:

@@ -113,6 +113,7 @@ var (
 		PreemptedByAllocation string
 		Serving               *Serving
 		UnknownSince          Time
+		Revision              uint64
 		Epoch                 uint64
 		CreateIndex           uint64
 		ModifyIndex           uint64
@@ -477,6 +478,7 @@ var (
 		DrainStrategy         *DrainStrategy
 		LastDrain             *DrainMetadata
 		Events                []*NodeEvent
+		Revision              uint64
 		CreateIndex           uint64
 		ModifyIndex           uint64
 	}{})
@@ -2099,7 +2101,7 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 		return append(b, 0xc0)
 	}
 	v = v.Whole()
-	b = appendMapLen(b, 34)
+	b = appendMapLen(b, 35)
 	b = appendUint(append(b, "\xb0"+"AllocModifyIndex"...), v.AllocModifyIndex)
 	b = appendAllocatedResources(append(b, "\xb2"+"AllocatedResources"...), v.AllocatedResources)
 	b = appendStr(append(b, "\xb1"+"ClientDescription"...), v.ClientDescription)
@@ -2130,6 +2132,7 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 	b = appendStr(append(b, "\xb5"+"PreemptedByAllocation"...), v.PreemptedByAllocation)
 	b = appendStr(append(b, "\xb2"+"PreviousAllocation"...), v.PreviousAllocation)
 	b = appendRescheduleTracker(append(b, "\xb1"+"RescheduleTracker"...), v.RescheduleTracker)
+	b = appendUint(append(b, "\xa8"+"Revision"...), v.Revision)
 	b = appendServing(append(b, "\xa7"+"Serving"...), v.Serving)
 	b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
 	b = appendMap(append(b, "\xaa"+"TaskStates"...), v.TaskStates, appendTaskState)
@@ -2168,6 +2171,7 @@ var keysOfAllocation = []string{
 	"PreemptedByAllocation",
 	"PreviousAllocation",
 	"RescheduleTracker",
+	"Revision",
 	"Serving",
 	"TaskGroup",
 	"TaskStates",
@@ -2238,13 +2242,15 @@ func decodeAllocation(d *decoder, v *Allocation) {
 			v.PreviousAllocation = d.str()
 		case 29: // RescheduleTracker
 			v.RescheduleTracker = decodePtr(d, decodeRescheduleTracker)
-		case 30: // Serving
+		case 30: // Revision
+			v.Revision = d.uint()
+		case 31: // Serving
 			v.Serving = decodePtr(d, decodeServing)
-		case 31: // TaskGroup
+		case 32: // TaskGroup
 			v.TaskGroup = d.str()
-		case 32: // TaskStates
+		case 33: // TaskStates
 			v.TaskStates = decodeMap(d, func(d *decoder, v **TaskState) { *v = decodePtr(d, decodeTaskState) })
-		case 33: // UnknownSince
+		case 34: // UnknownSince
 			v.UnknownSince = Time(d.int())
 		default:
 			d.skip()
@@ -4421,7 +4427,7 @@ func appendNode(b []byte, v *Node) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 21)
+	b = appendMapLen(b, 22)
 	b = appendMap(append(b, "\xaa"+"Attributes"...), v.Attributes, appendStr)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendStr(append(b, "\xaa"+"Datacenter"...), v.Datacenter)
@@ -4439,6 +4445,7 @@ func appendNode(b []byte, v *Node) []byte {
 	b = appendStr(append(b, "\xa8"+"NodePool"...), v.NodePool)
 	b = appendNodeResources(append(b, "\xad"+"NodeResources"...), v.NodeResources)
 	b = appendNodeReservedResources(append(b, "\xb1"+"ReservedResources"...), v.ReservedResources)
+	b = appendUint(append(b, "\xa8"+"Revision"...), v.Revision)
 	b = appendStr(append(b, "\xb5"+"SchedulingEligibility"...), v.SchedulingEligibility)
 	b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
 	b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
@@ -4464,6 +4471,7 @@ var keysOfNode = []string{
 	"NodePool",
 	"NodeResources",
 	"ReservedResources",
+	"Revision",
 	"SchedulingEligibility",
 	"Status",
 	"StatusDescription",
@@ -4508,13 +4516,15 @@ func decodeNode(d *decoder, v *Node) {
 			v.NodeResources = decodePtr(d, decodeNodeResources)
 		case 16: // ReservedResources
 			v.ReservedResources = decodePtr(d, decodeNodeReservedResources)
-		case 17: // SchedulingEligibility
+		case 17: // Revision
+			v.Revision = d.uint()
+		case 18: // SchedulingEligibility
 			v.SchedulingEligibility = d.str()
-		case 18: // Status
+		case 19: // Status
 			v.Status = d.str()
-		case 19: // StatusDescription
+		case 20: // StatusDescription
 			v.StatusDescription = d.str()
-		case 20: // StatusUpdatedAt
+		case 21: // StatusUpdatedAt
 			v.StatusUpdatedAt = d.int()
 		default:
 			d.skip()

@@ -60,7 +60,8 @@ func (s *Stamp) stamp() *Stamp { return s }
 func StampOf(c Command) *Stamp { return c.stamp() }
 
 // RegisterNode creates or refreshes a node; status and eligibility of a known
-// node stay, but a node that was down becomes ready.
+// node stay, but a node that was down becomes ready. One whose Revision is older than
+// the known node's changes nothing.
 type RegisterNode struct {
 	Stamp
 	Node    *Node
@@ -144,8 +145,8 @@ type ApplyPlans struct {
 
 // UpdateAllocs brings what nodes say of their allocations. Of each record only
 // ID, NodeID, Epoch, ClientStatus, ClientDescription, TaskStates, DeploymentStatus
-// and Serving are read; an update with an older Epoch than the state's, or with a
-// NodeID that is not the allocation's, is ignored.
+// Revision and Serving are read; an update with an older Epoch than the state's, with a
+// Revision that is not newer, or with a NodeID that is not the allocation's, is ignored.
 type UpdateAllocs struct {
 	Stamp
 	NodeID string // the node that speaks; updates for others are refused. "": the proposer has checked each

@@ -36,9 +36,16 @@ type Node struct {
 	DrainStrategy         *DrainStrategy
 	LastDrain             *DrainMetadata
 	Events                []*NodeEvent
+	Revision              uint64 // of what the agent says of itself, see Revision; 0: an agent that keeps no order
 	CreateIndex           uint64
 	ModifyIndex           uint64
 }
+
+// Revision is the order that an agent gives to what it says: it counts its changes
+// within a run of the agent, and runs are numbered by the time they start, kept on the
+// node's disk so that they never go back. What a node said through one server may reach
+// the log after what it said later through another: the rules drop the older word.
+func Revision(run uint64, change uint32) uint64 { return run<<32 | uint64(change) }
 
 // Ready says whether new work may be placed on the node.
 func (n *Node) Ready() bool {

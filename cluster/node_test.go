@@ -120,3 +120,52 @@ func TestHoldKeepsNodes(t *testing.T) {
 		t.Error("the end of the hold wakes nobody")
 	}
 }
+
+// TestLateWordsOfANode: what a node said through a server that forwarded it late does
+// not undo what it has said since, about itself and about its allocations.
+func TestLateWordsOfANode(t *testing.T) {
+	h := newHarness(t)
+	id := h.id()
+	register := func(revision uint64, healthy bool) {
+		t.Helper()
+		n := testNode(id)
+		n.Revision, n.NodeResources.Devices[0].Instances[0].Healthy = revision, healthy
+		h.must(&RegisterNode{Node: n})
+	}
+	check := func(healthy bool, status string) {
+		t.Helper()
+		n := h.Snapshot().Node(nil, id)
+		if got := n.NodeResources.Devices[0].Instances[0].Healthy; got != healthy || n.Status != status {
+			t.Fatalf("the device's health is %t and the node is %s, want %t and %s", got, n.Status, healthy, status)
+		}
+	}
+	register(Revision(5, 2), true)
+	register(Revision(5, 3), false)
+	register(Revision(5, 2), true)
+	check(false, NodeStatusReady)
+	h.must(&UpdateNodeStatus{Updates: []NodeStatusUpdate{{NodeID: id, Status: NodeStatusDown}}})
+	register(Revision(4, 9), true)
+	check(false, NodeStatusDown)
+	register(Revision(5, 3), false) // it comes again as it was
+	check(false, NodeStatusReady)
+	register(Revision(6, 0), true)
+	check(true, NodeStatusReady)
+	register(0, false) // an agent that keeps no order
+	check(false, NodeStatusReady)
+
+	a, _ := h.place(testJob("a", 1), h.Snapshot().Node(nil, id), nil)
+	said := func(revision uint64, status, want string) {
+		t.Helper()
+		h.must(&UpdateAllocs{NodeID: id, Allocs: []*Allocation{{ID: a.ID, Revision: revision, ClientStatus: status}}})
+		if got := h.Snapshot().Alloc(nil, a.ID).ClientStatus; got != want {
+			t.Fatalf("after a word of revision %d the allocation is %s, want %s", revision, got, want)
+		}
+	}
+	said(Revision(6, 4), AllocClientRunning, AllocClientRunning)
+	said(Revision(6, 3), AllocClientPending, AllocClientRunning)
+	said(Revision(5, 8), AllocClientFailed, AllocClientRunning)
+	said(Revision(7, 0), AllocClientPending, AllocClientPending)
+	said(0, AllocClientRunning, AllocClientRunning)
+	said(Revision(6, 9), AllocClientPending, AllocClientRunning)
+	said(Revision(7, 1), AllocClientComplete, AllocClientComplete)
+}

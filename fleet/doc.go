@@ -63,8 +63,10 @@
 // log, ignore what is not the node's own. While the log takes nothing, reports wait;
 // they never hold up the reading of heartbeats. A report that was on its way when its
 // session broke is dropped before it is proposed, since the node reports again
-// elsewhere; one that was just being proposed may still land after a newer one, and
-// is put right when the node next hears of the allocation.
+// elsewhere; one that was just being proposed may still land after a newer one. So
+// may a registration. Agents number what they say (cluster.Revision), and the rules drop
+// what is older than what they know. A state that knows less of a node than it said
+// here, since it was restored, has the node register again.
 //
 // Calls go to the server that holds the node, and artifacts come from one that has
 // stored them, over the servers' own network (PeerNet), which authenticates both

@@ -35,6 +35,7 @@ type session struct {
 	change chan *cluster.Node // capacity 1: the node's newest record, to be registered
 	calls  chan struct{}      // a slot per reverse call under way
 	told   chan struct{}      // closed when the first desired state is queued: calls come after it
+	said   atomic.Uint64      // revision of the newest record of the node that was registered through the session
 	last   atomic.Int64       // of the last message, nanoseconds since the server's birth
 
 	mu       sync.Mutex // reports between their arrival and their acknowledgement
@@ -78,6 +79,7 @@ func (c *session) run(stream pb.Fleet_AttachServer) error {
 	defer wg.Wait()
 	err := c.server.admit(c.ctx, c.node, c.key)
 	if err == nil {
+		c.said.Store(c.node.Revision)
 		c.node = nil
 		wg.Go(c.register)
 		err = c.desire(func() { early.Stop(); c.tell() })
@@ -98,6 +100,7 @@ func (c *session) register() {
 				c.cancel(err)
 				return
 			}
+			c.said.Store(n.Revision)
 		case <-c.ctx.Done():
 			return
 		}
@@ -155,11 +158,12 @@ func (c *session) send(stream pb.Fleet_AttachServer) error {
 	}
 }
 
-// errForgotten ends the session of a node that was purged, that a restore lost,
-// or that was missed while it registered.
+// errForgotten ends the session of a node that was purged, that a restore lost or
+// knows as it once was, or that was missed while it registered.
 var errForgotten = status.Error(codes.Aborted, "the servers do not count this node as connected: register again")
 
-// counted says whether the state holds the node as one that is there.
+// counted says whether the state holds the node as one that is there, and knows of it
+// what it said here.
 func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
 	if c.key != "" {
 		if e := snap.Enrollment(ws, cluster.EnrollmentKey{Role: cluster.RoleNode, Name: c.nodeID}); e == nil || e.KeyHash != c.key {
@@ -167,7 +171,7 @@ func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
 		}
 	}
 	n := snap.Node(ws, c.nodeID)
-	return n != nil && n.Status == cluster.NodeStatusReady
+	return n != nil && n.Status == cluster.NodeStatusReady && n.Revision >= c.said.Load()
 }
 
 // desire follows what the state wants of the node and sends the differences. It

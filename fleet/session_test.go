@@ -211,6 +211,44 @@ func TestRestoreSaysEverythingAgain(t *testing.T) {
 	}
 }
 
+// TestNodeIsKnownAsItSaidLast: a registration that comes late changes nothing, and a
+// restored state that knows a node as it once was has it register again.
+func TestNodeIsKnownAsItSaidLast(t *testing.T) {
+	f := start(t, Config{})
+	n, _ := f.attach(nodeA)
+	say := func(revision uint64, class string) *cluster.Node {
+		r := record(nodeA)
+		r.Revision, r.NodeClass = revision, class
+		return r
+	}
+	known := func() *cluster.Node { return f.store.State().Snapshot().Node(nil, nodeA) }
+	change := func(r *cluster.Node) {
+		n.say(&pb.NodeMessage{Message: &pb.NodeMessage_Node{Node: &pb.NodeChanged{Node: cluster.Marshal(r)}}})
+		f.await("the change", func(s *cluster.Snapshot, ws cluster.WatchSet) bool { return s.Node(ws, nodeA).Revision == r.Revision })
+	}
+	first := cluster.Revision(9, 0)
+	change(say(first, "old"))
+	r := cluster.NewRestore()
+	err := f.store.State().Snapshot().Records(func(table *cluster.Table, _ string, v any) error { return r.Add(table, cluster.Marshal(v)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	earlier, err := r.Done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(say(first+1, "new"))
+	f.must(&cluster.RegisterNode{Node: say(first, "old")}) // as another server forwards it
+	if got := known(); got.NodeClass != "new" {
+		t.Errorf("a late registration made the node %q", got.NodeClass)
+	}
+	n.heartbeat()
+	f.store.restore(earlier)
+	if err := n.end(); status.Code(err) != codes.Aborted {
+		t.Errorf("the session of a node that the state knows as it was ended with %v", err)
+	}
+}
+
 func TestPurgedNodeRegistersAnew(t *testing.T) {
 	f := start(t, Config{})
 	n, _ := f.attach(nodeA)

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/scheduler/place"
@@ -34,9 +33,6 @@ func (w *world) becalm() {
 		} else {
 			n.comeBack(false)
 		}
-		// Nothing orders the registrations of a node at different servers yet: one that was held up may have landed
-		// after a newer one. Once the last are in, every node says again what it is, as at its next start.
-		n.after(time.Minute, n.changed)
 	}
 	w.users[0].tidy()
 }

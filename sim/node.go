@@ -39,6 +39,7 @@ type node struct {
 
 	// On the host's disk.
 	id     string
+	run    uint64 // of the agent, see cluster.Revision
 	allocs map[string]*held
 
 	// What uses devices and ports at this moment.
@@ -54,7 +55,8 @@ type node struct {
 	pause    time.Duration
 	order    []int // servers to try
 
-	rev      uint64
+	what     uint64 // revision of what the node is
+	rev      uint64 // … and of what it says of its allocations
 	pending  map[string]*pendingReport
 	queue    []string // the longest waiting first
 	seq      uint64
@@ -106,7 +108,7 @@ func (n *node) String() string { return fmt.Sprintf("n%d", n.nr) }
 // record is what the agent registers.
 func (n *node) record() *cluster.Node {
 	r := &cluster.Node{
-		ID: n.id, Name: n.String(), Datacenter: fmt.Sprintf("dc%d", 1+n.nr%2), NodePool: cluster.DefaultNodePool,
+		ID: n.id, Revision: n.what, Name: n.String(), Datacenter: fmt.Sprintf("dc%d", 1+n.nr%2), NodePool: cluster.DefaultNodePool,
 		NodeClass: fmt.Sprintf("class%d", n.nr%3), Status: cluster.NodeStatusReady,
 		Attributes: map[string]string{"kernel.name": "linux", "rack": fmt.Sprint(n.nr % 4)},
 		Drivers: map[string]*cluster.DriverInfo{
@@ -155,6 +157,8 @@ func (n *node) startAgent() {
 		return
 	}
 	n.life++
+	n.run++
+	n.what, n.rev = cluster.Revision(n.run, 0), cluster.Revision(n.run, 0)
 	n.agentUp, n.stream, n.attached, n.pause, n.order = true, nil, false, minBackoff, nil
 	n.pending, n.queue, n.unacked, n.flushing = map[string]*pendingReport{}, nil, map[uint64]map[string]uint64{}, false
 	n.w.note("%s agent starts with %d allocations", n, len(n.allocs))
@@ -232,7 +236,7 @@ func (n *node) welcome(st *stream) {
 	}
 	n.flushLater()
 	if n.stale {
-		n.changed()
+		n.announce()
 	}
 	n.beat(st)
 }
@@ -254,6 +258,12 @@ func (n *node) beat(st *stream) {
 
 // changed tells the servers what the node is now, when it can.
 func (n *node) changed() {
+	n.what++
+	n.announce()
+}
+
+// announce brings the newest record to the server.
+func (n *node) announce() {
 	st := n.stream
 	if n.stale = st == nil || !n.attached; !n.stale {
 		record := n.record()
@@ -629,7 +639,8 @@ func (n *node) acknowledged(seq uint64) {
 // said is the client's side of an allocation.
 func (n *node) said(h *held) *cluster.Allocation {
 	a := &cluster.Allocation{
-		ID: h.alloc.ID, Namespace: h.alloc.Namespace, JobID: h.alloc.JobID, NodeID: n.id, Epoch: h.alloc.Epoch,
+		Revision: n.pending[h.alloc.ID].rev,
+		ID:       h.alloc.ID, Namespace: h.alloc.Namespace, JobID: h.alloc.JobID, NodeID: n.id, Epoch: h.alloc.Epoch,
 		ClientStatus: h.status, TaskStates: map[string]*cluster.TaskState{},
 	}
 	clock := func(t int64) cluster.Time {

@@ -86,6 +86,7 @@ type session struct {
 	nodeID string
 	stream *stream
 	over   bool
+	said   uint64           // revision of the newest record of the node that was registered here
 	need   uint64           // no word before this index is applied: it would be older than what the node knows
 	of     <-chan struct{}  // tells one state from another
 	ws     cluster.WatchSet // fires when there may be something to say
@@ -119,7 +120,7 @@ func (s *server) hello(st *stream, record *cluster.Node) {
 		if old := s.sessions[record.ID]; old != nil {
 			old.over = true
 		}
-		sess := &session{s: s, nodeID: record.ID, stream: st, need: res.Index}
+		sess := &session{s: s, nodeID: record.ID, stream: st, said: record.Revision, need: res.Index}
 		s.sessions[record.ID] = sess
 		st.node(func() { st.n.welcome(st) })
 	}))
@@ -133,14 +134,17 @@ func (s *server) register(st *stream, record *cluster.Node) {
 	}
 	st.busy, st.record = true, nil
 	self := func() *server { return s }
-	s.w.propose(s.addr, &cluster.RegisterNode{Node: record}, serverTries, self, s.inLife(func(_ cluster.Result, err error) {
+	s.w.propose(s.addr, &cluster.RegisterNode{Node: record}, serverTries, self, s.inLife(func(res cluster.Result, err error) {
 		st.busy = false
 		switch sess := s.sessions[record.ID]; {
 		case sess == nil || sess.stream != st:
 		case err != nil:
 			sess.end()
-		case st.record != nil:
-			s.register(st, st.record)
+		default:
+			sess.said, sess.need = record.Revision, max(sess.need, res.Index)
+			if st.record != nil {
+				s.register(st, st.record)
+			}
 		}
 	}))
 }
@@ -162,7 +166,7 @@ func (s *server) heartbeat(st *stream, nodeID string) {
 		return
 	}
 	s.heardOf[nodeID] = s.w.now
-	if !sess.counted(s.state.Snapshot(), nil) {
+	if s.applied >= sess.need && !sess.counted(s.state.Snapshot(), nil) {
 		sess.end()
 		return
 	}
@@ -181,7 +185,7 @@ func (sess *session) end() {
 
 func (sess *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
 	n := snap.Node(ws, sess.nodeID)
-	return n != nil && n.Status == cluster.NodeStatusReady
+	return n != nil && n.Status == cluster.NodeStatusReady && n.Revision >= sess.said
 }
 
 func (s *server) pollSessions() {
