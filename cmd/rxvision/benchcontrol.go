@@ -27,6 +27,7 @@ import (
 // controlFlags say what `bench control` measures.
 type controlFlags struct {
 	*benchFlags
+	consul       string // the real one to measure beside it, or none
 	parts        []string
 	nodes        int // simulated agents
 	trials       int // of a failover
@@ -46,7 +47,7 @@ func newBenchControl(b *benchFlags) *cobra.Command {
 on free ports of this machine, with simulated agents (bench nodes), and measures
 
   writes    accepted registrations per second at 1, 8, 32 and 64 clients, beside
-            three real nomad servers when --nomad names one
+            three real nomad servers when --nomad names one, and consul likewise
   failover  kill -9 of the leader to the first accepted write
   state     memory, snapshot, restart and restore with many allocations
   calm      leader changes under full load for a long time (not by default)`,
@@ -62,6 +63,7 @@ on free ports of this machine, with simulated agents (bench nodes), and measures
 	}
 	f := cmd.Flags()
 	f.StringVar(&b.nomad, "nomad", "", "the real nomad to measure beside it; default: none")
+	f.StringVar(&c.consul, "consul", "", "the real consul to measure beside it; default: none")
 	f.StringSliceVar(&c.parts, "part", []string{"writes", "failover", "state"}, "what to measure: "+strings.Join(controlParts, ", "))
 	f.IntVar(&c.nodes, "nodes", 1000, "simulated agents during failovers")
 	f.IntVar(&c.trials, "trials", 50, "failovers")
@@ -347,11 +349,12 @@ var serials atomic.Int64
 
 // registrations measures accepted registrations of distinct jobs of one
 // allocation at each number of clients, spread over the servers.
-func registrations(ctx context.Context, each time.Duration, datacenter string, put func(ctx context.Context, client int, body string) error) (map[int]sample, error) {
+func registrations(ctx context.Context, each time.Duration, datacenter string, put func(ctx context.Context, client int, id, job string) error) (map[int]sample, error) {
 	out := map[int]sample{}
 	for _, n := range controlClients {
 		s, err := closedLoop(ctx, n, each, func(ctx context.Context, client int) error {
-			return put(ctx, client, benchJob(fmt.Sprintf("bench-%d", serials.Add(1)), 1, datacenter))
+			id := fmt.Sprintf("bench-%d", serials.Add(1))
+			return put(ctx, client, id, benchJob(id, 1, datacenter))
 		})
 		if err != nil {
 			return nil, err
@@ -369,8 +372,8 @@ func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (
 		return err
 	}
 	defer func() { err = errors.Join(err, p.stop(context.WithoutCancel(ctx))) }()
-	put := func(ctx context.Context, client int, body string) error {
-		return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", body, nil)
+	put := func(ctx context.Context, client int, _, job string) error {
+		return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", job, nil)
 	}
 	idle, err := registrations(ctx, c.each, "nowhere", put)
 	if err != nil {
@@ -387,19 +390,20 @@ func benchWrites(ctx context.Context, c controlFlags, r *benchRun, dir string) (
 	if err := p.stop(ctx); err != nil {
 		return err
 	}
-	peer := map[int]sample{}
-	if c.nomad != "" {
-		if peer, err = nomadWrites(ctx, c, dir); err != nil {
-			return err
+	names, rates := []string{""}, []map[int]sample{{}} // without a peer the figures stand alone
+	for i, other := range c.peers() {
+		rate, err := other.writes(ctx, c.each, dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", other.name, err)
 		}
+		names, rates = append(names[:i], other.name), append(rates[:i], rate)
 	}
 	for _, n := range controlClients {
-		f := figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: accepted jobs/s", n), Value: idle[n].perSecond, Unit: "1/s"}
-		if s, ok := peer[n]; ok {
-			f.Peer, f.PeerValue = nomadPeer, s.perSecond
+		for i, name := range names {
+			of := fmt.Sprintf("3 servers, no nodes, %d clients: ", n)
+			r.add(figure{Metric: of + "accepted jobs/s", Value: idle[n].perSecond, Unit: "1/s", Peer: name, PeerValue: rates[i][n].perSecond})
+			r.add(figure{Metric: of + "p99", Value: ms(idle[n].p99), Unit: "ms", Peer: name, PeerValue: ms(rates[i][n].p99)})
 		}
-		r.add(f)
-		r.add(figure{Metric: fmt.Sprintf("3 servers, no nodes, %d clients: p99", n), Value: ms(idle[n].p99), Unit: "ms", Peer: f.Peer, PeerValue: ms(peer[n].p99)})
 	}
 	for _, n := range controlClients {
 		f := figure{Metric: fmt.Sprintf("3 servers, 100 nodes, %d clients: accepted jobs/s", n), Value: busy[n].perSecond, Unit: "1/s"}
@@ -434,19 +438,22 @@ func benchFailover(ctx context.Context, c controlFlags, r *benchRun, dir string)
 		return err
 	}
 	name := fmt.Sprintf("failover, %d agents attached, %d trials: ", c.nodes, c.trials)
-	p50 := figure{Metric: name + "p50", Value: ms(quantile(all, 50)), Unit: "ms", Target: "1000"}
-	top := figure{Metric: name + "max", Value: ms(quantile(all, 100)), Unit: "ms"}
-	if c.nomad != "" {
-		peer, err := nomadFailovers(ctx, c, dir, r.out)
+	names, peers := []string{""}, [][]time.Duration{{0}}
+	for i, other := range c.peers() {
+		all, err := other.failovers(ctx, c.trials, dir, r.out)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", other.name, err)
 		}
-		p50.Peer, p50.PeerValue = nomadPeer+", no agents", ms(quantile(peer, 50))
-		top.Peer, top.PeerValue = p50.Peer, ms(quantile(peer, 100))
+		names, peers = append(names[:i], other.name+", no agents"), append(peers[:i], all)
 	}
-	r.add(p50)
-	r.add(figure{Metric: name + "p99", Value: ms(quantile(all, 99)), Unit: "ms", Target: "2000"})
-	r.add(top)
+	for _, q := range []struct {
+		name, target string
+		percent      int
+	}{{"p50", "1000", 50}, {"p99", "2000", 99}, {"max", "", 100}} {
+		for i, peer := range names {
+			r.add(figure{Metric: name + q.name, Value: ms(quantile(all, q.percent)), Unit: "ms", Target: q.target, Peer: peer, PeerValue: ms(quantile(peers[i], q.percent))})
+		}
+	}
 	return nil
 }
 
