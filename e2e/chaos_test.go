@@ -5,6 +5,7 @@ import (
 	byteorder "encoding/binary"
 	"flag"
 	"fmt"
+	"maps"
 	mrand "math/rand/v2"
 	"os"
 	"os/exec"
@@ -100,11 +101,13 @@ func (d *disk) empty() {
 
 // nemesis does harm to a region, one fault at a time, from a seed.
 type nemesis struct {
-	r      *region
-	rng    *mrand.Rand
-	disks  []*disk
-	clocks []clock
-	done   map[string]int // faults by kind
+	r       *region
+	agents  []*agents // the first have so many nodes that replacements pause when they fall silent together
+	rng     *mrand.Rand
+	disks   []*disk
+	clocks  []clock
+	done    map[string]int // faults by kind
+	damages bool           // files are changed too
 }
 
 // hold is how long a fault lasts, from half of d to all of it.
@@ -126,13 +129,30 @@ func (n *nemesis) others(i int) []int {
 // faults are all kinds. Each ends with everything healed and every server running.
 func (n *nemesis) faults() map[string]func() {
 	any1 := func() int { return n.rng.IntN(len(n.r.servers)) }
+	both := func(i, j int) {
+		n.r.net.cut(i, j)
+		n.r.net.cut(j, i)
+	}
+	heal := func(d time.Duration) {
+		n.hold(d)
+		n.r.net.heal()
+	}
 	isolate := func(i int) {
 		for _, j := range n.others(i) {
-			n.r.net.cut(i, j)
-			n.r.net.cut(j, i)
+			both(i, j)
 		}
-		n.hold(6 * time.Second)
-		n.r.net.heal()
+		if n.rng.IntN(2) == 0 { // from the agents too
+			for _, a := range n.agents {
+				both(i, a.host)
+			}
+		}
+		heal(6 * time.Second)
+	}
+	lonely := func(a *agents) {
+		for i := range n.r.servers {
+			both(i, a.host)
+		}
+		heal(12 * time.Second)
 	}
 	kill := func(servers ...int) {
 		for _, i := range servers {
@@ -152,31 +172,55 @@ func (n *nemesis) faults() map[string]func() {
 		"leader in minority": func() { isolate(n.r.leader()) },
 		"bridge partition": func() {
 			o := n.others(-1)
-			n.r.net.cut(o[0], o[1])
-			n.r.net.cut(o[1], o[0])
-			n.hold(6 * time.Second)
-			n.r.net.heal()
+			both(o[0], o[1])
+			heal(6 * time.Second)
 		},
 		"one-way from the leader": func() {
 			l := n.r.leader()
 			for _, j := range n.others(l) {
 				n.r.net.cut(l, j)
 			}
-			n.hold(6 * time.Second)
-			n.r.net.heal()
+			heal(6 * time.Second)
 		},
 		"one-way to the leader": func() {
 			l := n.r.leader()
 			n.r.net.cut(n.others(l)[0], l)
-			n.hold(6 * time.Second)
-			n.r.net.heal()
+			heal(6 * time.Second)
 		},
 		"leadership transfer": func() {
 			to := n.others(n.r.leader())[0]
-			_, _, _ = n.r.call("PUT", to, "/v1/operator/raft/transfer-leadership?address="+n.r.advertised(to)+":"+fmt.Sprint(regionRaft), nil)
+			_, _, _ = n.r.call("PUT", to, "/v1/operator/raft/transfer-leadership?address="+n.r.net.advertised(to)+":"+fmt.Sprint(regionRaft), nil)
 		},
 	}
-	if n.disks[0] != nil {
+	if n.agents != nil {
+		few, many := n.agents[len(n.agents)-1], n.agents[0]
+		all["few agents cut off"] = func() { lonely(few) }
+		all["many agents cut off"] = func() { lonely(many) }
+		all["agents stand still"] = func() {
+			a := n.agents[n.rng.IntN(len(n.agents))]
+			a.pause()
+			n.hold(12 * time.Second)
+			a.resume()
+		}
+		all["one-way to agents"] = func() {
+			a := n.agents[n.rng.IntN(len(n.agents))]
+			for i := range n.r.servers {
+				n.r.net.cut(i, a.host)
+			}
+			heal(8 * time.Second)
+		}
+		all["agents lose a server"] = func() {
+			i := any1()
+			for _, a := range n.agents {
+				both(i, a.host)
+			}
+			heal(6 * time.Second)
+		}
+	}
+	if n.damages {
+		maps.Copy(all, n.damage())
+	}
+	if n.disks != nil && n.disks[0] != nil {
 		all["disk stands still"] = func() { d := n.disks[any1()]; d.freeze(); n.hold(4 * time.Second); d.thaw() }
 		all["leader's disk stands still"] = func() { d := n.disks[n.r.leader()]; d.freeze(); n.hold(4 * time.Second); d.thaw() }
 		all["disk is full"] = func() { d := n.disks[any1()]; d.fill(); n.hold(6 * time.Second); d.empty() }
@@ -199,6 +243,9 @@ func (n *nemesis) faults() map[string]func() {
 func (n *nemesis) run(d time.Duration) {
 	faults := n.faults()
 	kinds := sortedKeys(faults)
+	for _, k := range kinds {
+		n.done[k] += 0 // to be told even if its turn does not come
+	}
 	var queue []string
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		if len(queue) == 0 {
@@ -236,42 +283,78 @@ func sortedKeys[V any](m map[string]V) []string {
 	return out
 }
 
-// TestChaos harms three servers in every way at hand, under load, and checks
-// that they lose nothing, agree, and work on afterwards. -chaos.duration and
-// -chaos.seed (`make chaos`) give the long form.
+// TestChaos harms three servers in every way at hand, under a load of API clients and
+// of simulated agents, and checks that they lose nothing, agree, give no device
+// twice, and work on afterwards. -chaos.duration and -chaos.seed (`make chaos`) give
+// the long form.
 func TestChaos(t *testing.T) {
+	chaos(t, *chaosFor, func(n *nemesis) {
+		for _, s := range n.r.servers {
+			n.disks = append(n.disks, newDisk(t, s.data))
+		}
+		n.damages = true
+		if *chaosClock {
+			began := time.Now()
+			n.r.program = buildWithClock(t)
+			t.Logf("built with clocks that jump in %s", time.Since(began).Round(time.Second))
+			for _, s := range n.r.servers {
+				c := clock(n.r.path(s.name + ".clock"))
+				c.jump(t, 0)
+				s.env = append(s.env, c.env())
+				n.clocks = append(n.clocks, c)
+			}
+		}
+	})
+}
+
+// TestChaosOverProxies does the harm of network and processes where no network
+// namespaces can be made: over proxies.
+func TestChaosOverProxies(t *testing.T) {
+	t.Setenv(noNamespaces, "1")
+	chaos(t, min(*chaosFor, 15*time.Second), func(*nemesis) {})
+}
+
+// Nodes on the two hosts of agents: the second has few enough to be given up at once.
+const manyNodes, fewNodes = 3, 1
+
+// chaos harms a region for a while and checks it.
+func chaos(t *testing.T, d time.Duration, prepare func(*nemesis)) {
 	seed := *chaosSeed
 	if seed == 0 {
 		var b [8]byte
 		rand.Read(b[:])
 		seed = byteorder.LittleEndian.Uint64(b[:])
 	}
-	t.Logf("seed %d, %s: go test ./e2e -run TestChaos -chaos.seed %d -chaos.duration %s", seed, *chaosFor, seed, *chaosFor)
-	r := newRegion(t, 3, 3)
+	t.Logf("seed %d, %s: go test ./e2e -run '^%s$' -chaos.seed %d -chaos.duration %s", seed, d, t.Name(), seed, d)
+	const servers = 3
+	r := newRegionOn(t, newNetwork(t, servers+2, regionRPC, regionRaft), servers, servers, "--eval-gc-threshold", "1m", "--batch-eval-gc-threshold", "1m", "--job-gc-interval", "20s")
 	n := &nemesis{r: r, rng: mrand.New(mrand.NewPCG(seed, 0)), done: map[string]int{}}
-	for _, s := range r.servers {
-		n.disks = append(n.disks, newDisk(t, s.data))
-	}
-	if *chaosClock {
-		r.program = buildWithClock(t)
-		for _, s := range r.servers {
-			c := clock(r.path(s.name + ".clock"))
-			c.jump(t, 0)
-			s.env = append(s.env, c.env())
-			n.clocks = append(n.clocks, c)
-		}
-	}
+	prepare(n)
 	r.start()
 	r.bootstrapACL()
-	load := startAPILoad(r, seed, 8, 4)
-	n.run(*chaosFor)
+	n.agents = []*agents{r.attach(servers, manyNodes), r.attach(servers+1, fewNodes)}
+	if n.damages { // a restore leaves a snapshot on every server, and nothing in the logs before it
+		r.run("snapshot", "save", "begin.snap")
+		r.run("snapshot", "restore", "begin.snap")
+	}
+	load, devices := startAPILoad(r, seed, 8, 4), startGPULoad(r, seed, n.agents...)
+	devices.register(0, deviceJob(tooLarge, "service", 1, 9, ""))
+	n.run(d)
 	r.net.heal()
 	load.stop()
+	devices.stop()
 	t.Log(load)
+	t.Log(devices)
+	var table strings.Builder
+	total := 0
 	for _, kind := range sortedKeys(n.done) {
-		t.Logf("%3d × %s", n.done[kind], kind)
+		fmt.Fprintf(&table, "%5d × %s\n", n.done[kind], kind)
+		total += n.done[kind]
 	}
+	t.Logf("seed %d: %d faults in %s\n%s", seed, total, d, table.String())
+	devices.check(t)
 	r.settle()
+	r.checkBlocked()
 	load.check(t)
 	if load.writes.Load() == 0 || len(load.ops) == 0 {
 		t.Error("no write was accepted: nothing was tested")

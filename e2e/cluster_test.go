@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -45,7 +46,7 @@ func TestThreeServers(t *testing.T) {
 	r.nomad(1, 0, "operator", "autopilot", "get-config").matches(t, `CleanupDeadServers += false`)
 
 	next := (leader + 1) % 3
-	r.nomad(0, 0, "operator", "raft", "transfer-leadership", "-peer-address", r.advertised(next)+":7648")
+	r.nomad(0, 0, "operator", "raft", "transfer-leadership", "-peer-address", r.net.advertised(next)+":7648")
 	r.await("leadership has moved", func() bool { return r.leader() == next })
 	r.settle()
 }
@@ -53,15 +54,29 @@ func TestThreeServers(t *testing.T) {
 // spawn runs a part of the platform on this host until the test ends.
 func (r *region) spawn(env []string, args ...string) *output {
 	r.t.Helper()
+	_, out := r.spawnOn(-1, env, args...)
+	return out
+}
+
+// spawnOn runs a part of the platform on a host of the network, -1: on this one.
+func (r *region) spawnOn(host int, env []string, args ...string) (*os.Process, *output) {
+	r.t.Helper()
 	out := &output{}
 	cmd := exec.Command(binary, args...)
 	cmd.Dir = r.dir
 	cmd.Env = append(append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66"), env...)
 	cmd.Stdout, cmd.Stderr = out, out
+	if host >= 0 {
+		r.net.on(host, cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	if host >= 0 {
+		r.net.runs(host, cmd.Process.Pid)
+	}
 	r.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGCONT)
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
 		if r.t.Failed() {
@@ -69,7 +84,7 @@ func (r *region) spawn(env []string, args ...string) *output {
 			r.t.Logf("%s printed:\n%s", args[0], text[max(0, len(text)-6000):])
 		}
 	})
-	return out
+	return cmd.Process, out
 }
 
 // rpcServers are the flags that name the agent ports of all servers.

@@ -2,11 +2,15 @@ package e2e
 
 import (
 	"context"
+	byteorder "encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,25 +23,30 @@ import (
 type network interface {
 	// ip is the address of host i, 0…
 	ip(i int) string
-	// on makes the command run on host i.
+	// advertised is the address at which the other hosts reach host i.
+	advertised(i int) string
+	// on makes the command run on host i; runs says which process that has become.
 	on(i int, cmd *exec.Cmd)
+	runs(i, pid int)
 	// cut drops what host from sends to host to, silently; heal lets all through.
 	cut(from, to int)
 	heal()
 }
 
+// noNamespaces is the variable that asks for proxies.
+const noNamespaces = "RXVISION_TEST_NO_NAMESPACES"
+
 // newNetwork gives network namespaces on a bridge where they can be made, which
-// takes root, else a proxy for each way on loopback. ports are those that
-// hosts reach each other at.
-func newNetwork(t testing.TB, hosts int, port int) network {
-	if os.Getuid() == 0 && os.Getenv("RXVISION_TEST_NO_NAMESPACES") == "" {
-		if n, err := newNamespaces(t, hosts); err == nil {
+// takes root, else proxies on loopback. ports are those that hosts reach each other at.
+func newNetwork(t testing.TB, hosts int, ports ...int) network {
+	if os.Getuid() == 0 && os.Getenv(noNamespaces) == "" {
+		n, err := newNamespaces(t, hosts)
+		if err == nil {
 			return n
-		} else {
-			t.Logf("network namespaces cannot be made here, links are proxies instead: %v", err)
 		}
+		t.Logf("network namespaces cannot be made here, links are proxies instead: %v", err)
 	}
-	return newProxies(t, hosts, port)
+	return newProxies(t, hosts, ports...)
 }
 
 // namespaces are hosts in network namespaces of their own, joined by a bridge.
@@ -100,7 +109,9 @@ func (n *namespaces) close() {
 	_ = n.ipCommand("link", "del", n.name+"b")
 }
 
-func (n *namespaces) ip(i int) string { return fmt.Sprintf("%s.%d", n.net, i+1) }
+func (n *namespaces) advertised(i int) string { return n.ip(i) }
+func (n *namespaces) runs(int, int)           {}
+func (n *namespaces) ip(i int) string         { return fmt.Sprintf("%s.%d", n.net, i+1) }
 
 func (n *namespaces) on(i int, cmd *exec.Cmd) {
 	ip, err := exec.LookPath("ip")
@@ -129,21 +140,21 @@ func (n *namespaces) heal() {
 }
 
 // proxies are hosts on loopback addresses of their own. Each host listens at a
-// private address, and what it advertises is a proxy's, which knows by the sender's
-// address which way the bytes go.
+// private address, and what it advertises is a proxy's, which knows by the process
+// that a connection belongs to which way the bytes go.
 type proxies struct {
-	t     testing.TB
-	hosts int
-	mu    sync.Mutex
-	gone  map[[2]int]bool
-	wg    sync.WaitGroup
-	ctx   context.Context // ends with the test
+	t    testing.TB
+	mu   sync.Mutex
+	gone map[[2]int]bool
+	host map[int]int // process → host
+	wg   sync.WaitGroup
+	ctx  context.Context // ends with the test
 }
 
 // host i listens at 127.77.0.i+1; others reach it at 127.78.0.i+1.
-func newProxies(t testing.TB, hosts, port int) *proxies {
+func newProxies(t testing.TB, hosts int, ports ...int) *proxies {
 	ctx, end := context.WithCancel(context.Background())
-	p := &proxies{t: t, hosts: hosts, gone: map[[2]int]bool{}, ctx: ctx}
+	p := &proxies{t: t, gone: map[[2]int]bool{}, host: map[int]int{}, ctx: ctx}
 	var listeners []net.Listener
 	t.Cleanup(func() {
 		end()
@@ -153,12 +164,14 @@ func newProxies(t testing.TB, hosts, port int) *proxies {
 		p.wg.Wait()
 	})
 	for to := range hosts {
-		l, err := net.Listen("tcp", net.JoinHostPort(p.advertised(to), strconv.Itoa(port)))
-		if err != nil {
-			t.Fatal(err)
+		for _, port := range ports {
+			l, err := net.Listen("tcp", net.JoinHostPort(p.advertised(to), strconv.Itoa(port)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			listeners = append(listeners, l)
+			p.wg.Go(func() { p.accept(l, to, port) })
 		}
-		listeners = append(listeners, l)
-		p.wg.Go(func() { p.accept(l, to, port) })
 	}
 	return p
 }
@@ -167,26 +180,75 @@ func (p *proxies) ip(i int) string         { return fmt.Sprintf("127.77.0.%d", i
 func (p *proxies) advertised(i int) string { return fmt.Sprintf("127.78.0.%d", i+1) }
 func (p *proxies) on(int, *exec.Cmd)       {}
 
+func (p *proxies) runs(i, pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.host[pid] = i
+}
+
 func (p *proxies) accept(l net.Listener, to, port int) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		from := -1
-		for i := range p.hosts {
-			if host, _, err := net.SplitHostPort(c.RemoteAddr().String()); err == nil && host == p.ip(i) {
-				from = i
-			}
-		}
-		p.wg.Go(func() { p.serve(c, from, to, port) })
+		p.wg.Go(func() { p.serve(c, to, port) })
 	}
 }
 
+// from is the host whose process has the other end of a connection. false: nobody
+// has it any more.
+func (p *proxies) from(c net.Conn) (host int, ok bool) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		socket := socketOf(c.RemoteAddr().String(), c.LocalAddr().String())
+		if socket == "" {
+			return 0, false
+		}
+		p.mu.Lock()
+		pids := maps.Clone(p.host)
+		p.mu.Unlock()
+		for pid, host := range pids {
+			files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+			if err != nil {
+				p.t.Error(err)
+			}
+			for _, f := range files {
+				if to, err := os.Readlink(f); err == nil && to == "socket:["+socket+"]" {
+					return host, true
+				}
+			}
+		}
+	} // a process may just have been started, and not be known yet
+	return 0, false
+}
+
+// socketOf is the inode of the socket of a TCP connection over IPv4 of this
+// machine, "" for none.
+func socketOf(local, remote string) string {
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return ""
+	}
+	hex := func(address string) string {
+		a := netip.MustParseAddrPort(address)
+		ip := a.Addr().Unmap().As4()
+		return fmt.Sprintf("%08X:%04X", byteorder.NativeEndian.Uint32(ip[:]), a.Port())
+	}
+	l, r := hex(local), hex(remote)
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 9 && f[1] == l && f[2] == r && f[9] != "0" {
+			return f[9]
+		}
+	}
+	return ""
+}
+
 // serve joins two connections. While a way is cut its bytes wait, as in TCP.
-func (p *proxies) serve(c net.Conn, from, to, port int) {
+func (p *proxies) serve(c net.Conn, to, port int) {
 	defer c.Close()
-	if !p.pass(from, to) {
+	defer context.AfterFunc(p.ctx, func() { c.Close() })()
+	from, ok := p.from(c)
+	if !ok || !p.pass(from, to) {
 		return
 	}
 	d, err := net.Dial("tcp", net.JoinHostPort(p.ip(to), strconv.Itoa(port)))
@@ -194,7 +256,7 @@ func (p *proxies) serve(c net.Conn, from, to, port int) {
 		return
 	}
 	defer d.Close()
-	defer context.AfterFunc(p.ctx, func() { c.Close(); d.Close() })()
+	defer context.AfterFunc(p.ctx, func() { d.Close() })()
 	var both sync.WaitGroup
 	both.Go(func() { p.copy(d, c, from, to); d.Close() })
 	both.Go(func() { p.copy(c, d, to, from); c.Close() })

@@ -58,23 +58,29 @@ type serverProcess struct {
 // region; start starts them.
 func newRegion(t testing.TB, n, expect int, flags ...string) *region {
 	t.Helper()
-	r := &region{t: t, dir: t.TempDir(), program: binary, net: newNetwork(t, n, regionRaft)}
+	return newRegionOn(t, newNetwork(t, n, regionRaft), n, expect, flags...)
+}
+
+// newRegionOn prepares servers for the first n hosts of a network.
+func newRegionOn(t testing.TB, on network, n, expect int, flags ...string) *region {
+	t.Helper()
+	r := &region{t: t, dir: t.TempDir(), program: binary, net: on}
 	r.run("tls", "ca", "create")
 	for i := range n {
 		name := fmt.Sprintf("s%d", i+1)
-		r.run("tls", "cert", "create", "--server", "--name", name, "--additional-ip", r.net.ip(i), "--additional-ip", r.advertised(i))
+		r.run("tls", "cert", "create", "--server", "--name", name, "--additional-ip", r.net.ip(i), "--additional-ip", r.net.advertised(i))
 		s := &serverProcess{region: r, i: i, name: name, data: filepath.Join(r.dir, name)}
 		s.flags = append([]string{
 			"--name", name, "--data-dir", s.data, "--bootstrap-expect", strconv.Itoa(expect),
 			"--http-addr", r.net.ip(i) + ":" + strconv.Itoa(regionHTTP),
 			"--rpc-addr", r.net.ip(i) + ":" + strconv.Itoa(regionRPC),
 			"--raft-addr", r.net.ip(i) + ":" + strconv.Itoa(regionRaft),
-			"--raft-advertise", r.advertised(i) + ":" + strconv.Itoa(regionRaft),
+			"--raft-advertise", r.net.advertised(i) + ":" + strconv.Itoa(regionRaft),
 			"--tls-ca", r.path("ca.pem"), "--tls-cert", r.path(name + ".pem"), "--tls-key", r.path(name + "-key.pem"),
 			"--node-ca-cert", r.path("node-ca.pem"), "--node-ca-key", r.path("node-ca-key.pem"),
 		}, flags...)
 		for j := range n {
-			s.flags = append(s.flags, "--retry-join", r.advertised(j)+":"+strconv.Itoa(regionRaft))
+			s.flags = append(s.flags, "--retry-join", r.net.advertised(j)+":"+strconv.Itoa(regionRaft))
 		}
 		r.servers = append(r.servers, s)
 	}
@@ -109,14 +115,6 @@ func newRegion(t testing.TB, n, expect int, flags ...string) *region {
 }
 
 func (r *region) path(name string) string { return filepath.Join(r.dir, name) }
-
-// advertised is the address at which the other servers reach host i.
-func (r *region) advertised(i int) string {
-	if p, ok := r.net.(*proxies); ok {
-		return p.advertised(i)
-	}
-	return r.net.ip(i)
-}
 
 // run runs rxvision to its end in the region's folder, which must succeed.
 func (r *region) run(args ...string) string {
@@ -257,7 +255,7 @@ func (r *region) leader() int {
 			}
 		}
 		for i := range r.servers {
-			if votes[r.advertised(i)+":"+strconv.Itoa(regionRaft)] > len(r.servers)/2 {
+			if votes[r.net.advertised(i)+":"+strconv.Itoa(regionRaft)] > len(r.servers)/2 {
 				leader = i
 				return true
 			}
@@ -278,6 +276,7 @@ func (s *serverProcess) start() {
 	if err := s.cmd.Start(); err != nil {
 		s.region.t.Fatal(err)
 	}
+	s.region.net.runs(s.i, s.cmd.Process.Pid)
 	dead := make(chan struct{})
 	s.dead = dead
 	cmd := s.cmd

@@ -6,10 +6,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"net"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -31,6 +34,7 @@ type benchNodes struct {
 	duration               time.Duration
 	profile                string
 	ca, region, token, log string
+	http                   string
 }
 
 func newBenchNodes() *cobra.Command {
@@ -65,6 +69,8 @@ new names at every run; make one for as many uses: rxvision node intro --uses N.
 	f.StringVar(&b.NodePool, "node-pool", "default", "the agents' node pool")
 	f.DurationVar(&b.Start, "start-delay", swarm.DefaultStart, "how long an allocation is pending before it runs")
 	f.DurationVar(&b.Work, "batch-time", swarm.DefaultWork, "how long an allocation of a batch job runs")
+	f.DurationVar(&b.Stop, "stop-time", 0, "how long an allocation that is told to stop runs on")
+	f.StringVar(&b.http, "http-addr", "", "address that answers, in JSON, what the agents run and which devices they were given twice")
 	f.IntVar(&b.PerConn, "per-connection", swarm.DefaultPerConn, "agents that share a connection; with TLS each has its own")
 	f.StringVar(&b.ca, "ca", "", "PEM file of the region's CA: connect with TLS and enrol")
 	f.StringVar(&b.region, "region", "global", "the region, as in its certificates")
@@ -93,6 +99,11 @@ func (b *benchNodes) run(ctx context.Context, out, live io.Writer) error {
 		ctx, cancel = context.WithTimeout(ctx, b.duration)
 		defer cancel()
 	}
+	hidden, err := b.show(s)
+	if err != nil {
+		return err
+	}
+	defer hidden()
 	began := time.Now()
 	attached, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
@@ -110,6 +121,29 @@ func (b *benchNodes) run(ctx context.Context, out, live io.Writer) error {
 		swarm.Stats
 		Seconds float64 `json:"seconds"`
 	}{end, time.Since(began).Seconds()})
+}
+
+// show answers what the agents run at --http-addr until hidden is called.
+func (b *benchNodes) show(s *swarm.Swarm) (hidden func(), err error) {
+	if b.http == "" {
+		return func() {}, nil
+	}
+	l, err := net.Listen("tcp", b.http)
+	if err != nil {
+		return nil, fmt.Errorf("--http-addr: %w", err)
+	}
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(s.View()); err != nil {
+			b.Logger.Debug("the answer was not taken", "error", err)
+		}
+	})}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	return func() {
+		_ = server.Close() // it is to end
+		<-done
+	}, nil
 }
 
 // showSwarm keeps a line on a terminal until ctx ends, and gives the last figures.

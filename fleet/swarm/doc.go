@@ -6,5 +6,6 @@
 //
 // What a node of the swarm runs is kept in memory, across its sessions: it reports
 // again what was not acknowledged, as agents do, and when it is told to stop an
-// allocation it does. It serves no model and answers calls with a refusal.
+// allocation it does. It serves no model and answers calls with a refusal. It watches
+// its devices: one that is given to two allocations at once is a conflict, which is kept.
 package swarm

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"iter"
 	mathrand "math/rand/v2"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ const (
 
 	// muteCheck is how often a silenced node looks whether it may speak again.
 	muteCheck = 50 * time.Millisecond
+	// deviceCheck is how often an allocation looks whether its devices are free.
+	deviceCheck = 50 * time.Millisecond
 )
 
 // node is one simulated agent.
@@ -42,10 +45,12 @@ type node struct {
 	ttl      time.Duration     // as a server last named it; 0: none ever did
 
 	mu      sync.Mutex
+	said    uint64 // revision of the last report of an allocation
 	mute    bool
 	allocs  map[string]*alloc
 	active  map[string]*alloc // those that will change by themselves or are to be reported
 	batch   map[jobVersion]bool
+	holders map[string]*alloc // device → the allocation that runs on it
 	seq     uint64
 	unacked map[uint64]*sentReport
 }
@@ -62,6 +67,8 @@ type alloc struct {
 	status              string
 	started, ended      time.Time
 	due                 time.Time // when status changes by itself; zero: it does not
+	stopping            bool      // told to end
+	gone                bool      // the servers do not know it any more
 	rev, sent, acked    uint64    // of status; sent is of this stream
 }
 
@@ -72,8 +79,9 @@ type sentReport struct {
 
 func newNode(s *Swarm, i int) *node {
 	return &node{
-		swarm: s, index: i, record: recordOf(&s.cfg, i), wake: make(chan struct{}, 1),
-		allocs: map[string]*alloc{}, active: map[string]*alloc{}, batch: map[jobVersion]bool{}, unacked: map[uint64]*sentReport{},
+		swarm: s, index: i, record: recordOf(&s.cfg, i), said: s.first, wake: make(chan struct{}, 1),
+		allocs: map[string]*alloc{}, active: map[string]*alloc{}, batch: map[jobVersion]bool{},
+		holders: map[string]*alloc{}, unacked: map[uint64]*sentReport{},
 	}
 }
 
@@ -339,8 +347,66 @@ func (n *node) set(a *alloc, status string, now time.Time) {
 	case cluster.AllocClientComplete:
 		a.ended = now
 		n.swarm.completed.Add(1)
+		for id := range a.devices() {
+			if n.holders[id] == a {
+				delete(n.holders, id)
+			}
+		}
 	}
 	n.change(a)
+}
+
+// over says whether nothing of it runs any more.
+func (a *alloc) over() bool { return a.status == cluster.AllocClientComplete }
+
+// devices are the IDs of the devices that the allocation was given.
+func (a *alloc) devices() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if a.AllocatedResources == nil {
+			return
+		}
+		for _, t := range a.AllocatedResources.Tasks {
+			for _, d := range t.Devices {
+				for _, id := range d.DeviceIDs {
+					if !yield(id) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// start runs an allocation. What the servers have given up, since the node was
+// silent for too long, may still hold its devices: then it waits, as agents let it.
+// Any other holder is a conflict. Hold mu.
+func (n *node) start(a *alloc, now time.Time) {
+	for id := range a.devices() {
+		if h := n.holders[id]; h != nil && (h.gone || h.ClientTerminal()) {
+			a.due = now.Add(deviceCheck)
+			return
+		}
+	}
+	for id := range a.devices() {
+		if h := n.holders[id]; h != nil {
+			n.swarm.conflict(Conflict{At: now, Node: n.record.ID, Device: id, Holder: h.ID, Alloc: a.ID})
+		}
+		n.holders[id] = a
+	}
+	n.set(a, cluster.AllocClientRunning, now)
+}
+
+// stop ends an allocation, at once or after a while. Hold mu.
+func (n *node) stop(a *alloc, now time.Time) {
+	switch {
+	case a.over() || a.stopping:
+	case a.status == cluster.AllocClientPending || n.swarm.cfg.Stop == 0:
+		n.set(a, cluster.AllocClientComplete, now)
+	default:
+		a.stopping, a.due = true, now.Add(around(n.swarm.cfg.Stop))
+		n.active[a.ID] = a
+		n.ring()
+	}
 }
 
 // change has an allocation reported. Hold mu.
@@ -359,10 +425,15 @@ func (n *node) step(now time.Time) (u *pb.AllocUpdates, next time.Time) {
 	for id, a := range n.active {
 		if !a.due.IsZero() && !now.Before(a.due) {
 			if a.status == cluster.AllocClientPending {
-				n.set(a, cluster.AllocClientRunning, now)
+				n.start(a, now)
 			} else {
 				n.set(a, cluster.AllocClientComplete, now)
 			}
+		}
+		if a.gone && a.over() { // nobody waits for a word of it
+			delete(n.allocs, id)
+			delete(n.active, id)
+			continue
 		}
 		if !a.due.IsZero() && (next.IsZero() || a.due.Before(next)) {
 			next = a.due
@@ -403,10 +474,12 @@ func (n *node) ack(seq uint64) {
 	n.ring()
 }
 
-// report says of an allocation what an agent would.
+// report says of an allocation what an agent would. Hold mu.
 func (n *node) report(a *alloc) *cluster.Allocation {
+	n.said++
 	out := &cluster.Allocation{
-		ID: a.ID, Namespace: a.Namespace, JobID: a.JobID, NodeID: n.record.ID, Epoch: a.Epoch,
+		Revision: n.said,
+		ID:       a.ID, Namespace: a.Namespace, JobID: a.JobID, NodeID: n.record.ID, Epoch: a.Epoch,
 		ClientStatus: a.status, TaskStates: map[string]*cluster.TaskState{},
 	}
 	if a.DeploymentID != "" && a.status == cluster.AllocClientRunning {
@@ -491,8 +564,8 @@ func (n *node) want(said *cluster.Allocation, now time.Time) {
 			n.change(a) // the servers know less, or gave it up
 		}
 	}
-	if said.ServerTerminal() && a.status != cluster.AllocClientComplete {
-		n.set(a, cluster.AllocClientComplete, now)
+	if a.gone = false; said.Terminal() {
+		n.stop(a, now)
 	}
 }
 
@@ -502,9 +575,7 @@ func (n *node) forget(id string, now time.Time) {
 	if a == nil {
 		return
 	}
-	if a.status != cluster.AllocClientComplete {
-		n.set(a, cluster.AllocClientComplete, now)
-	}
-	delete(n.allocs, id)
-	delete(n.active, id)
+	a.gone = true
+	n.stop(a, now)
+	n.active[id] = a
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type Config struct {
 	PerConn    int
 	Start      time.Duration // allocations are pending for it
 	Work       time.Duration // tasks of batch jobs run for it
+	Stop       time.Duration // tasks that are told to stop take it; 0: they end at once
 	Version    string        // of the program, for show
 	Logger     *slog.Logger
 }
@@ -99,14 +101,17 @@ func (c *Config) defaults() error {
 type Swarm struct {
 	cfg     Config
 	nodes   []*node
+	first   uint64        // revision of what nodes say first
 	opening chan struct{} // a slot per node that is on its way to its first session
 
 	mu      sync.Mutex
 	conns   map[connKey]*grpc.ClientConn
 	problem error // the newest reason why a session ended
+	clashes []Conflict
 
 	attached, running, pending                    atomic.Int64
 	taken, completed, reports, acked, reconnected atomic.Int64
+	conflicts                                     atomic.Int64
 	latency                                       histogram
 }
 
@@ -126,8 +131,70 @@ type Stats struct {
 	Reports    int64         `json:"reports"`    // reports of allocations sent
 	Acked      int64         `json:"acked"`      // reports that the servers stored
 	Reconnects int64         `json:"reconnects"` // sessions that broke
+	Conflicts  int64         `json:"conflicts"`  // devices given twice
 	AckP50     time.Duration `json:"ack_p50_ns"` // from a report to its acknowledgement
 	AckP99     time.Duration `json:"ack_p99_ns"`
+}
+
+// Conflict is a device that an allocation was given while another one ran on it
+// that the servers had not given up: it must never be.
+type Conflict struct {
+	At     time.Time `json:"at"`
+	Node   string    `json:"node"`   // ID
+	Device string    `json:"device"` // ID
+	Holder string    `json:"holder"` // the allocation that ran
+	Alloc  string    `json:"alloc"`  // the one that was started beside it
+}
+
+// maxConflicts bounds how many are kept: the oldest.
+const maxConflicts = 1000
+
+// Held is an allocation that a node has not ended.
+type Held struct {
+	Node     string   `json:"node"` // ID
+	Alloc    string   `json:"alloc"`
+	Job      string   `json:"job"`
+	Status   string   `json:"status"` // pending or running
+	Stopping bool     `json:"stopping,omitempty"`
+	Devices  []string `json:"devices,omitempty"` // IDs
+}
+
+// View is what the nodes themselves know.
+type View struct {
+	Stats
+	Held      []Held     `json:"held"`
+	Conflicts []Conflict `json:"conflicts"` // the oldest of all times
+}
+
+// View gives all that the nodes run at present. A node's allocations are of one moment.
+func (s *Swarm) View() View {
+	v := View{Held: []Held{}}
+	for _, n := range s.nodes {
+		n.mu.Lock()
+		for _, a := range n.allocs {
+			if !a.over() {
+				v.Held = append(v.Held, Held{
+					Node: n.record.ID, Alloc: a.ID, Job: a.JobID, Status: a.status, Stopping: a.stopping, Devices: slices.Collect(a.devices()),
+				})
+			}
+		}
+		n.mu.Unlock()
+	}
+	v.Stats = s.Stats()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.Conflicts = append([]Conflict{}, s.clashes...)
+	return v
+}
+
+func (s *Swarm) conflict(c Conflict) {
+	s.conflicts.Add(1)
+	s.cfg.Logger.Error("a device was given twice", "node", c.Node, "device", c.Device, "holder", c.Holder, "alloc", c.Alloc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.clashes) < maxConflicts {
+		s.clashes = append(s.clashes, c)
+	}
 }
 
 // New makes a swarm.
@@ -136,8 +203,11 @@ func New(cfg Config) (*Swarm, error) {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}
 	s := &Swarm{cfg: cfg, conns: map[connKey]*grpc.ClientConn{}, opening: make(chan struct{}, maxOpening)}
+	now := time.Now() // a later swarm of the same nodes begins with higher numbers, also within a second
+	s.first = cluster.Revision(uint64(now.Unix()), uint32(now.Nanosecond()))
 	for i := range cfg.Count {
 		s.nodes = append(s.nodes, newNode(s, i))
+		s.nodes[i].record.Revision = s.first
 	}
 	return s, nil
 }
@@ -170,7 +240,7 @@ func (s *Swarm) Stats() Stats {
 	return Stats{
 		Nodes: len(s.nodes), Attached: int(s.attached.Load()), Pending: int(s.pending.Load()), Running: int(s.running.Load()),
 		Taken: s.taken.Load(), Completed: s.completed.Load(), Reports: s.reports.Load(), Acked: s.acked.Load(),
-		Reconnects: s.reconnected.Load(), AckP50: s.latency.quantile(0.50), AckP99: s.latency.quantile(0.99),
+		Reconnects: s.reconnected.Load(), Conflicts: s.conflicts.Load(), AckP50: s.latency.quantile(0.50), AckP99: s.latency.quantile(0.99),
 	}
 }
 
