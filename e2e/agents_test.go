@@ -435,3 +435,23 @@ func (r *region) checkBlocked() {
 		r.t.Errorf("%s, which fits nowhere, has no blocked evaluation", tooLarge)
 	}
 }
+
+// TestDeviceHeldTwiceIsSeen makes sure that samples of the state can say no.
+func TestDeviceHeldTwiceIsSeen(t *testing.T) {
+	on := func(id string, devices ...string) (a allocStub) {
+		text := fmt.Sprintf(`{"ID": %q, "AllocatedResources": {"Tasks": {"t": {"Devices": [{"DeviceIDs": ["%s"]}]}}}}`, id, strings.Join(devices, `", "`))
+		if err := json.Unmarshal([]byte(text), &a); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	var l gpuLoad
+	l.checkDevices([]allocStub{on("a", "gpu-0", "gpu-1"), on("b", "gpu-2")})
+	if len(l.problems) > 0 || l.most.Load() != 3 {
+		t.Errorf("apart: %v, %d devices", l.problems, l.most.Load())
+	}
+	l.checkDevices([]allocStub{on("a", "gpu-0", "gpu-1"), on("b", "gpu-1")})
+	if len(l.problems) != 1 {
+		t.Errorf("one device for two: %v", l.problems)
+	}
+}
