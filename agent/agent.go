@@ -372,9 +372,6 @@ func (a *Agent) restore() error {
 
 // launch starts a runner. Caller holds mu.
 func (a *Agent) launch(r *runner) {
-	if !r.alloc.Terminal() && r.local.ClientStatus == cluster.AllocClientPending {
-		r.after = a.overdue()
-	}
 	a.runners[r.id] = r
 	if r.alloc.ServerTerminal() || r.local.Gone {
 		r.requestStop()

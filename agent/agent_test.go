@@ -676,6 +676,118 @@ func TestNothingRunsBesideWhatIsLost(t *testing.T) {
 	}
 }
 
+// TestWaitsForWhatItNeedsOnly: work that was given what something overdue still uses
+// waits for its end and says so, also through a restart of the agent; other work begins.
+func TestWaitsForWhatItNeedsOnly(t *testing.T) {
+	const heirID, otherID, lostID = "11111111-67e5-efac-7b92-e754dc4a5431", "22222222-67e5-efac-7b92-e754dc4a5431", "99999999-67e5-efac-7b92-e754dc4a5431"
+	for _, what := range []string{"device GPU-1", "memory", "cpu"} {
+		t.Run(what, func(t *testing.T) {
+			s := newFleetServer(t)
+			cfg := testConfig(t, s)
+			cfg.GPUs = gpu.NewFake(exampleGPUs())
+			a := startAgent(t, cfg)
+			dir := t.TempDir()
+			held, release := filepath.Join(dir, "held"), filepath.Join(dir, "release")
+			j, lost := service(t, shell("t", `mkdir "`+held+`" || exit 9; trap 'while [ ! -e "`+release+`" ]; do sleep 0.02; done; rmdir "`+held+`"; exit 0' INT; while :; do sleep 0.02; done`))
+			lost.ID = lostID
+			given := func(a *cluster.Allocation, device string, memory, cpu int64) *cluster.Allocation {
+				a = cluster.Clone(a)
+				a.AllocatedResources.Shared.Ports = nil
+				a.AllocatedResources.Tasks["t"] = &cluster.AllocatedTaskResources{
+					Cpu: cluster.AllocatedCPU{CpuShares: cpu}, Memory: cluster.AllocatedMemory{MemoryMB: memory},
+					Devices: []*cluster.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", Name: "NVIDIA H100 80GB HBM3", DeviceIDs: []string{device}}},
+				}
+				return a
+			}
+			all := a.nodeRecord().NodeResources
+			switch what {
+			case "memory":
+				lost = given(lost, "GPU-1", all.Memory.MemoryMB, 0)
+			case "cpu":
+				lost = given(lost, "GPU-1", 0, all.Cpu.CpuShares)
+			default:
+				lost = given(lost, "GPU-1", 1, 1)
+			}
+			s.run(j, lost)
+			s.waitStatus(t, lostID, cluster.AllocClientRunning)
+			waitFor(t, "the device to be held", func() bool { _, err := os.Stat(held); return err == nil })
+
+			heir, other := given(lost, "GPU-0", 1, 1), given(lost, "GPU-0", 0, 0)
+			if what == "device GPU-1" {
+				heir = given(lost, "GPU-1", 1, 1)
+			} else {
+				other.AllocatedResources.Tasks["t"].Devices = nil
+			}
+			heir.ID, heir.Epoch = heirID, 20
+			other.ID, other.Epoch, other.JobID = otherID, 20, "other"
+			k := cluster.Clone(j)
+			k.ID, k.Name = "other", "other"
+			k.TaskGroups[0].Tasks[0] = shell("t", "exec sleep 600")
+			s.want(func() {
+				gone := cluster.Clone(lost)
+				gone.DesiredStatus, gone.ClientStatus, gone.AllocModifyIndex = cluster.AllocDesiredStop, cluster.AllocClientLost, 20
+				s.allocs[lostID] = gone
+				s.jobs["other"], s.allocs[otherID], s.allocs[heirID] = k, other, heir
+			})
+			s.waitStatus(t, otherID, cluster.AllocClientRunning)
+			waits := func(times int) {
+				t.Helper()
+				s.wait(t, "the heir to say that it waits", func() bool {
+					r, n := s.reported[heirID], 0
+					if r == nil || r.TaskStates["t"] == nil {
+						return false
+					}
+					for _, e := range r.TaskStates["t"].Events {
+						if e.Type == "Task Setup" && strings.HasSuffix(e.DisplayMessage, "allocation "+lostID+" of job web, which still uses "+what) {
+							n++
+						}
+					}
+					return n == times && r.ClientStatus == cluster.AllocClientPending
+				})
+			}
+			waits(1)
+			a.stop()
+			cfg.GPUs = gpu.NewFake(exampleGPUs())
+			a = startAgent(t, cfg)
+			halting(t, s, a)
+			waits(2)
+			if err := os.WriteFile(release, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			s.wait(t, "the heir to run", func() bool { return s.reported[heirID].ClientStatus != cluster.AllocClientPending })
+			s.waitStatus(t, heirID, cluster.AllocClientRunning)
+		})
+	}
+}
+
+// TestWaitHasAnEnd: what was given a device that is not set free fails, to be placed
+// elsewhere, and never runs beside its user; and what is stopped while it waits ends.
+func TestWaitHasAnEnd(t *testing.T) {
+	s := newFleetServer(t)
+	halting(t, s, startAgent(t, testConfig(t, s)))
+	j, first := service(t, shell("t", `exec sleep 600`))
+	j.TaskGroups[0].Tasks[0].KillTimeout = time.Millisecond
+	s.run(j, first)
+	s.waitStatus(t, first.ID, cluster.AllocClientRunning)
+	second, third := *first, *first // with the same port
+	second.ID, third.ID = "22222222-67e5-efac-7b92-e754dc4a5431", "33333333-67e5-efac-7b92-e754dc4a5431"
+	s.run(j, &second)
+	s.run(j, &third)
+	s.wait(t, "both to wait", func() bool {
+		return hasEvent(s.reported[second.ID], "t", "Task Setup", "still uses port") && hasEvent(s.reported[third.ID], "t", "Task Setup", "still uses port")
+	})
+	s.halt(third.ID)
+	if got := s.waitStatus(t, third.ID, cluster.AllocClientComplete); hasEvent(got, "t", "Started", "") {
+		t.Errorf("what was stopped while it waited began: %s", kinds(got, "t"))
+	}
+	if got := s.waitStatus(t, second.ID, cluster.AllocClientFailed); !hasEvent(got, "t", "Setup Failure", "in vain for the end of allocation "+first.ID) || hasEvent(got, "t", "Started", "") {
+		t.Errorf("what was given a port in use has events %s", kinds(got, "t"))
+	}
+	if got := s.alloc(first.ID); got.ClientStatus != cluster.AllocClientRunning {
+		t.Errorf("the first is %s", got.ClientStatus)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	s := newFleetServer(t)
 	cfg := testConfig(t, s)

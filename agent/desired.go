@@ -101,20 +101,6 @@ func (a *Agent) desire(d *pb.Desired) error {
 	return nil
 }
 
-// overdue are the runners of what has ended for the servers, because this node was
-// silent for too long or they forgot it, but not here: the servers give the devices,
-// ports and memory of it to others already. Caller holds mu.
-func (a *Agent) overdue() (out []*runner) {
-	for _, r := range a.runners {
-		r.mu.Lock()
-		if !r.ended && (r.alloc.ClientTerminal() || r.local.Gone) {
-			out = append(out, r)
-		}
-		r.mu.Unlock()
-	}
-	return out
-}
-
 // neverRan reports an allocation that the servers ended before it came here.
 func neverRan(alloc *cluster.Allocation) *cluster.Allocation {
 	return &cluster.Allocation{

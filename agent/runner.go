@@ -43,7 +43,7 @@ type runner struct {
 	stop     chan struct{} // closed when the allocation shall end
 	stopOnce sync.Once
 	done     chan struct{} // closed when all tasks have ended, or the agent let go of them
-	after    []*runner     // must have ended before this one begins
+	begun    bool          // its tasks may hold what it was given; of Agent.mu
 	wg       sync.WaitGroup
 }
 
@@ -66,6 +66,9 @@ func (a *Agent) newRunner(alloc *cluster.Allocation, job *cluster.Job, local *lo
 		return r
 	}
 	for _, t := range g.Tasks {
+		if l := r.local.Tasks[t.Name]; l != nil && (l.Run != nil || l.State.State == cluster.TaskStateRunning) {
+			r.begun = true
+		}
 		if r.local.Tasks[t.Name] == nil {
 			state := &cluster.TaskState{State: cluster.TaskStatePending}
 			addEvent(state, event(eventReceived, "Task received by client"))
@@ -96,7 +99,7 @@ func (r *runner) spec(name string) (*cluster.Allocation, *cluster.Job, *cluster.
 // case the tasks run on.
 func (r *runner) run(ctx context.Context) {
 	defer close(r.done)
-	if !r.awaitOthers(ctx) || !r.begin() {
+	if !r.terminal() && !r.awaitRoom(ctx) || !r.begin() {
 		return
 	}
 	for _, t := range r.tasks {
@@ -134,20 +137,6 @@ func (r *runner) run(ctx context.Context) {
 	}
 }
 
-// awaitOthers waits until the node has again what the servers gave to the
-// allocation; false when ctx ends before.
-func (r *runner) awaitOthers(ctx context.Context) bool {
-	for _, other := range r.after {
-		r.log.Info("allocation waits for the end of another, whose resources it was given", "other", other.id)
-		select {
-		case <-other.done:
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return ctx.Err() == nil
-}
-
 // begin makes the allocation's directories; false when there is nothing to run.
 func (r *runner) begin() bool {
 	if r.terminal() {
@@ -157,25 +146,28 @@ func (r *runner) begin() bool {
 		r.publish()
 		return false
 	}
-	fail := func(text string) bool {
-		r.update(func() {
-			for _, t := range r.local.Tasks {
-				t.State.State, t.State.Failed, t.State.FinishedAt = cluster.TaskStateDead, true, cluster.TimeOf(time.Now())
-				addEvent(t.State, messageEvent(eventSetupFailure, text))
-			}
-			r.local.ClientStatus, r.local.ClientDescription = cluster.AllocClientFailed, text
-			r.ended = true
-		})
+	if len(r.tasks) == 0 {
+		r.fail("the servers sent no job version with this task group")
 		return false
 	}
-	if len(r.tasks) == 0 {
-		return fail("the servers sent no job version with this task group")
-	}
 	if err := r.dir.Build(); err != nil {
-		return fail("failed to build allocation directory: " + err.Error())
+		r.fail("failed to build allocation directory: " + err.Error())
+		return false
 	}
 	r.update(func() {})
 	return true
+}
+
+// fail ends an allocation of which no task was started.
+func (r *runner) fail(text string) {
+	r.update(func() {
+		for _, t := range r.local.Tasks {
+			t.State.State, t.State.Failed, t.State.FinishedAt = cluster.TaskStateDead, true, cluster.TimeOf(time.Now())
+			addEvent(t.State, messageEvent(eventSetupFailure, text))
+		}
+		r.local.ClientStatus, r.local.ClientDescription = cluster.AllocClientFailed, text
+		r.ended = true
+	})
 }
 
 func (r *runner) terminal() bool {

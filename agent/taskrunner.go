@@ -412,10 +412,7 @@ func (t *taskRunner) terminate(ctx context.Context, h task.Handle, end ending) b
 		t.log.Warn("kill_signal", "error", err)
 		sig = syscall.SIGTERM
 	}
-	grace := min(spec.KillTimeout, MaxKillTimeout)
-	if grace <= 0 {
-		grace = DefaultKillTimeout
-	}
+	grace := killGrace(spec)
 	switch end {
 	case killed:
 		t.event(killingEvent(sig, grace, ""))
@@ -441,6 +438,14 @@ func (t *taskRunner) terminate(ctx context.Context, h task.Handle, end ending) b
 			return false
 		}
 	}
+}
+
+// killGrace is between a task's kill signal and SIGKILL.
+func killGrace(spec *cluster.Task) time.Duration {
+	if spec.KillTimeout <= 0 {
+		return DefaultKillTimeout
+	}
+	return min(spec.KillTimeout, MaxKillTimeout)
 }
 
 // running returns the handle of the run that is on, nil when none is.
