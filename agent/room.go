@@ -34,7 +34,7 @@ func (r *runner) awaitRoom(ctx context.Context) bool {
 			return true
 		}
 		limit := other.endsWithin()
-		user := fmt.Sprintf("allocation %s of job %s, which still uses %s", other.id, other.alloc.JobID, what)
+		user := fmt.Sprintf("allocation %s of job %s, which still uses %s", other.id, other.given().JobID, what)
 		if !waited[other] {
 			r.log.Info("allocation waits for the end of another", "other", other.id, "uses", what, "at_most", limit)
 			r.update(func() {

@@ -423,3 +423,62 @@ func TestCommandLineOperators(t *testing.T) {
 	c.run("system gc")
 	c.run("job status web", "Status = running")
 }
+
+// TestCommandLineHold: while many nodes are silent everybody who looks sees why nothing
+// is replaced; an operator, and nobody else, lets go, and then it is.
+func TestCommandLineHold(t *testing.T) {
+	c := newCLI(t)
+	c.file("web.hcl", webJob)
+	c.run("job run -detach web.hcl")
+	c.settled("web", 2)
+	client, err := api.NewClient(c.url, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := client.Hold(t.Context()); err != nil || h.Held || h.Silent != 0 {
+		t.Errorf("without a hold: %+v, %v", h, err)
+	}
+	reason := "2 of 2 nodes fell silent within 3s"
+	c.apply(&cluster.SetFleetHold{Hold: &cluster.FleetHold{Nodes: 2, Of: 2, Reason: reason}})
+	c.apply(&cluster.UpdateNodeStatus{Updates: []cluster.NodeStatusUpdate{
+		{NodeID: cpuNode, Status: cluster.NodeStatusDisconnected, Message: "Node heartbeat missed; replacements pause: " + reason},
+	}})
+	key := cluster.JobKey{Namespace: "default", ID: "web"}
+	snap := c.until("an evaluation that waits", func(snap *cluster.Snapshot) bool {
+		for _, e := range snap.EvalsByJob(nil, key) {
+			if e.Status == cluster.EvalStatusBlocked {
+				return true
+			}
+		}
+		return false
+	})
+	for _, e := range snap.EvalsByJob(nil, key) {
+		if e.Status == cluster.EvalStatusBlocked {
+			c.run("eval status "+e.ID, "Status = blocked", "replacements are paused: "+reason)
+		}
+	}
+	c.run("node status", "disconnected")
+	c.run("node status "+cpuNode, "Status = disconnected", "replacements pause: "+reason)
+	h, err := client.Hold(t.Context())
+	if err != nil || !h.Held || h.Nodes != 2 || h.Of != 2 || h.Silent != 1 || h.Reason != reason || h.Since == 0 {
+		t.Errorf("the hold is %+v, %v", h, err)
+	}
+	if err := client.ReleaseHold(t.Context()); err != nil {
+		t.Error(err)
+	}
+	snap = c.until("the replacements", func(snap *cluster.Snapshot) bool {
+		n := 0
+		for _, a := range snap.AllocsByJob(nil, key) {
+			if a.ClientStatus == cluster.AllocClientRunning && a.NodeID == gpuNode {
+				n++
+			}
+		}
+		return n == 2
+	})
+	if snap.FleetHold(nil) != nil {
+		t.Error("the hold stands")
+	}
+	if err := client.ReleaseHold(t.Context()); err != nil {
+		t.Errorf("without a hold: %v", err)
+	}
+}

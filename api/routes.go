@@ -187,6 +187,8 @@ var routes = []route{
 	{method: anyMethod, pattern: "/v1/recommendation/*what", access: need(ofRequest, acl.SubmitRecommendations), handle: enterprise},
 
 	// Our own.
+	{method: get, pattern: "/v1/operator/hold", access: need(region, acl.OperatorRead), handle: (*Server).readHold},
+	{method: del, pattern: "/v1/operator/hold", access: need(region, acl.OperatorWrite), handle: (*Server).releaseHold},
 	{method: get, pattern: "/v1/intro-tokens", access: need(region, acl.OperatorRead), handle: (*Server).listIntroTokens},
 	{method: put, pattern: "/v1/intro-tokens", access: need(region, acl.OperatorWrite), handle: (*Server).createIntroToken},
 	{method: del, pattern: "/v1/intro-token/:id", access: need(region, acl.OperatorWrite), handle: (*Server).deleteIntroToken},

@@ -46,7 +46,7 @@
 // nodes while it stands, and routes to it stay until gateways see it fail. Since
 // nodes that went together did not speak last at one moment, those that are quiet for
 // half a TTL count as well once the first is silent. The hold ends when enough nodes
-// have been back for a TTL, by an operator (ReleaseHold), or after DefaultHoldLimit;
+// have been back for a TTL, by an operator (rxvision node hold release), or after DefaultHoldLimit;
 // who is still silent then counts as down.
 //
 // # What a session promises

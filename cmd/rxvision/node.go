@@ -14,8 +14,58 @@ import (
 )
 
 func newNode() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Introduce nodes and gateways to the servers"}
-	cmd.AddCommand(newIntro(), newEnrolled())
+	cmd := &cobra.Command{Use: "node", Short: "Introduce nodes and gateways to the servers; the hold on replacements"}
+	cmd.AddCommand(newIntro(), newEnrolled(), newHold())
+	return cmd
+}
+
+func newHold() *cobra.Command {
+	var c clientFlags
+	cmd := &cobra.Command{
+		Use:   "hold",
+		Short: "Show whether replacements pause because many nodes fell silent at once, and why",
+		Long: `When more nodes fall silent at once than die at once, the fault is more likely between
+them and the servers than in them. Then they count as disconnected, not down, and nothing
+of what runs there is replaced until enough of them are back, for ten minutes at most, or
+until an operator who knows better lets go: rxvision node hold release.`,
+		Example: "  rxvision node hold\n  rxvision node hold release",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			h, err := client.Hold(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return printJSON(cmd.OutOrStdout(), h)
+			}
+			if !h.Held {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "replacements go on; disconnected nodes: %d\n", h.Silent)
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "replacements pause since %s UTC: %s\ndisconnected nodes: %d\n", timeText(int64(h.Since)), h.Reason, h.Silent)
+			return err
+		},
+	}
+	c.add(cmd)
+	var rc clientFlags
+	release := &cobra.Command{
+		Use:   "release",
+		Short: "Let replacements go on: nodes that are still silent count as down",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := rc.client()
+			if err != nil {
+				return err
+			}
+			return client.ReleaseHold(cmd.Context())
+		},
+	}
+	rc.add(release)
+	cmd.AddCommand(release)
 	return cmd
 }
 
