@@ -43,7 +43,7 @@ func (s *Store) Health(ctx context.Context) (*Health, error) {
 	defer end()
 	return byLeader(ctx, s,
 		func() (*Health, error) { return s.healthHere(), nil },
-		func(ctx context.Context, c pb.PeersClient) (*Health, error) {
+		func(ctx context.Context, _ string, c pb.PeersClient) (*Health, error) {
 			reply, err := c.Health(ctx, &pb.Nothing{})
 			if err != nil {
 				return nil, err

@@ -54,6 +54,7 @@ type disk struct {
 
 	mu     sync.Mutex
 	fullAt time.Time         // since when the disk is full; zero: it is not
+	grown  chan struct{}     // closed when last grows; nil when nobody waits
 	writes map[int]time.Time // under way, by a number of their own
 	serial int
 }
@@ -150,7 +151,36 @@ func (d *disk) store(logs []*raft.Log) error {
 	}
 	d.tail.add(logs)
 	d.last.Store(logs[len(logs)-1].Index)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.grown != nil {
+		close(d.grown)
+		d.grown = nil
+	}
 	return nil
+}
+
+// reaches waits until the log has an entry; false when the timer or closing was first.
+func (d *disk) reaches(index uint64, late <-chan time.Time) bool {
+	for {
+		d.mu.Lock()
+		if d.last.Load() >= index {
+			d.mu.Unlock()
+			return true
+		}
+		if d.grown == nil {
+			d.grown = make(chan struct{})
+		}
+		grown := d.grown
+		d.mu.Unlock()
+		select {
+		case <-grown:
+		case <-late:
+			return false
+		case <-d.closing:
+			return false
+		}
+	}
 }
 
 // DeleteRange implements raft.LogStore.

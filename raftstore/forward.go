@@ -59,7 +59,7 @@ func (s *Store) note(ctx context.Context, cmd cluster.Command) error {
 // applyEntry proposes an entry until it is answered. Trying again is safe: the
 // request ID inside makes it apply once.
 func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, error) {
-	weight := int64(max(len(entry), minWeight))
+	weight := weightOf(entry)
 	if err := s.weight.Acquire(ctx, weight); err != nil {
 		return cluster.Result{}, fmt.Errorf("wait for earlier writes: %w", err)
 	}
@@ -67,20 +67,18 @@ func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, e
 	forwarded := false
 	res, err := byLeader(ctx, s, func() (cluster.Result, error) {
 		forwarded = false
-		res, err, later := s.proposeFor(ctx, entry)
+		out, err, later := s.proposeFor(ctx, entry)
 		if later != nil {
 			wait := release
 			release = func() { s.ops.Go(func() { <-later; wait() }) }
 		}
-		return res, err
-	}, func(ctx context.Context, c pb.PeersClient) (cluster.Result, error) {
-		forwarded = true
-		applied, err := c.Apply(ctx, &pb.Entry{Entry: entry})
-		var res cluster.Result
-		if err == nil {
-			err = cluster.Unmarshal(applied.Result, &res)
+		if err != nil {
+			return cluster.Result{}, err
 		}
-		return res, err
+		return out[0].Result, out[0].err
+	}, func(ctx context.Context, leader string, c pb.PeersClient) (cluster.Result, error) {
+		forwarded = true
+		return s.carry(ctx, leader, c, entry)
 	})
 	release()
 	if err != nil || !forwarded {
@@ -89,50 +87,112 @@ func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, e
 	return res, s.catchUpTo(ctx, res.Index)
 }
 
-// applyHere proposes an entry that another server has forwarded.
-func (s *Store) applyHere(ctx context.Context, entry []byte) (cluster.Result, error) {
-	weight := int64(max(len(entry), minWeight))
-	if err := s.weight.Acquire(ctx, weight); err != nil {
-		return cluster.Result{}, err
+// weightOf is what entries count of maxInFlight.
+func weightOf(entries ...[]byte) (weight int64) {
+	for _, e := range entries {
+		weight += int64(max(len(e), minWeight))
 	}
-	res, err, later := s.proposeFor(ctx, entry)
+	return min(weight, maxInFlight)
+}
+
+// applyHere proposes entries that another server has forwarded.
+func (s *Store) applyHere(ctx context.Context, entries [][]byte) ([]outcome, error) {
+	weight := weightOf(entries...)
+	if err := s.weight.Acquire(ctx, weight); err != nil {
+		return nil, err
+	}
+	out, err, later := s.proposeFor(ctx, entries...)
 	if later != nil {
 		s.ops.Go(func() { <-later; s.weight.Release(weight) })
 	} else {
 		s.weight.Release(weight)
 	}
-	return res, err
+	return out, err
 }
 
-// proposeFor proposes an entry for a caller who may give up; then later tells
-// when raft has let go of the entry.
-func (s *Store) proposeFor(ctx context.Context, entry []byte) (_ cluster.Result, _ error, later <-chan outcome) {
-	answer := make(chan outcome, 1)
-	s.ops.Go(func() { answer <- s.propose(entry) })
+// proposal is entries on their way into the log.
+type proposal struct {
+	entries [][]byte
+	answer  chan []outcome // takes one without blocking
+}
+
+// proposals go to raft a round at a time: what comes while rounds are under way
+// waits and shares the next one, with its syncs and messages.
+type proposals struct {
+	mu      sync.Mutex
+	waiting []*proposal
+	rounds  int
+}
+
+// proposeFor proposes entries for a caller who may give up; then later tells when
+// raft has let go of them.
+func (s *Store) proposeFor(ctx context.Context, entries ...[]byte) (_ []outcome, _ error, later <-chan []outcome) {
+	p := &proposal{entries: entries, answer: make(chan []outcome, 1)}
+	s.proposals.mu.Lock()
+	s.proposals.waiting = append(s.proposals.waiting, p)
+	begin := s.proposals.rounds < maxRounds
+	if begin {
+		s.proposals.rounds++
+	}
+	s.proposals.mu.Unlock()
+	if begin {
+		s.ops.Go(func() {
+			for round := s.proposals.next(); round != nil; round = s.proposals.next() {
+				s.propose(round)
+			}
+		})
+	}
 	select {
-	case out := <-answer:
-		if out.err != nil && lostLeader(out.err) {
-			return cluster.Result{}, cluster.ErrNoLeader, nil
-		}
-		return out.Result, out.err, nil
+	case out := <-p.answer:
+		return out, nil, nil
 	case <-ctx.Done():
-		return cluster.Result{}, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err()), answer
+		return nil, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err()), p.answer
 	}
 }
 
-// propose hands the entry to raft and waits until it is applied here.
-func (s *Store) propose(entry []byte) outcome {
-	future := s.raft.Apply(entry, enqueueTimeout)
-	if err := future.Error(); err != nil {
-		if fatal := s.Err(); fatal != nil {
-			err = fatal
-		}
-		if errors.Is(err, raft.ErrRaftShutdown) {
-			err = errClosing
-		}
-		return outcome{err: err}
+// next gives all that waits; nil ends a round's turn.
+func (p *proposals) next() []*proposal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	round := p.waiting
+	p.waiting = nil
+	if round == nil {
+		p.rounds--
 	}
-	return future.Response().(outcome)
+	return round
+}
+
+// propose hands proposals to raft, waits until they are applied here and answers them.
+func (s *Store) propose(round []*proposal) {
+	var futures []raft.ApplyFuture
+	for _, p := range round {
+		for _, entry := range p.entries {
+			futures = append(futures, s.raft.Apply(entry, enqueueTimeout))
+		}
+	}
+	for _, p := range round {
+		out := make([]outcome, len(p.entries))
+		for i := range out {
+			out[i] = s.outcomeOf(futures[0])
+			futures = futures[1:]
+		}
+		p.answer <- out
+	}
+}
+
+func (s *Store) outcomeOf(future raft.ApplyFuture) outcome {
+	err := future.Error()
+	switch fatal := s.Err(); {
+	case err == nil:
+		return future.Response().(outcome)
+	case fatal != nil:
+		err = fatal
+	case errors.Is(err, raft.ErrRaftShutdown):
+		err = errClosing
+	case lostLeader(err):
+		err = cluster.ErrNoLeader
+	}
+	return outcome{err: err}
 }
 
 // lostLeader says whether raft's error means that this server was not, or did
@@ -181,8 +241,11 @@ func (s *Store) ReadIndex(ctx context.Context, verify bool) error {
 	defer end()
 	index, err := byLeader(ctx, s,
 		func() (uint64, error) { return s.readIndexHere(ctx, verify) },
-		func(ctx context.Context, c pb.PeersClient) (uint64, error) {
+		func(ctx context.Context, leader string, c pb.PeersClient) (uint64, error) {
 			reply, err := c.ReadIndex(ctx, &pb.ReadIndexRequest{Verify: verify})
+			if err == nil {
+				s.hear(leader, reply.Commit)
+			}
 			return reply.GetIndex(), err
 		})
 	if err != nil {

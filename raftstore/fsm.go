@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -61,7 +62,7 @@ type fsm struct {
 	bytes      int    // applied since the last snapshot
 	failure    error
 	restoreErr error
-	changed    chan struct{} // closed when index moves; nil when nobody waits
+	waiters    []*waiter
 }
 
 func newFSM(tmp, createdBy string, m *metrics, fail func(error), closing <-chan struct{}) *fsm {
@@ -86,7 +87,6 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		switch l.Type {
 		case raft.LogConfiguration:
 			f.members = max(f.members, l.Index)
-			defer f.wakeAll()
 		case raft.LogCommand:
 			if damage == nil {
 				var data []byte
@@ -119,9 +119,10 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 			out[i] = outcome{Result: results[0]}
 			results = results[1:]
 			f.bytes += len(l.Data)
-			f.moved(l.Index, l.Term)
+			f.index, f.term = max(f.index, l.Index), l.Term
 		}
 	}
+	f.wake()
 	if f.bytes >= snapshotBytes {
 		select {
 		case f.due <- struct{}{}:
@@ -137,7 +138,7 @@ func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.members = max(f.members, index)
-	f.wakeAll()
+	f.wake()
 }
 
 func (f *fsm) membersIndex() uint64 {
@@ -146,18 +147,32 @@ func (f *fsm) membersIndex() uint64 {
 	return f.members
 }
 
+// waiter waits for an index.
+type waiter struct {
+	index uint64
+	seen  bool          // entries of raft's own count, too
+	done  chan struct{} // closed when it is there
+}
+
 // moved sets the index and wakes those who wait for it.
 func (f *fsm) moved(index, term uint64) {
 	f.index, f.term = max(f.index, index), term
-	f.wakeAll()
+	f.wake()
 }
 
-// wakeAll wakes those who wait. The caller holds mu.
-func (f *fsm) wakeAll() {
-	if f.changed != nil {
-		close(f.changed)
-		f.changed = nil
-	}
+// wake wakes those whose index is there. The caller holds mu.
+func (f *fsm) wake() {
+	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
+		if !f.there(w) {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+func (f *fsm) there(w *waiter) bool {
+	return f.index >= w.index || w.seen && max(f.members, f.barrier) >= w.index
 }
 
 // sawBarrier notes that everything up to index is applied.
@@ -165,7 +180,7 @@ func (f *fsm) sawBarrier(index uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.barrier = max(f.barrier, index)
-	f.wakeAll()
+	f.wake()
 }
 
 // view is a consistent view of the state and where in the log it stands.
@@ -182,44 +197,51 @@ func (f *fsm) snapshotDue() bool {
 }
 
 func (f *fsm) appliedIndex() uint64 {
+	index, _ := f.applied()
+	return index
+}
+
+// applied is the last command applied and its term.
+func (f *fsm) applied() (index, term uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.index
+	return f.index, f.term
 }
 
 // wait returns when the command at index is applied, or with an error when ctx
 // ends or one of the channels is closed.
 func (f *fsm) wait(ctx context.Context, index uint64, failed, closing <-chan struct{}) error {
-	return f.waitFor(ctx, func() bool { return f.index >= index }, failed, closing)
+	return f.waitFor(ctx, &waiter{index: index}, failed, closing)
 }
 
 // waitSeen is wait for an index that may be one of raft's own entries.
 func (f *fsm) waitSeen(ctx context.Context, index uint64, failed, closing <-chan struct{}) error {
-	return f.waitFor(ctx, func() bool { return max(f.index, f.members, f.barrier) >= index }, failed, closing)
+	return f.waitFor(ctx, &waiter{index: index, seen: true}, failed, closing)
 }
 
-func (f *fsm) waitFor(ctx context.Context, ok func() bool, failed, closing <-chan struct{}) error {
-	for {
-		f.mu.Lock()
-		if ok() {
-			f.mu.Unlock()
-			return nil
-		}
-		if f.changed == nil {
-			f.changed = make(chan struct{})
-		}
-		changed := f.changed
+func (f *fsm) waitFor(ctx context.Context, w *waiter, failed, closing <-chan struct{}) (err error) {
+	f.mu.Lock()
+	if f.there(w) {
 		f.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-failed:
-			return errors.New("the store has failed")
-		case <-closing:
-			return errClosing
-		}
+		return nil
 	}
+	w.done = make(chan struct{})
+	f.waiters = append(f.waiters, w)
+	f.mu.Unlock()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-failed:
+		err = errors.New("the store has failed")
+	case <-closing:
+		err = errClosing
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiters = slices.DeleteFunc(f.waiters, func(x *waiter) bool { return x == w })
+	return err
 }
 
 // Snapshot implements raft.FSM: it takes the view that Persist writes later,

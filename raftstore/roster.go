@@ -224,7 +224,9 @@ func (s *Store) administer(ctx context.Context, here func() error, there func(co
 	defer end()
 	_, err = byLeader(ctx, s,
 		func() (struct{}, error) { return struct{}{}, here() },
-		func(ctx context.Context, c pb.PeersClient) (struct{}, error) { return struct{}{}, there(ctx, c) })
+		func(ctx context.Context, _ string, c pb.PeersClient) (struct{}, error) {
+			return struct{}{}, there(ctx, c)
+		})
 	return err
 }
 

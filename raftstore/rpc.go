@@ -236,27 +236,8 @@ func (s *service) Join(ctx context.Context, r *pb.JoinRequest) (*pb.JoinReply, e
 	if r.Forwarded {
 		return onlyLeader(s.Store, local)
 	}
-	return byLeader(ctx, s.Store, local, func(ctx context.Context, c pb.PeersClient) (*pb.JoinReply, error) {
+	return byLeader(ctx, s.Store, local, func(ctx context.Context, _ string, c pb.PeersClient) (*pb.JoinReply, error) {
 		return c.Join(ctx, &pb.JoinRequest{Server: r.Server, Forwarded: true})
-	})
-}
-
-// Apply implements pb.PeersServer.
-func (s *service) Apply(ctx context.Context, e *pb.Entry) (*pb.Applied, error) {
-	return onlyLeader(s.Store, func() (*pb.Applied, error) {
-		entry, err := unseal(e.Entry)
-		if err != nil {
-			return nil, cluster.Errorf(cluster.CodeInvalid, "forwarded write: %v", err)
-		}
-		// A kind that this version does not know would stop every server that applies it.
-		if _, err := cluster.DecodeCommand([]byte{entry[0], 0x80}); err != nil {
-			return nil, cluster.Errorf(cluster.CodeUnsupported, "the leader is of an older version: %v", err)
-		}
-		res, err := s.applyHere(ctx, e.Entry)
-		if err != nil {
-			return nil, err
-		}
-		return &pb.Applied{Result: cluster.Marshal(res)}, nil
 	})
 }
 
@@ -264,7 +245,7 @@ func (s *service) Apply(ctx context.Context, e *pb.Entry) (*pb.Applied, error) {
 func (s *service) ReadIndex(ctx context.Context, r *pb.ReadIndexRequest) (*pb.ReadIndexReply, error) {
 	return onlyLeader(s.Store, func() (*pb.ReadIndexReply, error) {
 		index, err := s.readIndexHere(ctx, r.Verify)
-		return &pb.ReadIndexReply{Index: index}, err
+		return &pb.ReadIndexReply{Index: index, Commit: s.committed()}, err
 	})
 }
 
@@ -307,7 +288,7 @@ func onlyLeader[T any](s *Store, answer func() (T, error)) (T, error) {
 
 // byLeader has the leader answer: this server, or another one that is asked over
 // the wire. It waits for a leader, and tries again with the next one, for LeaderWait.
-func byLeader[T any](ctx context.Context, s *Store, here func() (T, error), there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
+func byLeader[T any](ctx context.Context, s *Store, here func() (T, error), there func(ctx context.Context, leader string, c pb.PeersClient) (T, error)) (T, error) {
 	var none T
 	wait, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
 	defer cancel()
@@ -340,14 +321,14 @@ func byLeader[T any](ctx context.Context, s *Store, here func() (T, error), ther
 }
 
 // askLeader asks the leader over the wire, for as long as it is that.
-func askLeader[T any](ctx, reign context.Context, s *Store, leader string, there func(context.Context, pb.PeersClient) (T, error)) (T, error) {
+func askLeader[T any](ctx, reign context.Context, s *Store, leader string, there func(ctx context.Context, leader string, c pb.PeersClient) (T, error)) (T, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(reign, cancel)()
 	var res T
 	client, err := s.clients.at(s.addrOf(leader), leader)
 	if err == nil {
-		res, err = there(ctx, client)
+		res, err = there(ctx, leader, client)
 	}
 	return res, fromStatus(err)
 }

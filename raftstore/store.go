@@ -44,6 +44,10 @@ const (
 	enqueueTimeout = 2 * time.Second
 	lockTimeout    = time.Second // for the data folder's lock
 	retryPause     = 5 * time.Millisecond
+	// maxRounds bounds the rounds of proposals under way.
+	maxRounds = 2
+	// maxAppend bounds the entries that are stored, sent and applied together.
+	maxAppend = 256
 	// commitTimeout bounds how long an idle follower does not know that an entry is
 	// committed, which its callers wait for.
 	commitTimeout = 5 * time.Millisecond
@@ -118,26 +122,29 @@ func setDefault[T comparable](v *T, d T) {
 
 // Store is a replicated cluster.State. All methods may be called by any goroutine.
 type Store struct {
-	cfg      Config
-	log      *slog.Logger
-	id       raft.ServerID
-	lock     *os.File // the data folder's
-	disk     *disk
-	port     *port
-	trans    *raft.NetworkTransport
-	service  *grpc.Server
-	clients  clients
-	member   *membership
-	circle   *circle
-	pilot    pilot
-	raft     *raft.Raft
-	fsm      *fsm
-	leading  leadership
-	reigns   reigns
-	confirms rounds
-	start    string // new for each Open
-	metrics  *metrics
-	weight   *semaphore.Weighted
+	cfg       Config
+	log       *slog.Logger
+	id        raft.ServerID
+	lock      *os.File // the data folder's
+	disk      *disk
+	port      *port
+	trans     *raft.NetworkTransport
+	service   *grpc.Server
+	clients   clients
+	member    *membership
+	circle    *circle
+	pilot     pilot
+	raft      *raft.Raft
+	fsm       *fsm
+	leading   leadership
+	reigns    reigns
+	confirms  rounds
+	proposals proposals
+	convoy    convoy
+	hearsay   hearsay
+	start     string // new for each Open
+	metrics   *metrics
+	weight    *semaphore.Weighted
 
 	fatal      chan error    // gets the reason once
 	failed     chan struct{} // closed after that
@@ -302,6 +309,7 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 	c.Logger = raftLogger(s.log)
 	c.NotifyCh = notify
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = s.cfg.Heartbeat, s.cfg.Election, s.cfg.LeaderLease
+	c.BatchApplyCh, c.MaxAppendEntries = true, maxAppend
 	c.CommitTimeout = min(commitTimeout, s.cfg.Heartbeat/2)
 	c.ShutdownOnRemove = false // it may come back
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = s.cfg.SnapshotInterval, s.cfg.SnapshotThreshold, s.cfg.TrailingLogs

@@ -14,7 +14,7 @@ const maxTransitions = 1000
 // to move as its migrate block allows, all that is left at the drain's deadline,
 // and ends the drain of a node where nothing runs any more.
 func (s *Scheduler) watchDrains(ctx context.Context) error {
-	return s.watchState(ctx, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
+	return s.watchState(ctx, 0, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
 		d := lookAtDrains(snap, ws, now())
 		for _, n := range d.empty {
 			s.endDrain(ctx, n)

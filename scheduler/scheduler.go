@@ -144,8 +144,8 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 // read through its watch set has changed, another state has taken this one's
 // place, or the time that look gave (0: none) has come. A look that took long is
 // followed by a pause, so that a state that changes all the time costs no more than
-// a part of a core. It ends with ctx.
-func (s *Scheduler) watchState(ctx context.Context, look func(*cluster.Snapshot, cluster.WatchSet) (next cluster.Time)) error {
+// a part of a core; rest is the shortest pause. It ends with ctx.
+func (s *Scheduler) watchState(ctx context.Context, rest time.Duration, look func(*cluster.Snapshot, cluster.WatchSet) (next cluster.Time)) error {
 	for {
 		snap := s.store.State().Snapshot()
 		ws := make(cluster.WatchSet)
@@ -157,7 +157,8 @@ func (s *Scheduler) watchState(ctx context.Context, look func(*cluster.Snapshot,
 			return err
 		}
 		if took > quickLook {
-			if err := sleep(ctx, min(lookShare*took, maxLookPause)); err != nil {
+			pause := max(rest, min(lookShare*took, maxLookPause))
+			if err := sleep(ctx, pause); err != nil {
 				return err
 			}
 		}
@@ -167,7 +168,7 @@ func (s *Scheduler) watchState(ctx context.Context, look func(*cluster.Snapshot,
 // Pauses between looks at a state that changes all the time.
 const (
 	quickLook    = 50 * time.Microsecond // needs none
-	lookShare    = 9                     // times what the look took
+	lookShare    = 29                    // times what the look took
 	maxLookPause = 250 * time.Millisecond
 )
 

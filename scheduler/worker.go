@@ -23,7 +23,7 @@ const followUpDelay = time.Minute
 // follow keeps the queue in step with the state.
 func (s *Scheduler) follow(ctx context.Context, q *queue) error {
 	var state <-chan struct{} // closed when its state is replaced
-	return s.watchState(ctx, func(snap *cluster.Snapshot, ws cluster.WatchSet) cluster.Time {
+	return s.watchState(ctx, 0, func(snap *cluster.Snapshot, ws cluster.WatchSet) cluster.Time {
 		if state != snap.Abandoned() {
 			state = snap.Abandoned()
 			q.forget()

@@ -456,27 +456,27 @@ func (x *JoinReply) GetClusterId() string {
 	return ""
 }
 
-type Entry struct {
+type Entries struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entry         []byte                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Entries       [][]byte               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Entry) Reset() {
-	*x = Entry{}
+func (x *Entries) Reset() {
+	*x = Entries{}
 	mi := &file_raftstore_pb_peers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Entry) String() string {
+func (x *Entries) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Entry) ProtoMessage() {}
+func (*Entries) ProtoMessage() {}
 
-func (x *Entry) ProtoReflect() protoreflect.Message {
+func (x *Entries) ProtoReflect() protoreflect.Message {
 	mi := &file_raftstore_pb_peers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -488,21 +488,22 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
-func (*Entry) Descriptor() ([]byte, []int) {
+// Deprecated: Use Entries.ProtoReflect.Descriptor instead.
+func (*Entries) Descriptor() ([]byte, []int) {
 	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *Entry) GetEntry() []byte {
+func (x *Entries) GetEntries() [][]byte {
 	if x != nil {
-		return x.Entry
+		return x.Entries
 	}
 	return nil
 }
 
 type Applied struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        []byte                 `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"` // cluster.Result
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"` // of the entries, in their order
+	Commit        *Commit                `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,11 +538,141 @@ func (*Applied) Descriptor() ([]byte, []int) {
 	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *Applied) GetResult() []byte {
+func (x *Applied) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+func (x *Applied) GetCommit() *Commit {
+	if x != nil {
+		return x.Commit
+	}
+	return nil
+}
+
+// Outcome is what became of an entry: its result, or why it has none.
+type Outcome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        []byte                 `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"` // cluster.Result
+	Code          string                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`     // of package cluster; "" when there is a result
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outcome) Reset() {
+	*x = Outcome{}
+	mi := &file_raftstore_pb_peers_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outcome) ProtoMessage() {}
+
+func (x *Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_raftstore_pb_peers_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
+func (*Outcome) Descriptor() ([]byte, []int) {
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Outcome) GetResult() []byte {
 	if x != nil {
 		return x.Result
 	}
 	return nil
+}
+
+func (x *Outcome) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Outcome) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// Commit tells of an entry that is committed, so that a follower need not wait for
+// Raft's next message to hear of it.
+type Commit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`                            // the leader's
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`                          // 0: of none
+	IndexTerm     uint64                 `protobuf:"varint,3,opt,name=index_term,json=indexTerm,proto3" json:"index_term,omitempty"` // the entry's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Commit) Reset() {
+	*x = Commit{}
+	mi := &file_raftstore_pb_peers_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Commit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Commit) ProtoMessage() {}
+
+func (x *Commit) ProtoReflect() protoreflect.Message {
+	mi := &file_raftstore_pb_peers_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Commit.ProtoReflect.Descriptor instead.
+func (*Commit) Descriptor() ([]byte, []int) {
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Commit) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Commit) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Commit) GetIndexTerm() uint64 {
+	if x != nil {
+		return x.IndexTerm
+	}
+	return 0
 }
 
 type ReadIndexRequest struct {
@@ -553,7 +684,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[9]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +696,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[9]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +709,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{9}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReadIndexRequest) GetVerify() bool {
@@ -591,13 +722,14 @@ func (x *ReadIndexRequest) GetVerify() bool {
 type ReadIndexReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Commit        *Commit                `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReadIndexReply) Reset() {
 	*x = ReadIndexReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[10]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +741,7 @@ func (x *ReadIndexReply) String() string {
 func (*ReadIndexReply) ProtoMessage() {}
 
 func (x *ReadIndexReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[10]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +754,7 @@ func (x *ReadIndexReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexReply.ProtoReflect.Descriptor instead.
 func (*ReadIndexReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{10}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReadIndexReply) GetIndex() uint64 {
@@ -630,6 +762,13 @@ func (x *ReadIndexReply) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *ReadIndexReply) GetCommit() *Commit {
+	if x != nil {
+		return x.Commit
+	}
+	return nil
 }
 
 type TermReply struct {
@@ -641,7 +780,7 @@ type TermReply struct {
 
 func (x *TermReply) Reset() {
 	*x = TermReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +792,7 @@ func (x *TermReply) String() string {
 func (*TermReply) ProtoMessage() {}
 
 func (x *TermReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[11]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +805,7 @@ func (x *TermReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TermReply.ProtoReflect.Descriptor instead.
 func (*TermReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{11}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TermReply) GetTerm() uint64 {
@@ -685,7 +824,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +836,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[12]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +849,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{12}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -729,7 +868,7 @@ type Restored struct {
 
 func (x *Restored) Reset() {
 	*x = Restored{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +880,7 @@ func (x *Restored) String() string {
 func (*Restored) ProtoMessage() {}
 
 func (x *Restored) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[13]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +893,7 @@ func (x *Restored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restored.ProtoReflect.Descriptor instead.
 func (*Restored) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{13}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Restored) GetInfo() []byte {
@@ -773,7 +912,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +924,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[14]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +937,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{14}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -817,7 +956,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +968,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[15]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +981,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{15}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TransferRequest) GetId() string {
@@ -861,7 +1000,7 @@ type HealthReply struct {
 
 func (x *HealthReply) Reset() {
 	*x = HealthReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1012,7 @@ func (x *HealthReply) String() string {
 func (*HealthReply) ProtoMessage() {}
 
 func (x *HealthReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[16]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1025,7 @@ func (x *HealthReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthReply.ProtoReflect.Descriptor instead.
 func (*HealthReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{16}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HealthReply) GetHealth() []byte {
@@ -906,7 +1045,7 @@ type WitnessRequest struct {
 
 func (x *WitnessRequest) Reset() {
 	*x = WitnessRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1057,7 @@ func (x *WitnessRequest) String() string {
 func (*WitnessRequest) ProtoMessage() {}
 
 func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[17]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1070,7 @@ func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessRequest.ProtoReflect.Descriptor instead.
 func (*WitnessRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{17}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WitnessRequest) GetLeaderId() string {
@@ -959,7 +1098,7 @@ type WitnessReply struct {
 
 func (x *WitnessReply) Reset() {
 	*x = WitnessReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1110,7 @@ func (x *WitnessReply) String() string {
 func (*WitnessReply) ProtoMessage() {}
 
 func (x *WitnessReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[18]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1123,7 @@ func (x *WitnessReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessReply.ProtoReflect.Descriptor instead.
 func (*WitnessReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{18}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WitnessReply) GetGone() bool {
@@ -1046,15 +1185,26 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\tforwarded\x18\x02 \x01(\bR\tforwarded\"*\n" +
 	"\tJoinReply\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\x1d\n" +
-	"\x05Entry\x12\x14\n" +
-	"\x05entry\x18\x01 \x01(\fR\x05entry\"!\n" +
-	"\aApplied\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\fR\x06result\"*\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\"#\n" +
+	"\aEntries\x12\x18\n" +
+	"\aentries\x18\x01 \x03(\fR\aentries\"|\n" +
+	"\aApplied\x12:\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x1e.rxvision.raftstore.v1.OutcomeR\boutcomes\x125\n" +
+	"\x06commit\x18\x02 \x01(\v2\x1d.rxvision.raftstore.v1.CommitR\x06commit\"I\n" +
+	"\aOutcome\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\fR\x06result\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"Q\n" +
+	"\x06Commit\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
+	"\n" +
+	"index_term\x18\x03 \x01(\x04R\tindexTerm\"*\n" +
 	"\x10ReadIndexRequest\x12\x16\n" +
-	"\x06verify\x18\x01 \x01(\bR\x06verify\"&\n" +
+	"\x06verify\x18\x01 \x01(\bR\x06verify\"]\n" +
 	"\x0eReadIndexReply\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x1f\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x125\n" +
+	"\x06commit\x18\x02 \x01(\v2\x1d.rxvision.raftstore.v1.CommitR\x06commit\"\x1f\n" +
 	"\tTermReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
@@ -1075,13 +1225,13 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x1b\n" +
-	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\xc4\a\n" +
+	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\xc6\a\n" +
 	"\x05Peers\x12P\n" +
 	"\x04Meet\x12#.rxvision.raftstore.v1.Introduction\x1a#.rxvision.raftstore.v1.Introduction\x12K\n" +
 	"\aPromise\x12 .rxvision.raftstore.v1.Formation\x1a\x1e.rxvision.raftstore.v1.Nothing\x12K\n" +
 	"\aRelease\x12 .rxvision.raftstore.v1.Formation\x1a\x1e.rxvision.raftstore.v1.Nothing\x12L\n" +
-	"\x04Join\x12\".rxvision.raftstore.v1.JoinRequest\x1a .rxvision.raftstore.v1.JoinReply\x12E\n" +
-	"\x05Apply\x12\x1c.rxvision.raftstore.v1.Entry\x1a\x1e.rxvision.raftstore.v1.Applied\x12[\n" +
+	"\x04Join\x12\".rxvision.raftstore.v1.JoinRequest\x1a .rxvision.raftstore.v1.JoinReply\x12G\n" +
+	"\x05Apply\x12\x1e.rxvision.raftstore.v1.Entries\x1a\x1e.rxvision.raftstore.v1.Applied\x12[\n" +
 	"\tReadIndex\x12'.rxvision.raftstore.v1.ReadIndexRequest\x1a%.rxvision.raftstore.v1.ReadIndexReply\x12H\n" +
 	"\x04Term\x12\x1e.rxvision.raftstore.v1.Nothing\x1a .rxvision.raftstore.v1.TermReply\x12J\n" +
 	"\aRestore\x12\x1c.rxvision.raftstore.v1.Chunk\x1a\x1f.rxvision.raftstore.v1.Restored(\x01\x12N\n" +
@@ -1102,7 +1252,7 @@ func file_raftstore_pb_peers_proto_rawDescGZIP() []byte {
 	return file_raftstore_pb_peers_proto_rawDescData
 }
 
-var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*Nothing)(nil),          // 0: rxvision.raftstore.v1.Nothing
 	(*Refusal)(nil),          // 1: rxvision.raftstore.v1.Refusal
@@ -1111,51 +1261,56 @@ var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*Formation)(nil),        // 4: rxvision.raftstore.v1.Formation
 	(*JoinRequest)(nil),      // 5: rxvision.raftstore.v1.JoinRequest
 	(*JoinReply)(nil),        // 6: rxvision.raftstore.v1.JoinReply
-	(*Entry)(nil),            // 7: rxvision.raftstore.v1.Entry
+	(*Entries)(nil),          // 7: rxvision.raftstore.v1.Entries
 	(*Applied)(nil),          // 8: rxvision.raftstore.v1.Applied
-	(*ReadIndexRequest)(nil), // 9: rxvision.raftstore.v1.ReadIndexRequest
-	(*ReadIndexReply)(nil),   // 10: rxvision.raftstore.v1.ReadIndexReply
-	(*TermReply)(nil),        // 11: rxvision.raftstore.v1.TermReply
-	(*Chunk)(nil),            // 12: rxvision.raftstore.v1.Chunk
-	(*Restored)(nil),         // 13: rxvision.raftstore.v1.Restored
-	(*RemoveRequest)(nil),    // 14: rxvision.raftstore.v1.RemoveRequest
-	(*TransferRequest)(nil),  // 15: rxvision.raftstore.v1.TransferRequest
-	(*HealthReply)(nil),      // 16: rxvision.raftstore.v1.HealthReply
-	(*WitnessRequest)(nil),   // 17: rxvision.raftstore.v1.WitnessRequest
-	(*WitnessReply)(nil),     // 18: rxvision.raftstore.v1.WitnessReply
+	(*Outcome)(nil),          // 9: rxvision.raftstore.v1.Outcome
+	(*Commit)(nil),           // 10: rxvision.raftstore.v1.Commit
+	(*ReadIndexRequest)(nil), // 11: rxvision.raftstore.v1.ReadIndexRequest
+	(*ReadIndexReply)(nil),   // 12: rxvision.raftstore.v1.ReadIndexReply
+	(*TermReply)(nil),        // 13: rxvision.raftstore.v1.TermReply
+	(*Chunk)(nil),            // 14: rxvision.raftstore.v1.Chunk
+	(*Restored)(nil),         // 15: rxvision.raftstore.v1.Restored
+	(*RemoveRequest)(nil),    // 16: rxvision.raftstore.v1.RemoveRequest
+	(*TransferRequest)(nil),  // 17: rxvision.raftstore.v1.TransferRequest
+	(*HealthReply)(nil),      // 18: rxvision.raftstore.v1.HealthReply
+	(*WitnessRequest)(nil),   // 19: rxvision.raftstore.v1.WitnessRequest
+	(*WitnessReply)(nil),     // 20: rxvision.raftstore.v1.WitnessReply
 }
 var file_raftstore_pb_peers_proto_depIdxs = []int32{
 	3,  // 0: rxvision.raftstore.v1.Introduction.known:type_name -> rxvision.raftstore.v1.Acquaintance
 	3,  // 1: rxvision.raftstore.v1.Formation.voters:type_name -> rxvision.raftstore.v1.Acquaintance
-	2,  // 2: rxvision.raftstore.v1.Peers.Meet:input_type -> rxvision.raftstore.v1.Introduction
-	4,  // 3: rxvision.raftstore.v1.Peers.Promise:input_type -> rxvision.raftstore.v1.Formation
-	4,  // 4: rxvision.raftstore.v1.Peers.Release:input_type -> rxvision.raftstore.v1.Formation
-	5,  // 5: rxvision.raftstore.v1.Peers.Join:input_type -> rxvision.raftstore.v1.JoinRequest
-	7,  // 6: rxvision.raftstore.v1.Peers.Apply:input_type -> rxvision.raftstore.v1.Entry
-	9,  // 7: rxvision.raftstore.v1.Peers.ReadIndex:input_type -> rxvision.raftstore.v1.ReadIndexRequest
-	0,  // 8: rxvision.raftstore.v1.Peers.Term:input_type -> rxvision.raftstore.v1.Nothing
-	12, // 9: rxvision.raftstore.v1.Peers.Restore:input_type -> rxvision.raftstore.v1.Chunk
-	14, // 10: rxvision.raftstore.v1.Peers.Remove:input_type -> rxvision.raftstore.v1.RemoveRequest
-	15, // 11: rxvision.raftstore.v1.Peers.Transfer:input_type -> rxvision.raftstore.v1.TransferRequest
-	0,  // 12: rxvision.raftstore.v1.Peers.Health:input_type -> rxvision.raftstore.v1.Nothing
-	17, // 13: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
-	2,  // 14: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
-	0,  // 15: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 16: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
-	6,  // 17: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
-	8,  // 18: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
-	10, // 19: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
-	11, // 20: rxvision.raftstore.v1.Peers.Term:output_type -> rxvision.raftstore.v1.TermReply
-	13, // 21: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
-	0,  // 22: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 23: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
-	16, // 24: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
-	18, // 25: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
-	14, // [14:26] is the sub-list for method output_type
-	2,  // [2:14] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	9,  // 2: rxvision.raftstore.v1.Applied.outcomes:type_name -> rxvision.raftstore.v1.Outcome
+	10, // 3: rxvision.raftstore.v1.Applied.commit:type_name -> rxvision.raftstore.v1.Commit
+	10, // 4: rxvision.raftstore.v1.ReadIndexReply.commit:type_name -> rxvision.raftstore.v1.Commit
+	2,  // 5: rxvision.raftstore.v1.Peers.Meet:input_type -> rxvision.raftstore.v1.Introduction
+	4,  // 6: rxvision.raftstore.v1.Peers.Promise:input_type -> rxvision.raftstore.v1.Formation
+	4,  // 7: rxvision.raftstore.v1.Peers.Release:input_type -> rxvision.raftstore.v1.Formation
+	5,  // 8: rxvision.raftstore.v1.Peers.Join:input_type -> rxvision.raftstore.v1.JoinRequest
+	7,  // 9: rxvision.raftstore.v1.Peers.Apply:input_type -> rxvision.raftstore.v1.Entries
+	11, // 10: rxvision.raftstore.v1.Peers.ReadIndex:input_type -> rxvision.raftstore.v1.ReadIndexRequest
+	0,  // 11: rxvision.raftstore.v1.Peers.Term:input_type -> rxvision.raftstore.v1.Nothing
+	14, // 12: rxvision.raftstore.v1.Peers.Restore:input_type -> rxvision.raftstore.v1.Chunk
+	16, // 13: rxvision.raftstore.v1.Peers.Remove:input_type -> rxvision.raftstore.v1.RemoveRequest
+	17, // 14: rxvision.raftstore.v1.Peers.Transfer:input_type -> rxvision.raftstore.v1.TransferRequest
+	0,  // 15: rxvision.raftstore.v1.Peers.Health:input_type -> rxvision.raftstore.v1.Nothing
+	19, // 16: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
+	2,  // 17: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
+	0,  // 18: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 19: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
+	6,  // 20: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
+	8,  // 21: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
+	12, // 22: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
+	13, // 23: rxvision.raftstore.v1.Peers.Term:output_type -> rxvision.raftstore.v1.TermReply
+	15, // 24: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
+	0,  // 25: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 26: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
+	18, // 27: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
+	20, // 28: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
+	17, // [17:29] is the sub-list for method output_type
+	5,  // [5:17] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_raftstore_pb_peers_proto_init() }
@@ -1169,7 +1324,7 @@ func file_raftstore_pb_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftstore_pb_peers_proto_rawDesc), len(file_raftstore_pb_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -49,8 +49,9 @@ type PeersClient interface {
 	Release(ctx context.Context, in *Formation, opts ...grpc.CallOption) (*Nothing, error)
 	// Join makes the server a member, or corrects its address.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
-	// Apply puts a sealed log entry into the log; only the leader takes it.
-	Apply(ctx context.Context, in *Entry, opts ...grpc.CallOption) (*Applied, error)
+	// Apply puts sealed log entries into the log; only the leader takes them. It
+	// answers when all are applied, or refused.
+	Apply(ctx context.Context, in *Entries, opts ...grpc.CallOption) (*Applied, error)
 	// ReadIndex gives the index that a reader has to wait for; only the leader knows it.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexReply, error)
 	// Term gives the server's Raft term: a leader whose term a majority has leads still.
@@ -113,7 +114,7 @@ func (c *peersClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.Ca
 	return out, nil
 }
 
-func (c *peersClient) Apply(ctx context.Context, in *Entry, opts ...grpc.CallOption) (*Applied, error) {
+func (c *peersClient) Apply(ctx context.Context, in *Entries, opts ...grpc.CallOption) (*Applied, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Applied)
 	err := c.cc.Invoke(ctx, Peers_Apply_FullMethodName, in, out, cOpts...)
@@ -208,8 +209,9 @@ type PeersServer interface {
 	Release(context.Context, *Formation) (*Nothing, error)
 	// Join makes the server a member, or corrects its address.
 	Join(context.Context, *JoinRequest) (*JoinReply, error)
-	// Apply puts a sealed log entry into the log; only the leader takes it.
-	Apply(context.Context, *Entry) (*Applied, error)
+	// Apply puts sealed log entries into the log; only the leader takes them. It
+	// answers when all are applied, or refused.
+	Apply(context.Context, *Entries) (*Applied, error)
 	// ReadIndex gives the index that a reader has to wait for; only the leader knows it.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexReply, error)
 	// Term gives the server's Raft term: a leader whose term a majority has leads still.
@@ -244,7 +246,7 @@ func (UnimplementedPeersServer) Release(context.Context, *Formation) (*Nothing, 
 func (UnimplementedPeersServer) Join(context.Context, *JoinRequest) (*JoinReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
 }
-func (UnimplementedPeersServer) Apply(context.Context, *Entry) (*Applied, error) {
+func (UnimplementedPeersServer) Apply(context.Context, *Entries) (*Applied, error) {
 	return nil, status.Error(codes.Unimplemented, "method Apply not implemented")
 }
 func (UnimplementedPeersServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexReply, error) {
@@ -362,7 +364,7 @@ func _Peers_Join_Handler(srv interface{}, ctx context.Context, dec func(interfac
 }
 
 func _Peers_Apply_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(Entry)
+	in := new(Entries)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
@@ -374,7 +376,7 @@ func _Peers_Apply_Handler(srv interface{}, ctx context.Context, dec func(interfa
 		FullMethod: Peers_Apply_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(PeersServer).Apply(ctx, req.(*Entry))
+		return srv.(PeersServer).Apply(ctx, req.(*Entries))
 	}
 	return interceptor(ctx, in, info, handler)
 }
