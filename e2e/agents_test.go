@@ -92,6 +92,7 @@ type gpuLoad struct {
 	services map[string]int // job → allocations of its last accepted form
 	batch    map[string]bool
 	problems []string
+	doubles  map[string]bool // device and its two holders, once told
 
 	registered, stopped, unknowns, completed, samples, views, most atomic.Int64
 }
@@ -105,7 +106,7 @@ const (
 
 func startGPULoad(r *region, seed uint64, agents ...*agents) *gpuLoad {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &gpuLoad{r: r, agents: agents, cancel: cancel, services: map[string]int{}, batch: map[string]bool{}}
+	l := &gpuLoad{r: r, agents: agents, cancel: cancel, services: map[string]int{}, batch: map[string]bool{}, doubles: map[string]bool{}}
 	for i := range gpuServices {
 		l.wg.Go(func() { l.serve(ctx, i, rand.New(rand.NewPCG(seed, 2000+uint64(i)))) })
 	}
@@ -251,12 +252,24 @@ func (l *gpuLoad) sample(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
+// fresh says whether these two at one device were not told of before.
+func (l *gpuLoad) fresh(device, one, other string) bool {
+	key := fmt.Sprint(device, min(one, other), max(one, other))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.doubles[key] || len(l.doubles) >= maxProblems {
+		return false
+	}
+	l.doubles[key] = true
+	return true
+}
+
 func (l *gpuLoad) checkDevices(allocs []allocStub) {
 	holders := map[string]*allocStub{}
 	for i := range allocs {
 		a := &allocs[i]
 		for _, d := range a.devices() {
-			if h := holders[d]; h != nil {
+			if h := holders[d]; h != nil && l.fresh(d, h.ID, a.ID) {
 				l.problem("device %s is held by %s of %s on node %s (%s, %s) and by %s of %s on node %s (%s, %s)", d,
 					h.ID, h.JobID, h.NodeID, h.DesiredStatus, h.ClientStatus, a.ID, a.JobID, a.NodeID, a.DesiredStatus, a.ClientStatus)
 			}
@@ -295,7 +308,7 @@ func (l *gpuLoad) checkAgents(a *agents, told map[*agents]int) {
 			if h.Status != "running" {
 				continue
 			}
-			if other, taken := holders[d]; taken {
+			if other, taken := holders[d]; taken && l.fresh("on agents: "+d, other.Alloc, h.Alloc) {
 				l.problem("device %s runs %s of %s and %s of %s at once", d, other.Alloc, other.Job, h.Alloc, h.Job)
 			}
 			holders[d] = h
@@ -445,7 +458,7 @@ func TestDeviceHeldTwiceIsSeen(t *testing.T) {
 		}
 		return a
 	}
-	var l gpuLoad
+	l := gpuLoad{doubles: map[string]bool{}}
 	l.checkDevices([]allocStub{on("a", "gpu-0", "gpu-1"), on("b", "gpu-2")})
 	if len(l.problems) > 0 || l.most.Load() != 3 {
 		t.Errorf("apart: %v, %d devices", l.problems, l.most.Load())
