@@ -65,7 +65,8 @@ type Allocation struct {
 	CreateTime            int64  // unix nanoseconds
 	ModifyTime            int64
 
-	packedStates, packedMetrics string // of TaskStates and Metrics; see Whole
+	packedStates  string `stored:"PackedStates"` // of TaskStates; see Whole
+	packedMetrics string `stored:"PackedMetrics"`
 }
 
 // JobKey is the key of the allocation's job.

@@ -3,6 +3,8 @@ package cluster
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -13,7 +15,15 @@ const MaxJobVersions = 6
 // SpecEqual says whether two jobs ask for the same: everything but what the
 // state itself sets. Pinned models count; Stop counts.
 func SpecEqual(a, b *Job) bool {
-	return a == b || bytes.Equal(specBytes(a), specBytes(b))
+	return a == b || sameSpec(a, b) || bytes.Equal(specBytes(a), specBytes(b))
+}
+
+// sameSpec is true for jobs that share the parts of one specification, as the records of a job do while nobody
+// registers it anew. It is quick; false says nothing.
+func sameSpec(a, b *Job) bool {
+	return a.Region == b.Region && a.Namespace == b.Namespace && a.ID == b.ID && a.Name == b.Name && a.Type == b.Type && a.Priority == b.Priority &&
+		a.AllAtOnce == b.AllAtOnce && a.NodePool == b.NodePool && a.Stop == b.Stop && len(a.TaskGroups) > 0 && slices.Equal(a.TaskGroups, b.TaskGroups) &&
+		slices.Equal(a.Datacenters, b.Datacenters) && slices.Equal(a.Constraints, b.Constraints) && maps.Equal(a.Meta, b.Meta)
 }
 
 func specBytes(j *Job) []byte {

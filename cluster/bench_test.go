@@ -371,8 +371,9 @@ func saveRecords(b *testing.B, path string, s *Snapshot) {
 	out := bufio.NewWriterSize(f, 1<<20)
 	size := map[string]int{}
 	var head [5]byte
+	var record []byte
 	err = s.Records(func(t *Table, _ string, v any) error {
-		record := Marshal(v)
+		record = AppendStored(record[:0], v)
 		size[t.Name] += len(record)
 		head[0] = t.Record
 		binary.BigEndian.PutUint32(head[1:], uint32(len(record)))

@@ -3,7 +3,6 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"maps"
 )
 
 // Check walks the whole state and reports every broken invariant: no device or
@@ -14,67 +13,7 @@ func (s *Snapshot) Check() error {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 
 	high := s.Index(nil)
-	counts := map[JobKey]map[string]TaskGroupSummary{}
-	byNode := map[string][]*Allocation{}
-	for _, a := range s.Allocs(nil, "") {
-		if a.ModifyIndex > high {
-			fault("allocation %s has index %d, beyond the state's %d", a.ID, a.ModifyIndex, high)
-		}
-		if (a.ClientStatus == AllocClientUnknown) != (a.UnknownSince != 0) {
-			fault("allocation %s is %s, and unknown since %d", a.ID, a.ClientStatus, a.UnknownSince)
-		}
-		if a.Occupies() {
-			byNode[a.NodeID] = append(byNode[a.NodeID], a)
-			if s.JobVersion(nil, a.JobKey(), a.JobVersion) == nil {
-				fault("allocation %s runs version %d of job %s, which is not kept", a.ID, a.JobVersion, a.JobID)
-			}
-		}
-		if j := s.Job(nil, a.JobKey()); j != nil && j.CreateIndex == a.JobCreateIndex {
-			if counts[j.Key()] == nil {
-				counts[j.Key()] = map[string]TaskGroupSummary{}
-			}
-			g := counts[j.Key()][a.TaskGroup]
-			g.add(a.ClientStatus, 1)
-			counts[j.Key()][a.TaskGroup] = g
-		}
-	}
-	for _, nodeID := range sortedKeys(byNode) {
-		n := s.Node(nil, nodeID)
-		if n == nil {
-			continue // purged: the scheduler marks its allocations lost
-		}
-		use := NewNodeUse(n)
-		for _, a := range byNode[nodeID] {
-			use.Add(a)
-		}
-		for _, f := range use.faults { // held twice; a node may shrink below its use, but never share
-			fault("node %s: %s", nodeID, f)
-		}
-	}
-	for _, j := range s.Jobs(nil, "*", "") {
-		if v := s.JobVersion(nil, j.Key(), j.Version); v == nil || !SpecEqual(v, j) {
-			fault("job %s: version %d is not kept as it is", j.ID, j.Version)
-		}
-		if status := s.jobStatus(j); status != j.Status {
-			fault("job %s is %s but its allocations and evaluations say %s", j.ID, j.Status, status)
-		}
-		sum := s.Summary(nil, j.Key())
-		if sum == nil {
-			fault("job %s has no summary", j.ID)
-			continue
-		}
-		kept := maps.Clone(sum.Summary)
-		for name, g := range kept {
-			g.Queued = 0
-			kept[name] = g
-		}
-		for _, name := range sortedKeys(kept) {
-			g := counts[j.Key()][name]
-			if kept[name] != g && !reaped(kept[name], g) {
-				fault("job %s group %s: summary says %+v, allocations say %+v", j.ID, name, kept[name], g)
-			}
-		}
-	}
+	s.checkNodes(s.checkJobs(high, fault), fault)
 	for _, m := range s.Models(nil) {
 		for alias, v := range m.Aliases {
 			if s.ModelVersion(nil, m.Name, v) == nil {
@@ -95,6 +34,104 @@ func (s *Snapshot) Check() error {
 	s.checkACL(high, fault)
 	s.checkIntro(high, fault)
 	return errors.Join(faults...)
+}
+
+// checkJobs looks at all allocations job by job, and at the jobs. It gives the number of allocations that hold something.
+func (s *Snapshot) checkJobs(high uint64, fault func(string, ...any)) (holding int) {
+	allocs, jobs := s.txn.rows[tableByName[TableAllocs].number], s.txn.rows[tableByName[TableJobs].number]
+	byJob := allocs.by[newQuery(TableAllocs, "job", nil).by]
+	counts, kept, seen := map[string]TaskGroupSummary{}, map[uint64]bool{}, 0
+	byJob.ascend("", func(key string, x *set) bool {
+		j, _ := jobs.get(key).(*Job)
+		clear(counts)
+		clear(kept)
+		x.each(func(at slot) bool {
+			a := allocs.records.get(at).(*Allocation)
+			seen++
+			if a.ModifyIndex > high {
+				fault("allocation %s has index %d, beyond the state's %d", a.ID, a.ModifyIndex, high)
+			}
+			if (a.ClientStatus == AllocClientUnknown) != (a.UnknownSince != 0) {
+				fault("allocation %s is %s, and unknown since %d", a.ID, a.ClientStatus, a.UnknownSince)
+			}
+			if a.Occupies() {
+				holding++
+			}
+			if a.Occupies() && !kept[a.JobVersion] {
+				if kept[a.JobVersion] = s.JobVersion(nil, a.JobKey(), a.JobVersion) != nil; !kept[a.JobVersion] {
+					fault("allocation %s runs version %d of job %s, which is not kept", a.ID, a.JobVersion, a.JobID)
+				}
+			}
+			if j != nil && j.CreateIndex == a.JobCreateIndex {
+				g := counts[a.TaskGroup]
+				g.add(a.ClientStatus, 1)
+				counts[a.TaskGroup] = g
+			}
+			return true
+		})
+		if j != nil {
+			s.checkJob(j, counts, fault)
+		}
+		return true
+	})
+	if seen != allocs.ids.n {
+		fault("%d of %d allocations are found by their jobs", seen, allocs.ids.n)
+	}
+	jobs.ids.ascend("", func(key string, at slot) bool {
+		if _, ok := byJob.get(key); !ok {
+			s.checkJob(jobs.records.get(at).(*Job), nil, fault)
+		}
+		return true
+	})
+	return holding
+}
+
+// checkJob compares a job with what its allocations count up to.
+func (s *Snapshot) checkJob(j *Job, counts map[string]TaskGroupSummary, fault func(string, ...any)) {
+	if v := s.JobVersion(nil, j.Key(), j.Version); v == nil || !SpecEqual(v, j) {
+		fault("job %s: version %d is not kept as it is", j.ID, j.Version)
+	}
+	if status := s.jobStatus(j); status != j.Status {
+		fault("job %s is %s but its allocations and evaluations say %s", j.ID, j.Status, status)
+	}
+	sum := s.Summary(nil, j.Key())
+	if sum == nil {
+		fault("job %s has no summary", j.ID)
+		return
+	}
+	for _, name := range sortedKeys(sum.Summary) {
+		said, is := sum.Summary[name], counts[name]
+		if said.Queued = 0; said != is && !reaped(said, is) {
+			fault("job %s group %s: summary says %+v, allocations say %+v", j.ID, name, said, is)
+		}
+	}
+}
+
+// checkNodes looks that nothing of a node is held twice. A node may shrink below its use, but never share.
+func (s *Snapshot) checkNodes(holding int, fault func(string, ...any)) {
+	allocs := s.txn.rows[tableByName[TableAllocs].number]
+	byNode := &allocs.by[newQuery(TableAllocs, "holds", nil).by]
+	byNode.ascend("", func(nodeID string, x *set) bool {
+		n := s.Node(nil, nodeID)
+		use := NewNodeUse(n)
+		x.each(func(at slot) bool {
+			a := allocs.records.get(at).(*Allocation)
+			if holding--; !a.Occupies() || a.NodeID != nodeID {
+				fault("allocation %s is found among those that hold something of node %s", a.ID, nodeID)
+			}
+			if n != nil { // else it was purged, and the scheduler marks its allocations lost
+				use.Add(a)
+			}
+			return true
+		})
+		for _, f := range use.faults {
+			fault("node %s: %s", nodeID, f)
+		}
+		return true
+	})
+	if holding != 0 {
+		fault("%d allocations that hold something are not found by their nodes", holding)
+	}
 }
 
 // reaped says whether a summary differs from the allocations only by terminal

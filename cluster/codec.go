@@ -40,6 +40,18 @@ func marshal(prefix []byte, v any) []byte {
 	return append([]byte(nil), b...)
 }
 
+// AppendStored appends a record as snapshots hold it: Marshal's form, but of an allocation, of which there may be a
+// million, without what is zero and with states and metrics as they are packed. Restore reads both forms.
+func AppendStored(b []byte, record any) []byte {
+	if a, ok := record.(*Allocation); ok {
+		return storeAllocation(b, a)
+	}
+	if b, ok := appendRecord(b, record); ok {
+		return b
+	}
+	return append(b, marshalByReflection(record)...)
+}
+
 func marshalByReflection(v any) (out []byte) {
 	if err := codec.NewEncoderBytes(&out, msgpackHandle).Encode(v); err != nil {
 		panic(fmt.Sprintf("encode %T: %v", v, err)) // only a type that cannot be encoded: a bug
@@ -52,7 +64,13 @@ func Unmarshal(b []byte, v any) error { return unmarshal(b, v, nil) }
 
 func unmarshal(b []byte, v any, shared *interner) error {
 	d := decoder{left: b, shared: shared}
-	if !decodeRecord(&d, v) {
+	return d.record(v)
+}
+
+// record reads a whole record into an empty value.
+func (d *decoder) record(v any) error {
+	b := d.left
+	if !decodeRecord(d, v) {
 		d.err = codec.NewDecoderBytes(b, msgpackHandle).Decode(v)
 	} else if len(d.left) > 0 {
 		d.fail("%d bytes follow the record", len(d.left))

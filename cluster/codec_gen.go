@@ -1715,6 +1715,30 @@ func copyAllocDeploymentStatus(v *AllocDeploymentStatus) {
 	v.Healthy = copyPtr(v.Healthy, nil)
 }
 
+func storeAllocDeploymentStatus(b []byte, v *AllocDeploymentStatus) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.Canary {
+		b = appendBool(append(b, "\xa6"+"Canary"...), v.Canary)
+		n++
+	}
+	if v.Healthy != nil {
+		b = appendPtr(append(b, "\xa7"+"Healthy"...), v.Healthy, appendBool)
+		n++
+	}
+	if v.ModifyIndex != 0 {
+		b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+		n++
+	}
+	if v.Timestamp != 0 {
+		b = appendInt(append(b, "\xa9"+"Timestamp"...), int64(v.Timestamp))
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendAllocMetric(b []byte, v *AllocMetric) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -1803,37 +1827,67 @@ func copyAllocMetric(v *AllocMetric) {
 }
 
 func packAllocMetric(p *packer, v *AllocMetric) {
-	p.int(int64(v.AllocationTime))
-	packMap(p, v.ClassExhausted, func(p *packer, v int) { p.int(int64(v)) })
-	packMap(p, v.ClassFiltered, func(p *packer, v int) { p.int(int64(v)) })
-	p.int(int64(v.CoalescedFailures))
-	packMap(p, v.ConstraintFiltered, func(p *packer, v int) { p.int(int64(v)) })
-	packMap(p, v.DimensionExhausted, func(p *packer, v int) { p.int(int64(v)) })
-	p.str(v.NodePool)
-	packMap(p, v.NodesAvailable, func(p *packer, v int) { p.int(int64(v)) })
+	p.uint(14)
 	p.int(int64(v.NodesEvaluated))
-	p.int(int64(v.NodesExhausted))
 	p.int(int64(v.NodesFiltered))
 	p.int(int64(v.NodesInPool))
+	p.str(v.NodePool)
+	packMap(p, v.NodesAvailable, func(p *packer, v int) { p.int(int64(v)) })
+	packMap(p, v.ClassFiltered, func(p *packer, v int) { p.int(int64(v)) })
+	packMap(p, v.ConstraintFiltered, func(p *packer, v int) { p.int(int64(v)) })
+	p.int(int64(v.NodesExhausted))
+	packMap(p, v.ClassExhausted, func(p *packer, v int) { p.int(int64(v)) })
+	packMap(p, v.DimensionExhausted, func(p *packer, v int) { p.int(int64(v)) })
 	packList(p, v.QuotaExhausted, func(p *packer, v string) { p.str(v) })
 	packList(p, v.ScoreMetaData, func(p *packer, v *NodeScore) { packPtr(p, v, packNodeScore) })
+	p.int(int64(v.AllocationTime))
+	p.int(int64(v.CoalescedFailures))
 }
 
 func unpackAllocMetric(u *unpacker, v *AllocMetric) {
-	v.AllocationTime = time.Duration(u.int())
-	v.ClassExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
-	v.ClassFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
-	v.CoalescedFailures = int(u.int())
-	v.ConstraintFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
-	v.DimensionExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
-	v.NodePool = u.str()
-	v.NodesAvailable = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
-	v.NodesEvaluated = int(u.int())
-	v.NodesExhausted = int(u.int())
-	v.NodesFiltered = int(u.int())
-	v.NodesInPool = int(u.int())
-	v.QuotaExhausted = unpackList(u, func(u *unpacker) string { return u.str() })
-	v.ScoreMetaData = unpackList(u, func(u *unpacker) *NodeScore { return unpackPtr(u, unpackNodeScore) })
+	n := u.uint()
+	if n > 0 {
+		v.NodesEvaluated = int(u.int())
+	}
+	if n > 1 {
+		v.NodesFiltered = int(u.int())
+	}
+	if n > 2 {
+		v.NodesInPool = int(u.int())
+	}
+	if n > 3 {
+		v.NodePool = u.str()
+	}
+	if n > 4 {
+		v.NodesAvailable = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	}
+	if n > 5 {
+		v.ClassFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	}
+	if n > 6 {
+		v.ConstraintFiltered = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	}
+	if n > 7 {
+		v.NodesExhausted = int(u.int())
+	}
+	if n > 8 {
+		v.ClassExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	}
+	if n > 9 {
+		v.DimensionExhausted = unpackMap(u, func(u *unpacker) int { return int(u.int()) })
+	}
+	if n > 10 {
+		v.QuotaExhausted = unpackList(u, func(u *unpacker) string { return u.str() })
+	}
+	if n > 11 {
+		v.ScoreMetaData = unpackList(u, func(u *unpacker) *NodeScore { return unpackPtr(u, unpackNodeScore) })
+	}
+	if n > 12 {
+		v.AllocationTime = time.Duration(u.int())
+	}
+	if n > 13 {
+		v.CoalescedFailures = int(u.int())
+	}
 }
 
 func appendAllocStop(b []byte, v *AllocStop) []byte {
@@ -1912,6 +1966,18 @@ func decodeAllocatedCPU(d *decoder, v *AllocatedCPU) {
 func copyAllocatedCPU(v *AllocatedCPU) {
 }
 
+func storeAllocatedCPU(b []byte, v *AllocatedCPU) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 1)
+	if v.CpuShares != 0 {
+		b = appendInt(append(b, "\xa9"+"CpuShares"...), v.CpuShares)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -1953,6 +2019,30 @@ func copyAllocatedDevice(v *AllocatedDevice) {
 	v.DeviceIDs = copyList(v.DeviceIDs, nil)
 }
 
+func storeAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.DeviceIDs != nil {
+		b = appendList(append(b, "\xa9"+"DeviceIDs"...), v.DeviceIDs, appendStr)
+		n++
+	}
+	if v.Name != "" {
+		b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+		n++
+	}
+	if v.Type != "" {
+		b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
+		n++
+	}
+	if v.Vendor != "" {
+		b = appendStr(append(b, "\xa6"+"Vendor"...), v.Vendor)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendAllocatedMemory(b []byte, v *AllocatedMemory) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -1983,6 +2073,22 @@ func decodeAllocatedMemory(d *decoder, v *AllocatedMemory) {
 }
 
 func copyAllocatedMemory(v *AllocatedMemory) {
+}
+
+func storeAllocatedMemory(b []byte, v *AllocatedMemory) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 2)
+	if v.MemoryMB != 0 {
+		b = appendInt(append(b, "\xa8"+"MemoryMB"...), v.MemoryMB)
+		n++
+	}
+	if v.MemoryMaxMB != 0 {
+		b = appendInt(append(b, "\xab"+"MemoryMaxMB"...), v.MemoryMaxMB)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendAllocatedResources(b []byte, v *AllocatedResources) []byte {
@@ -2019,6 +2125,22 @@ func decodeAllocatedResources(d *decoder, v *AllocatedResources) {
 func copyAllocatedResources(v *AllocatedResources) {
 	copyAllocatedSharedResources(&v.Shared)
 	v.Tasks = copyMap(v.Tasks, func(v **AllocatedTaskResources) { *v = copyPtr(*v, copyAllocatedTaskResources) })
+}
+
+func storeAllocatedResources(b []byte, v *AllocatedResources) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 2)
+	if c := storeAllocatedSharedResources(append(b, "\xa6"+"Shared"...), &v.Shared); len(c) > len(b)+8 {
+		b = c
+		n++
+	}
+	if v.Tasks != nil {
+		b = appendMap(append(b, "\xa5"+"Tasks"...), v.Tasks, storeAllocatedTaskResources)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendAllocatedSharedResources(b []byte, v *AllocatedSharedResources) []byte {
@@ -2059,6 +2181,26 @@ func copyAllocatedSharedResources(v *AllocatedSharedResources) {
 	v.Ports = copyList(v.Ports, nil)
 }
 
+func storeAllocatedSharedResources(b []byte, v *AllocatedSharedResources) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 3)
+	if v.DiskMB != 0 {
+		b = appendInt(append(b, "\xa6"+"DiskMB"...), v.DiskMB)
+		n++
+	}
+	if v.Networks != nil {
+		b = appendList(append(b, "\xa8"+"Networks"...), v.Networks, storeNetworkResource)
+		n++
+	}
+	if v.Ports != nil {
+		b = appendList(append(b, "\xa5"+"Ports"...), v.Ports, func(b []byte, v PortMapping) []byte { return storePortMapping(b, &v) })
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendAllocatedTaskResources(b []byte, v *AllocatedTaskResources) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -2094,6 +2236,26 @@ func decodeAllocatedTaskResources(d *decoder, v *AllocatedTaskResources) {
 
 func copyAllocatedTaskResources(v *AllocatedTaskResources) {
 	v.Devices = copyList(v.Devices, func(v **AllocatedDevice) { *v = copyPtr(*v, copyAllocatedDevice) })
+}
+
+func storeAllocatedTaskResources(b []byte, v *AllocatedTaskResources) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 3)
+	if c := storeAllocatedCPU(append(b, "\xa3"+"Cpu"...), &v.Cpu); len(c) > len(b)+5 {
+		b = c
+		n++
+	}
+	if v.Devices != nil {
+		b = appendList(append(b, "\xa7"+"Devices"...), v.Devices, storeAllocatedDevice)
+		n++
+	}
+	if c := storeAllocatedMemory(append(b, "\xa6"+"Memory"...), &v.Memory); len(c) > len(b)+8 {
+		b = c
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendAllocation(b []byte, v *Allocation) []byte {
@@ -2167,6 +2329,8 @@ var keysOfAllocation = []string{
 	"NextAllocation",
 	"NodeID",
 	"NodeName",
+	"PackedMetrics",
+	"PackedStates",
 	"PreemptedAllocations",
 	"PreemptedByAllocation",
 	"PreviousAllocation",
@@ -2234,23 +2398,27 @@ func decodeAllocation(d *decoder, v *Allocation) {
 			v.NodeID = d.str()
 		case 25: // NodeName
 			v.NodeName = d.str()
-		case 26: // PreemptedAllocations
+		case 26: // PackedMetrics
+			v.packedMetrics = d.packed(&packedMetricsShape)
+		case 27: // PackedStates
+			v.packedStates = d.packed(&packedStatesShape)
+		case 28: // PreemptedAllocations
 			v.PreemptedAllocations = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case 27: // PreemptedByAllocation
+		case 29: // PreemptedByAllocation
 			v.PreemptedByAllocation = d.str()
-		case 28: // PreviousAllocation
+		case 30: // PreviousAllocation
 			v.PreviousAllocation = d.str()
-		case 29: // RescheduleTracker
+		case 31: // RescheduleTracker
 			v.RescheduleTracker = decodePtr(d, decodeRescheduleTracker)
-		case 30: // Revision
+		case 32: // Revision
 			v.Revision = d.uint()
-		case 31: // Serving
+		case 33: // Serving
 			v.Serving = decodePtr(d, decodeServing)
-		case 32: // TaskGroup
+		case 34: // TaskGroup
 			v.TaskGroup = d.str()
-		case 33: // TaskStates
+		case 35: // TaskStates
 			v.TaskStates = decodeMap(d, func(d *decoder, v **TaskState) { *v = decodePtr(d, decodeTaskState) })
-		case 34: // UnknownSince
+		case 36: // UnknownSince
 			v.UnknownSince = Time(d.int())
 		default:
 			d.skip()
@@ -2267,6 +2435,162 @@ func copyAllocation(v *Allocation) {
 	v.RescheduleTracker = copyPtr(v.RescheduleTracker, copyRescheduleTracker)
 	v.Serving = copyPtr(v.Serving, nil)
 	v.TaskStates = copyMap(v.TaskStates, func(v **TaskState) { *v = copyPtr(*v, copyTaskState) })
+}
+
+func storeAllocation(b []byte, v *Allocation) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 37)
+	if v.AllocModifyIndex != 0 {
+		b = appendUint(append(b, "\xb0"+"AllocModifyIndex"...), v.AllocModifyIndex)
+		n++
+	}
+	if v.AllocatedResources != nil {
+		b = storeAllocatedResources(append(b, "\xb2"+"AllocatedResources"...), v.AllocatedResources)
+		n++
+	}
+	if v.ClientDescription != "" {
+		b = appendStr(append(b, "\xb1"+"ClientDescription"...), v.ClientDescription)
+		n++
+	}
+	if v.ClientStatus != "" {
+		b = appendStr(append(b, "\xac"+"ClientStatus"...), v.ClientStatus)
+		n++
+	}
+	if v.CreateIndex != 0 {
+		b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+		n++
+	}
+	if v.CreateTime != 0 {
+		b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
+		n++
+	}
+	if v.DeploymentID != "" {
+		b = appendStr(append(b, "\xac"+"DeploymentID"...), v.DeploymentID)
+		n++
+	}
+	if v.DeploymentStatus != nil {
+		b = storeAllocDeploymentStatus(append(b, "\xb0"+"DeploymentStatus"...), v.DeploymentStatus)
+		n++
+	}
+	if v.DesiredDescription != "" {
+		b = appendStr(append(b, "\xb2"+"DesiredDescription"...), v.DesiredDescription)
+		n++
+	}
+	if v.DesiredStatus != "" {
+		b = appendStr(append(b, "\xad"+"DesiredStatus"...), v.DesiredStatus)
+		n++
+	}
+	if c := storeDesiredTransition(append(b, "\xb1"+"DesiredTransition"...), &v.DesiredTransition); len(c) > len(b)+19 {
+		b = c
+		n++
+	}
+	if v.Epoch != 0 {
+		b = appendUint(append(b, "\xa5"+"Epoch"...), v.Epoch)
+		n++
+	}
+	if v.EvalID != "" {
+		b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+		n++
+	}
+	if v.FollowupEvalID != "" {
+		b = appendStr(append(b, "\xae"+"FollowupEvalID"...), v.FollowupEvalID)
+		n++
+	}
+	if v.ID != "" {
+		b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+		n++
+	}
+	if v.JobCreateIndex != 0 {
+		b = appendUint(append(b, "\xae"+"JobCreateIndex"...), v.JobCreateIndex)
+		n++
+	}
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+		n++
+	}
+	if v.JobVersion != 0 {
+		b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+		n++
+	}
+	if v.Metrics != nil {
+		b = appendAllocMetric(append(b, "\xa7"+"Metrics"...), v.Metrics)
+		n++
+	}
+	if v.ModifyIndex != 0 {
+		b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+		n++
+	}
+	if v.ModifyTime != 0 {
+		b = appendInt(append(b, "\xaa"+"ModifyTime"...), v.ModifyTime)
+		n++
+	}
+	if v.Name != "" {
+		b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+		n++
+	}
+	if v.Namespace != "" {
+		b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+		n++
+	}
+	if v.NextAllocation != "" {
+		b = appendStr(append(b, "\xae"+"NextAllocation"...), v.NextAllocation)
+		n++
+	}
+	if v.NodeID != "" {
+		b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+		n++
+	}
+	if v.NodeName != "" {
+		b = appendStr(append(b, "\xa8"+"NodeName"...), v.NodeName)
+		n++
+	}
+	if v.packedMetrics != "" {
+		b = appendBytes(append(b, "\xad"+"PackedMetrics"...), v.packedMetrics)
+		n++
+	}
+	if v.packedStates != "" {
+		b = appendBytes(append(b, "\xac"+"PackedStates"...), v.packedStates)
+		n++
+	}
+	if v.PreemptedAllocations != nil {
+		b = appendList(append(b, "\xb4"+"PreemptedAllocations"...), v.PreemptedAllocations, appendStr)
+		n++
+	}
+	if v.PreemptedByAllocation != "" {
+		b = appendStr(append(b, "\xb5"+"PreemptedByAllocation"...), v.PreemptedByAllocation)
+		n++
+	}
+	if v.PreviousAllocation != "" {
+		b = appendStr(append(b, "\xb2"+"PreviousAllocation"...), v.PreviousAllocation)
+		n++
+	}
+	if v.RescheduleTracker != nil {
+		b = storeRescheduleTracker(append(b, "\xb1"+"RescheduleTracker"...), v.RescheduleTracker)
+		n++
+	}
+	if v.Revision != 0 {
+		b = appendUint(append(b, "\xa8"+"Revision"...), v.Revision)
+		n++
+	}
+	if v.Serving != nil {
+		b = storeServing(append(b, "\xa7"+"Serving"...), v.Serving)
+		n++
+	}
+	if v.TaskGroup != "" {
+		b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
+		n++
+	}
+	if v.TaskStates != nil {
+		b = appendMap(append(b, "\xaa"+"TaskStates"...), v.TaskStates, appendTaskState)
+		n++
+	}
+	if v.UnknownSince != 0 {
+		b = appendInt(append(b, "\xac"+"UnknownSince"...), int64(v.UnknownSince))
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendApplyPlans(b []byte, v *ApplyPlans) []byte {
@@ -3106,6 +3430,30 @@ func copyDesiredTransition(v *DesiredTransition) {
 	v.Migrate = copyPtr(v.Migrate, nil)
 	v.NoShutdownDelay = copyPtr(v.NoShutdownDelay, nil)
 	v.Reschedule = copyPtr(v.Reschedule, nil)
+}
+
+func storeDesiredTransition(b []byte, v *DesiredTransition) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.ForceReschedule != nil {
+		b = appendPtr(append(b, "\xaf"+"ForceReschedule"...), v.ForceReschedule, appendBool)
+		n++
+	}
+	if v.Migrate != nil {
+		b = appendPtr(append(b, "\xa7"+"Migrate"...), v.Migrate, appendBool)
+		n++
+	}
+	if v.NoShutdownDelay != nil {
+		b = appendPtr(append(b, "\xaf"+"NoShutdownDelay"...), v.NoShutdownDelay, appendBool)
+		n++
+	}
+	if v.Reschedule != nil {
+		b = appendPtr(append(b, "\xaa"+"Reschedule"...), v.Reschedule, appendBool)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendDesiredUpdates(b []byte, v *DesiredUpdates) []byte {
@@ -4423,6 +4771,42 @@ func copyNetworkResource(v *NetworkResource) {
 	v.ReservedPorts = copyList(v.ReservedPorts, nil)
 }
 
+func storeNetworkResource(b []byte, v *NetworkResource) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 7)
+	if v.CIDR != "" {
+		b = appendStr(append(b, "\xa4"+"CIDR"...), v.CIDR)
+		n++
+	}
+	if v.Device != "" {
+		b = appendStr(append(b, "\xa6"+"Device"...), v.Device)
+		n++
+	}
+	if v.DynamicPorts != nil {
+		b = appendList(append(b, "\xac"+"DynamicPorts"...), v.DynamicPorts, func(b []byte, v Port) []byte { return storePort(b, &v) })
+		n++
+	}
+	if v.IP != "" {
+		b = appendStr(append(b, "\xa2"+"IP"...), v.IP)
+		n++
+	}
+	if v.MBits != 0 {
+		b = appendInt(append(b, "\xa5"+"MBits"...), int64(v.MBits))
+		n++
+	}
+	if v.Mode != "" {
+		b = appendStr(append(b, "\xa4"+"Mode"...), v.Mode)
+		n++
+	}
+	if v.ReservedPorts != nil {
+		b = appendList(append(b, "\xad"+"ReservedPorts"...), v.ReservedPorts, func(b []byte, v Port) []byte { return storePort(b, &v) })
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendNode(b []byte, v *Node) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5043,15 +5427,23 @@ func copyNodeScore(v *NodeScore) {
 }
 
 func packNodeScore(p *packer, v *NodeScore) {
+	p.uint(3)
 	p.str(v.NodeID)
-	p.int(v.Norm)
 	packMap(p, v.Scores, func(p *packer, v int64) { p.int(v) })
+	p.int(v.Norm)
 }
 
 func unpackNodeScore(u *unpacker, v *NodeScore) {
-	v.NodeID = u.str()
-	v.Norm = u.int()
-	v.Scores = unpackMap(u, func(u *unpacker) int64 { return u.int() })
+	n := u.uint()
+	if n > 0 {
+		v.NodeID = u.str()
+	}
+	if n > 1 {
+		v.Scores = unpackMap(u, func(u *unpacker) int64 { return u.int() })
+	}
+	if n > 2 {
+		v.Norm = u.int()
+	}
 }
 
 func appendNodeStatusUpdate(b []byte, v *NodeStatusUpdate) []byte {
@@ -5283,6 +5675,30 @@ func decodePort(d *decoder, v *Port) {
 func copyPort(v *Port) {
 }
 
+func storePort(b []byte, v *Port) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.HostNetwork != "" {
+		b = appendStr(append(b, "\xab"+"HostNetwork"...), v.HostNetwork)
+		n++
+	}
+	if v.Label != "" {
+		b = appendStr(append(b, "\xa5"+"Label"...), v.Label)
+		n++
+	}
+	if v.To != 0 {
+		b = appendInt(append(b, "\xa2"+"To"...), int64(v.To))
+		n++
+	}
+	if v.Value != 0 {
+		b = appendInt(append(b, "\xa5"+"Value"...), int64(v.Value))
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendPortMapping(b []byte, v *PortMapping) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5321,6 +5737,30 @@ func decodePortMapping(d *decoder, v *PortMapping) {
 }
 
 func copyPortMapping(v *PortMapping) {
+}
+
+func storePortMapping(b []byte, v *PortMapping) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.HostIP != "" {
+		b = appendStr(append(b, "\xa6"+"HostIP"...), v.HostIP)
+		n++
+	}
+	if v.Label != "" {
+		b = appendStr(append(b, "\xa5"+"Label"...), v.Label)
+		n++
+	}
+	if v.To != 0 {
+		b = appendInt(append(b, "\xa2"+"To"...), int64(v.To))
+		n++
+	}
+	if v.Value != 0 {
+		b = appendInt(append(b, "\xa5"+"Value"...), int64(v.Value))
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendPreemptionConfig(b []byte, v *PreemptionConfig) []byte {
@@ -5686,6 +6126,30 @@ func decodeRescheduleEvent(d *decoder, v *RescheduleEvent) {
 func copyRescheduleEvent(v *RescheduleEvent) {
 }
 
+func storeRescheduleEvent(b []byte, v *RescheduleEvent) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.Delay != 0 {
+		b = appendInt(append(b, "\xa5"+"Delay"...), int64(v.Delay))
+		n++
+	}
+	if v.PrevAllocID != "" {
+		b = appendStr(append(b, "\xab"+"PrevAllocID"...), v.PrevAllocID)
+		n++
+	}
+	if v.PrevNodeID != "" {
+		b = appendStr(append(b, "\xaa"+"PrevNodeID"...), v.PrevNodeID)
+		n++
+	}
+	if v.RescheduleTime != 0 {
+		b = appendInt(append(b, "\xae"+"RescheduleTime"...), v.RescheduleTime)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendReschedulePolicy(b []byte, v *ReschedulePolicy) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5765,6 +6229,22 @@ func decodeRescheduleTracker(d *decoder, v *RescheduleTracker) {
 
 func copyRescheduleTracker(v *RescheduleTracker) {
 	v.Events = copyList(v.Events, func(v **RescheduleEvent) { *v = copyPtr(*v, nil) })
+}
+
+func storeRescheduleTracker(b []byte, v *RescheduleTracker) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 2)
+	if v.Events != nil {
+		b = appendList(append(b, "\xa6"+"Events"...), v.Events, storeRescheduleEvent)
+		n++
+	}
+	if v.LastReschedule != "" {
+		b = appendStr(append(b, "\xae"+"LastReschedule"...), v.LastReschedule)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendResources(b []byte, v *Resources) []byte {
@@ -6117,6 +6597,34 @@ func decodeServing(d *decoder, v *Serving) {
 }
 
 func copyServing(v *Serving) {
+}
+
+func storeServing(b []byte, v *Serving) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 5)
+	if v.Address != "" {
+		b = appendStr(append(b, "\xa7"+"Address"...), v.Address)
+		n++
+	}
+	if v.Model != "" {
+		b = appendStr(append(b, "\xa5"+"Model"...), v.Model)
+		n++
+	}
+	if v.Ready {
+		b = appendBool(append(b, "\xa5"+"Ready"...), v.Ready)
+		n++
+	}
+	if v.Task != "" {
+		b = appendStr(append(b, "\xa4"+"Task"...), v.Task)
+		n++
+	}
+	if v.Version != 0 {
+		b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendSetAlias(b []byte, v *SetAlias) []byte {
@@ -6540,25 +7048,43 @@ func copyTaskEvent(v *TaskEvent) {
 }
 
 func packTaskEvent(p *packer, v *TaskEvent) {
-	packMap(p, v.Details, func(p *packer, v string) { p.str(v) })
-	p.str(v.DisplayMessage)
-	p.int(int64(v.ExitCode))
-	p.bool(v.FailsTask)
-	p.str(v.Message)
-	p.int(int64(v.Signal))
-	p.moment(v.Time)
+	p.uint(8)
 	p.str(v.Type)
+	p.moment(v.Time)
+	p.str(v.DisplayMessage)
+	packMap(p, v.Details, func(p *packer, v string) { p.str(v) })
+	p.str(v.Message)
+	p.bool(v.FailsTask)
+	p.int(int64(v.ExitCode))
+	p.int(int64(v.Signal))
 }
 
 func unpackTaskEvent(u *unpacker, v *TaskEvent) {
-	v.Details = unpackMap(u, func(u *unpacker) string { return u.str() })
-	v.DisplayMessage = u.str()
-	v.ExitCode = int(u.int())
-	v.FailsTask = u.bool()
-	v.Message = u.str()
-	v.Signal = int(u.int())
-	v.Time = u.moment()
-	v.Type = u.str()
+	n := u.uint()
+	if n > 0 {
+		v.Type = u.str()
+	}
+	if n > 1 {
+		v.Time = u.moment()
+	}
+	if n > 2 {
+		v.DisplayMessage = u.str()
+	}
+	if n > 3 {
+		v.Details = unpackMap(u, func(u *unpacker) string { return u.str() })
+	}
+	if n > 4 {
+		v.Message = u.str()
+	}
+	if n > 5 {
+		v.FailsTask = u.bool()
+	}
+	if n > 6 {
+		v.ExitCode = int(u.int())
+	}
+	if n > 7 {
+		v.Signal = int(u.int())
+	}
 }
 
 func appendTaskGroup(b []byte, v *TaskGroup) []byte {
@@ -6754,23 +7280,39 @@ func copyTaskState(v *TaskState) {
 }
 
 func packTaskState(p *packer, v *TaskState) {
-	packList(p, v.Events, func(p *packer, v *TaskEvent) { packPtr(p, v, packTaskEvent) })
-	p.bool(v.Failed)
-	p.moment(int64(v.FinishedAt))
-	p.moment(int64(v.LastRestart))
-	p.uint(v.Restarts)
-	p.moment(int64(v.StartedAt))
+	p.uint(7)
 	p.str(v.State)
+	p.bool(v.Failed)
+	p.uint(v.Restarts)
+	p.moment(int64(v.LastRestart))
+	p.moment(int64(v.StartedAt))
+	p.moment(int64(v.FinishedAt))
+	packList(p, v.Events, func(p *packer, v *TaskEvent) { packPtr(p, v, packTaskEvent) })
 }
 
 func unpackTaskState(u *unpacker, v *TaskState) {
-	v.Events = unpackList(u, func(u *unpacker) *TaskEvent { return unpackPtr(u, unpackTaskEvent) })
-	v.Failed = u.bool()
-	v.FinishedAt = Time(u.moment())
-	v.LastRestart = Time(u.moment())
-	v.Restarts = u.uint()
-	v.StartedAt = Time(u.moment())
-	v.State = u.str()
+	n := u.uint()
+	if n > 0 {
+		v.State = u.str()
+	}
+	if n > 1 {
+		v.Failed = u.bool()
+	}
+	if n > 2 {
+		v.Restarts = u.uint()
+	}
+	if n > 3 {
+		v.LastRestart = Time(u.moment())
+	}
+	if n > 4 {
+		v.StartedAt = Time(u.moment())
+	}
+	if n > 5 {
+		v.FinishedAt = Time(u.moment())
+	}
+	if n > 6 {
+		v.Events = unpackList(u, func(u *unpacker) *TaskEvent { return unpackPtr(u, unpackTaskEvent) })
+	}
 }
 
 func appendTemplate(b []byte, v *Template) []byte {

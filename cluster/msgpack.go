@@ -29,7 +29,11 @@ func appendBin(b, bin []byte) []byte {
 	if bin == nil {
 		return append(b, 0xc0)
 	}
-	switch n := len(bin); {
+	return appendBytes(b, bin)
+}
+
+func appendBytes[T []byte | string](b []byte, s T) []byte {
+	switch n := len(s); {
 	case n < 1<<8:
 		b = append(b, 0xc4, byte(n))
 	case n < 1<<16:
@@ -37,7 +41,24 @@ func appendBin(b, bin []byte) []byte {
 	default:
 		b = binary.BigEndian.AppendUint32(append(b, 0xc6), uint32(n))
 	}
-	return append(b, bin...)
+	return append(b, s...)
+}
+
+// storeMap begins a map of at most n pairs at the given place; storeMapEnd fills in how many there are.
+func storeMap(b []byte, n int) (_ []byte, at, pairs int) {
+	if n < 16 {
+		return append(b, 0x80), len(b), 0
+	}
+	return append(b, 0xde, 0, 0), len(b), 0
+}
+
+func storeMapEnd(b []byte, at, pairs int) []byte {
+	if b[at] == 0x80 {
+		b[at] |= byte(pairs)
+	} else {
+		binary.BigEndian.PutUint16(b[at+1:], uint16(pairs))
+	}
+	return b
 }
 
 func appendBool(b []byte, v bool) []byte {
@@ -134,6 +155,7 @@ type decoder struct {
 	left   []byte
 	err    error
 	shared *interner // nil: strings are not shared
+	short  bool      // the record may have packed fields; elsewhere they are unknown
 }
 
 func (d *decoder) fail(format string, args ...any) {
@@ -280,6 +302,20 @@ func (d *decoder) bin() []byte {
 		return nil
 	}
 	return append([]byte{}, d.key()...)
+}
+
+// packed reads a packed field and looks that it can be unpacked.
+func (d *decoder) packed(s *shape) string {
+	if !d.short {
+		d.skip()
+		return ""
+	}
+	text := d.text()
+	u, strings := unpacker{left: text}, uint64(0)
+	if u.walk(s, &strings); u.bad || u.left != "" {
+		d.fail("packed field is damaged, or a newer version wrote it")
+	}
+	return text
 }
 
 func (d *decoder) bool() bool {

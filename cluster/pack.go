@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"reflect"
 	"slices"
 )
 
@@ -44,7 +45,8 @@ func (a *Allocation) setStates(states map[string]*TaskState) {
 	a.TaskStates, a.packedStates = states, ""
 }
 
-// words are strings that packed records often have; each takes a byte or two.
+// words are strings that packed records often have; each takes a byte or two. New ones go to the end: the stored form knows
+// them by their places.
 var words = []string{
 	"", TaskStateRunning, TaskStatePending, TaskStateDead,
 	"Received", "Task Setup", "Downloading Artifacts", "Started", "Terminated", "Restarting", "Not Restarting", "Restart Signaled",
@@ -69,13 +71,15 @@ var wordIndex = func() map[string]int {
 
 // How a string is packed: the number n says by n%4 which of these it is.
 const (
-	packedWord = iota // n/4: its place in words, or behind them among the strings before it
+	packedWord = iota // n/4: its place in words
 	packedText        // n/4 bytes follow
 	packedUUID        // 16 bytes follow
+	packedSeen        // n/4: its place among the strings before it that are not words
 )
 
-// packer writes the short form in which rare fields lie in memory: no names, numbers in as few bytes as they take, each
-// string once, times as what they are later than the one before. It is never stored nor sent: its form may change.
+// packer writes the short form in which rare fields lie in memory and in snapshots: no names, numbers in as few bytes as
+// they take, each string once, times as what they are later than the one before. A struct is its number of fields and
+// these, as they are declared; so a field may be added at the end of one, and none be moved or removed.
 type packer struct {
 	out  []byte
 	seen []string
@@ -107,7 +111,7 @@ func (p *packer) str(s string) {
 		return
 	}
 	if i := slices.Index(p.seen, s); i >= 0 {
-		p.uint(uint64(len(words)+i) * 4)
+		p.uint(uint64(i)*4 + packedSeen)
 		return
 	}
 	p.seen = append(p.seen, s)
@@ -178,34 +182,61 @@ func packMap[V any](p *packer, m map[string]V, f func(*packer, V)) {
 		return
 	}
 	p.uint(uint64(len(m)) + 1)
-	for k, v := range m { // in any order: the form is compared with nothing
+	var few [8]string
+	keys := few[:0]
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys) // like values have like forms
+	for _, k := range keys {
 		p.str(k)
-		f(p, v)
+		f(p, m[k])
 	}
 }
 
-// unpacker reads what packer wrote. Strings are parts of it.
+// unpacker reads what packer wrote. Strings are parts of it. What is damaged sets bad, and reads as zero from there on.
 type unpacker struct {
 	left string
 	seen []string
 	last int64
+	bad  bool
 }
 
-func (u *unpacker) take(n int) string {
+func (u *unpacker) fail() {
+	u.bad, u.left = true, ""
+}
+
+func (u *unpacker) take(n uint64) string {
+	if n > uint64(len(u.left)) {
+		u.fail()
+		return ""
+	}
 	s := u.left[:n]
 	u.left = u.left[n:]
 	return s
 }
 
 func (u *unpacker) uint() (v uint64) {
-	for shift := 0; ; shift += 7 {
-		c := u.left[0]
-		u.left = u.left[1:]
-		v |= uint64(c&0x7f) << shift
+	for i := 0; i < len(u.left) && i < binary.MaxVarintLen64; i++ {
+		c := u.left[i]
+		v |= uint64(c&0x7f) << (7 * i)
 		if c < 0x80 {
+			u.left = u.left[i+1:]
 			return v
 		}
 	}
+	u.fail()
+	return 0
+}
+
+// elements reads how many there are in a container, -1 for nil. Each takes a byte or more.
+func (u *unpacker) elements() int {
+	n := u.uint()
+	if n > uint64(len(u.left))+1 {
+		u.fail()
+		return -1
+	}
+	return int(n) - 1
 }
 
 func (u *unpacker) int() int64 {
@@ -225,14 +256,23 @@ func (u *unpacker) moment() int64 {
 
 func (u *unpacker) str() (s string) {
 	n := u.uint()
-	switch i := int(n / 4); n % 4 {
+	switch i := n / 4; n % 4 {
 	case packedWord:
-		if i < len(words) {
+		if i < uint64(len(words)) {
 			return words[i]
 		}
-		return u.seen[i-len(words)]
+		u.fail()
+		return ""
+	case packedSeen:
+		if i < uint64(len(u.seen)) {
+			return u.seen[i]
+		}
+		u.fail()
+		return ""
 	case packedUUID:
-		s = formatUUID(u.take(16))
+		if s = u.take(16); s != "" {
+			s = formatUUID(s)
+		}
 	default:
 		s = u.take(i)
 	}
@@ -250,7 +290,7 @@ func unpackPtr[T any](u *unpacker, f func(*unpacker, *T)) *T {
 }
 
 func unpackList[E any](u *unpacker, f func(*unpacker) E) []E {
-	n := int(u.uint()) - 1
+	n := u.elements()
 	if n < 0 {
 		return nil
 	}
@@ -262,7 +302,7 @@ func unpackList[E any](u *unpacker, f func(*unpacker) E) []E {
 }
 
 func unpackMap[V any](u *unpacker, f func(*unpacker) V) map[string]V {
-	n := int(u.uint()) - 1
+	n := u.elements()
 	if n < 0 {
 		return nil
 	}
@@ -272,4 +312,102 @@ func unpackMap[V any](u *unpacker, f func(*unpacker) V) map[string]V {
 		m[k] = f(u)
 	}
 	return m
+}
+
+// shape is the form of a packed value, for who looks whether one is whole without unpacking it.
+type shape struct {
+	kind   shapeKind
+	fields []shape // of a struct; the one element of the others
+}
+
+type shapeKind byte
+
+const (
+	shapeNumber shapeKind = iota
+	shapeMoment
+	shapeString
+	shapePointer
+	shapeList
+	shapeMap
+	shapeStruct
+)
+
+var (
+	packedStatesShape  = shapeOf(reflect.TypeFor[map[string]*TaskState](), false)
+	packedMetricsShape = shapeOf(reflect.TypeFor[*AllocMetric](), false)
+)
+
+func shapeOf(t reflect.Type, moment bool) shape {
+	switch t.Kind() {
+	case reflect.String:
+		return shape{kind: shapeString}
+	case reflect.Pointer:
+		return shape{shapePointer, []shape{shapeOf(t.Elem(), false)}}
+	case reflect.Slice:
+		return shape{shapeList, []shape{shapeOf(t.Elem(), false)}}
+	case reflect.Map:
+		return shape{shapeMap, []shape{shapeOf(t.Elem(), false)}}
+	case reflect.Struct:
+		s := shape{kind: shapeStruct}
+		for i := range t.NumField() {
+			f := t.Field(i)
+			s.fields = append(s.fields, shapeOf(f.Type, f.Type == reflect.TypeFor[Time]() || f.Name == "Time"))
+		}
+		return s
+	}
+	if moment {
+		return shape{kind: shapeMoment}
+	}
+	return shape{}
+}
+
+// walk passes over a value and sets bad when it cannot be unpacked. strings counts those that can be met again.
+func (u *unpacker) walk(s *shape, strings *uint64) {
+	n := u.uint()
+	switch s.kind {
+	case shapeMoment:
+		if n == 1 {
+			u.uint()
+		}
+	case shapeString:
+		u.walkString(n, strings)
+	case shapePointer:
+		if n == 1 {
+			u.walk(&s.fields[0], strings)
+		}
+	case shapeList, shapeMap:
+		for ; n > 1 && !u.bad; n-- {
+			if s.kind == shapeMap {
+				u.walkString(u.uint(), strings)
+			}
+			u.walk(&s.fields[0], strings)
+		}
+	case shapeStruct:
+		if n > uint64(len(s.fields)) {
+			u.fail()
+			return
+		}
+		for i := range s.fields[:n] {
+			u.walk(&s.fields[i], strings)
+		}
+	}
+}
+
+func (u *unpacker) walkString(n uint64, strings *uint64) {
+	switch i := n / 4; n % 4 {
+	case packedWord:
+		if i >= uint64(len(words)) {
+			u.fail()
+		}
+	case packedSeen:
+		if i >= *strings {
+			u.fail()
+		}
+	case packedUUID:
+		*strings++
+		u.take(16)
+	default:
+		*strings++
+		u.take(i)
+	}
 }

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -186,73 +185,4 @@ func (s *Snapshot) Records(fn func(t *Table, key string, record any) error) (err
 		}
 	}
 	return nil
-}
-
-// Restore builds a State from the records of a snapshot.
-type Restore struct {
-	state   *State
-	batch   *batch
-	results []resultEntry
-}
-
-// NewRestore begins a restore.
-func NewRestore() *Restore {
-	s := NewState()
-	s.shared = newInterner(restoreBits)
-	return &Restore{state: s, batch: s.begin()}
-}
-
-// Add takes one record as Marshal wrote it, and keeps nothing of its bytes.
-func (r *Restore) Add(t *Table, record []byte) error {
-	_, err := r.Put(t, record)
-	return err
-}
-
-// Put is Add; it gives the record's key.
-func (r *Restore) Put(t *Table, record []byte) (key string, err error) {
-	v := t.New()
-	if err := unmarshal(record, v, r.state.shared); err != nil {
-		return "", fmt.Errorf("table %s: %w", t.Name, err)
-	}
-	if key = t.key(v); key == "" {
-		return "", fmt.Errorf("table %s: a record has no key", t.Name)
-	}
-	switch v := v.(type) {
-	case *IndexEntry:
-		r.batch.view.setIndex(v.Table, v.Index)
-	case *resultEntry:
-		r.results = append(r.results, *v)
-	default:
-		if j, ok := v.(*Job); ok && t.Name == TableJobVersions {
-			v = r.sameJob(j, record)
-		}
-		if t.pack != nil {
-			t.pack(r.state.shared, v)
-		}
-		r.batch.rows(t).put(r.batch.edit, t, key, v)
-	}
-	return key, nil
-}
-
-// sameJob gives the job itself in place of its current version, which is the same record.
-func (r *Restore) sameJob(version *Job, stored []byte) *Job {
-	j := first[Job](r.batch.view, nil, TableJobs, "id", version.Namespace, version.ID)
-	if j != nil && j.Version == version.Version && bytes.Equal(Marshal(j), stored) {
-		return j
-	}
-	return version
-}
-
-// Done ends the restore; the state is given only when Check finds it whole.
-func (r *Restore) Done() (*State, error) {
-	slices.SortFunc(r.results, func(a, b resultEntry) int { return int(a.Seq) - int(b.Seq) })
-	for _, e := range r.results {
-		r.batch.keep(e)
-	}
-	r.batch.commit()
-	r.state.shared = newInterner(internBits)
-	if err := r.state.Snapshot().Check(); err != nil {
-		return nil, fmt.Errorf("restored state is damaged: %w", err)
-	}
-	return r.state, nil
 }

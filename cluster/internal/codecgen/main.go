@@ -25,7 +25,7 @@ func main() {
 			os.Exit(1)
 		}
 	}()
-	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}}
+	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}, stored: map[reflect.Type]bool{}}
 	var roots []reflect.Type
 	for _, t := range cluster.Tables {
 		r := reflect.TypeOf(t.New()).Elem()
@@ -44,6 +44,7 @@ func main() {
 		f, _ := reflect.TypeFor[cluster.Allocation]().FieldByName(name)
 		g.addPacked(f.Type)
 	}
+	g.addStored(reflect.TypeFor[cluster.Allocation]())
 	slices.SortFunc(g.types, func(a, b reflect.Type) int { return cmp.Compare(g.funcs[a], g.funcs[b]) })
 	g.file()
 	out, err := format.Source(g.out.Bytes())
@@ -61,6 +62,7 @@ type generator struct {
 	funcs   map[reflect.Type]string // the last part of their functions' names
 	records map[reflect.Type]bool   // kept one by one in tables: each is allocated on its own
 	packed  map[reflect.Type]bool
+	stored  map[reflect.Type]bool // have a short form in snapshots
 }
 
 func (g *generator) p(format string, args ...any) { fmt.Fprintf(&g.out, format+"\n", args...) }
@@ -98,6 +100,21 @@ func (g *generator) addPacked(t reflect.Type) {
 	}
 }
 
+// addStored takes in a type and what it reaches but the packed types.
+func (g *generator) addStored(t reflect.Type) {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Map:
+		g.addStored(t.Elem())
+	case reflect.Struct:
+		if !g.packed[t] {
+			g.stored[t] = true
+			for _, f := range fields(t) {
+				g.addStored(f.Type)
+			}
+		}
+	}
+}
+
 // field is a struct's field, those of embedded structs included.
 type field struct {
 	reflect.StructField
@@ -126,6 +143,25 @@ func fields(t reflect.Type) (list []field) {
 			panic(fmt.Sprintf("%s has two fields %s", t, list[i].key))
 		}
 	}
+	return list
+}
+
+// storedFields are the fields in the short form, by key: also the unexported ones with a tag that names their key.
+func storedFields(t reflect.Type) []field {
+	list := fields(t)
+	for i := range t.NumField() {
+		if key := t.Field(i).Tag.Get("stored"); key != "" {
+			list = append(list, field{t.Field(i), key, true})
+		}
+	}
+	slices.SortFunc(list, func(a, b field) int { return strings.Compare(a.key, b.key) })
+	return list
+}
+
+// inOrder are the fields as they are declared: the packed form knows them by their places.
+func inOrder(t reflect.Type) []field {
+	list := fields(t)
+	slices.SortFunc(list, func(a, b field) int { return slices.Compare(a.Index, b.Index) })
 	return list
 }
 
@@ -159,6 +195,9 @@ func (g *generator) file() {
 		g.copier(t)
 		if g.packed[t] {
 			g.packer(t)
+		}
+		if g.stored[t] {
+			g.storer(t)
 		}
 	}
 }
@@ -303,14 +342,16 @@ func (g *generator) encodeFunc(t reflect.Type) string {
 
 func (g *generator) decoder(t reflect.Type) {
 	g.p("\nvar keysOf%s = []string{", g.funcs[t])
-	for _, f := range fields(t) {
+	for _, f := range storedFields(t) {
 		g.p("%q,", f.key)
 	}
 	g.p("}")
 	g.p("\nfunc decode%[1]s(d *decoder, v *%[2]s) {\nnext := 0\nfor n := d.mapLen(); n > 0; n-- {\nswitch d.field(keysOf%[1]s, &next) {", g.funcs[t], name(t))
-	for i, f := range fields(t) {
+	for i, f := range storedFields(t) {
 		g.p("case %d: // %s", i, f.key)
-		if f.Type.Kind() == reflect.Struct {
+		if !f.IsExported() {
+			g.p("v.%s = d.packed(&%sShape)", f.Name, f.Name)
+		} else if f.Type.Kind() == reflect.Struct {
 			g.p("decode%s(d, &v.%s)", g.funcs[f.Type], f.Name)
 		} else {
 			read := g.decode(f.Type, f.Name)
@@ -435,15 +476,51 @@ func (g *generator) copyFunc(t reflect.Type) string {
 }
 
 func (g *generator) packer(t reflect.Type) {
-	g.p("\nfunc pack%s(p *packer, v *%s) {", g.funcs[t], name(t))
-	for _, f := range fields(t) {
+	list := inOrder(t)
+	g.p("\nfunc pack%s(p *packer, v *%s) {\np.uint(%d)", g.funcs[t], name(t), len(list))
+	for _, f := range list {
 		g.p("%s", g.pack(f, "v."+f.Name))
 	}
-	g.p("}\n\nfunc unpack%s(u *unpacker, v *%s) {", g.funcs[t], name(t))
-	for _, f := range fields(t) {
-		g.p("v.%s = %s", f.Name, g.unpack(f))
+	g.p("}\n\nfunc unpack%s(u *unpacker, v *%s) {\nn := u.uint()", g.funcs[t], name(t))
+	for i, f := range list {
+		g.p("if n > %d { v.%s = %s }", i, f.Name, g.unpack(f))
 	}
 	g.p("}")
+}
+
+// storer writes the function that appends the short form, without what is zero.
+func (g *generator) storer(t reflect.Type) {
+	list := storedFields(t)
+	g.p("\nfunc store%s(b []byte, v *%s) []byte {\nif v == nil { return append(b, 0xc0) }\nb, at, n := storeMap(b, %d)", g.funcs[t], name(t), len(list))
+	for _, f := range list {
+		v, key := "v."+f.Name, fmt.Sprintf("append(b, %s...)", quote(f.key))
+		switch {
+		case !f.IsExported():
+			g.p(`if %s != "" { b = appendBytes(%s, %s); n++ }`, v, key, v)
+		case f.Type.Kind() == reflect.Struct:
+			g.p("if c := store%s(%s, &%s); len(c) > len(b)+%d { b = c; n++ }", g.funcs[f.Type], key, v, len(f.key)+2)
+		case f.Type.Kind() == reflect.Slice || f.Type.Kind() == reflect.Map:
+			g.p("if %s != nil { b = %s; n++ }", v, g.store(f.Type, key, v))
+		default:
+			g.p("if %s { b = %s; n++ }", filled(f), g.store(f.Type, key, v))
+		}
+	}
+	g.p("return storeMapEnd(b, at, n)\n}")
+}
+
+// store is encode for the short form.
+func (g *generator) store(t reflect.Type, b, v string) string {
+	switch {
+	case t.Kind() == reflect.Pointer && g.stored[t.Elem()]:
+		return fmt.Sprintf("store%s(%s, %s)", g.funcs[t.Elem()], b, v)
+	case t.Kind() == reflect.Slice && g.stored[t.Elem()]:
+		return fmt.Sprintf("appendList(%s, %s, func(b []byte, v %s) []byte { return store%s(b, &v) })", b, v, name(t.Elem()), g.funcs[t.Elem()])
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Pointer && g.stored[t.Elem().Elem()]:
+		return fmt.Sprintf("appendList(%s, %s, store%s)", b, v, g.funcs[t.Elem().Elem()])
+	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.Pointer && g.stored[t.Elem().Elem()]:
+		return fmt.Sprintf("appendMap(%s, %s, store%s)", b, v, g.funcs[t.Elem().Elem()])
+	}
+	return g.encode(t, b, v)
 }
 
 // moment says whether a field is a time, of which records have many that lie close together.
