@@ -27,12 +27,12 @@ import (
 // An archive is what `nomad operator snapshot save` stores: a gzipped tar of
 // meta.json (raft's description), state.bin and SHA256SUMS of both. state.bin is
 // a msgpack map (archiveHead) and then, for each record, the type byte of its
-// table and the record as cluster.Marshal writes it: a msgpack map.
+// table and the record as cluster.AppendStored writes it: a msgpack map.
 //
 // Neither the sums nor gzip's own CRC cover every byte of the file, so the gzip
 // header carries one more field: "RX", the SHA-256 of everything behind it.
 const (
-	archiveFormat = 1
+	archiveFormat = 2 // 1: allocations as cluster.Marshal gives them, which 2 reads too
 	memberMeta    = "meta.json"
 	memberState   = "state.bin"
 	memberSums    = "SHA256SUMS"
@@ -169,8 +169,9 @@ func writeRecords(w io.Writer, snap *cluster.Snapshot, head archiveHead) ([]Tabl
 		return nil, err
 	}
 	tally := newTally()
+	var value []byte
 	err := snap.Records(func(t *cluster.Table, _ string, record any) error {
-		value := cluster.Marshal(record)
+		value = cluster.AppendStored(value[:0], record)
 		tally.add(t, len(value))
 		if err := out.WriteByte(t.Record); err != nil {
 			return err
@@ -592,7 +593,7 @@ func (a *archiveReader) state(r *bufio.Reader) error {
 	if err := cluster.Unmarshal(value, &head); err != nil {
 		return invalid("begins its records wrongly: %v", err)
 	}
-	if head.Format != archiveFormat {
+	if head.Format != archiveFormat && head.Format != 1 {
 		return invalid("is of format %d; this version of rxvision restores format %d", head.Format, archiveFormat)
 	}
 	a.info.Index, a.info.Term, a.info.CreatedBy = head.Index, head.Term, head.CreatedBy

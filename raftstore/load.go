@@ -11,9 +11,9 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
-// loader builds a state from records: whoever finds them adds them, a goroutine
-// decodes them, and another one writes them to a snapshot file, if that is
-// wanted. So a large state takes as long as the slowest of the three.
+// loader builds a state from records: whoever finds them adds them, some goroutines
+// decode them, one puts them into the state in their order, and another one writes them
+// to a snapshot file, if that is wanted. So a large state takes as long as the slowest of them.
 type loader struct {
 	group   *errgroup.Group
 	ctx     context.Context // ends with the first error
@@ -21,6 +21,7 @@ type loader struct {
 	file    *snapshotWriter // nil: none
 	batch   *records        // being filled
 	decode  chan *records
+	order   chan *records // the same ones
 	write   chan *records
 	state   *cluster.State
 	stopped bool
@@ -28,19 +29,21 @@ type loader struct {
 
 // records are some records on their way through a loader.
 type records struct {
-	bytes []byte
-	list  []record
+	bytes   []byte
+	list    []record
+	decoded chan error // of the row behind the last
+	rows    []cluster.Row
 }
 
 type record struct {
 	table *cluster.Table
-	key   string
 	end   int // in bytes
 }
 
 const (
 	loadBatch = 256 << 10 // bytes of records
 	loadQueue = 4         // batches between two goroutines
+	decoders  = 3
 )
 
 // recordError is a record that cannot be decoded.
@@ -58,15 +61,21 @@ func (e *recordError) Unwrap() error { return e.cause }
 // errUnfit says that each record is good but that they make no whole state.
 var errUnfit = errors.New("state")
 
-var batches = sync.Pool{New: func() any { return new(records) }}
+var batches = sync.Pool{New: func() any { return &records{decoded: make(chan error, 1)} }}
 
 // newLoader begins; finish or stop must follow. The file, if any, is closed by them.
 func newLoader(file *snapshotWriter) *loader {
-	l := &loader{file: file, batch: batches.Get().(*records), decode: make(chan *records, loadQueue), write: make(chan *records, loadQueue)}
+	l := &loader{
+		file: file, batch: batches.Get().(*records),
+		decode: make(chan *records, loadQueue), order: make(chan *records, loadQueue+decoders), write: make(chan *records, loadQueue),
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
 	l.group, l.ctx = errgroup.WithContext(ctx)
-	l.group.Go(l.decodeAll)
+	for range decoders {
+		l.group.Go(l.decodeAll)
+	}
+	l.group.Go(l.putAll)
 	if file != nil {
 		l.group.Go(l.writeAll)
 	}
@@ -83,11 +92,14 @@ func (l *loader) add(t *cluster.Table, value []byte) error {
 		return nil
 	}
 	l.batch = batches.Get().(*records)
-	if !l.send(l.decode, b) {
+	if !l.pass(b) {
 		return l.stop()
 	}
 	return nil
 }
+
+// pass gives a batch to the decoders and to the one who waits for what they make of it.
+func (l *loader) pass(b *records) bool { return l.send(l.order, b) && l.send(l.decode, b) }
 
 func (l *loader) send(to chan<- *records, b *records) bool {
 	select {
@@ -99,19 +111,42 @@ func (l *loader) send(to chan<- *records, b *records) bool {
 }
 
 func (l *loader) decodeAll() error {
+	reader := cluster.NewReader()
+	for b := range l.decode {
+		b.decoded <- b.read(reader)
+	}
+	return nil
+}
+
+func (b *records) read(reader *cluster.Reader) error {
+	begin := 0
+	for _, r := range b.list {
+		row, err := reader.Read(r.table, b.bytes[begin:r.end])
+		if err != nil {
+			return err
+		}
+		b.rows = append(b.rows, row)
+		begin = r.end
+	}
+	return nil
+}
+
+func (l *loader) putAll() error {
 	defer close(l.write)
 	restore := cluster.NewRestore()
-	number := 0
-	for b := range l.decode {
-		begin := 0
-		for i := range b.list {
-			r := &b.list[i]
-			number++
-			var err error
-			if r.key, err = restore.Put(r.table, b.bytes[begin:r.end]); err != nil {
-				return &recordError{number, err}
+	before := 0
+	for b := range l.order {
+		select {
+		case err := <-b.decoded:
+			if err != nil {
+				return &recordError{before + len(b.rows) + 1, err}
 			}
-			begin = r.end
+		case <-l.ctx.Done():
+			return l.ctx.Err()
+		}
+		before += len(b.rows)
+		for _, row := range b.rows {
+			restore.Put(row)
 		}
 		if l.file == nil {
 			b.recycle()
@@ -130,17 +165,16 @@ func (l *loader) decodeAll() error {
 }
 
 func (b *records) recycle() {
-	b.bytes, b.list = b.bytes[:0], b.list[:0]
+	clear(b.rows)
+	b.bytes, b.list, b.rows = b.bytes[:0], b.list[:0], b.rows[:0]
 	batches.Put(b)
 }
 
 func (l *loader) writeAll() error {
 	for b := range l.write {
 		begin := 0
-		for _, r := range b.list {
-			value := make([]byte, r.end-begin, r.end-begin+4) // the checksum goes behind it; the file keeps it for a while
-			copy(value, b.bytes[begin:r.end])
-			if err := l.file.put(r.table, r.key, value); err != nil {
+		for i, r := range b.list {
+			if err := l.file.put(r.table, b.rows[i].Key, b.bytes[begin:r.end]); err != nil {
 				return err
 			}
 			begin = r.end
@@ -152,11 +186,12 @@ func (l *loader) writeAll() error {
 
 // finish gives the state of all records; the file is whole then.
 func (l *loader) finish(head snapshotHead) (*cluster.State, error) {
-	if !l.send(l.decode, l.batch) {
+	if !l.pass(l.batch) {
 		return nil, l.stop()
 	}
 	l.stopped = true
 	close(l.decode)
+	close(l.order)
 	err := l.group.Wait()
 	l.cancel()
 	switch {
@@ -179,6 +214,7 @@ func (l *loader) stop() error {
 	failed := l.ctx.Err() != nil
 	l.cancel()
 	close(l.decode)
+	close(l.order)
 	err := l.group.Wait()
 	if l.file != nil {
 		err = errors.Join(err, l.file.abort())

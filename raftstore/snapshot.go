@@ -18,11 +18,11 @@ import (
 )
 
 // A snapshot is one bbolt file with a bucket for each table: the record's key →
-// the record as cluster.Marshal writes it, followed by a CRC-32C over table, key
+// the record as cluster.AppendStored writes it, followed by a CRC-32C over table, key
 // and record. The bucket "meta" holds, as plain text for whoever opens the file
 // with other tools: format, index, term, created_by, and count/TABLE.
 const (
-	snapshotFormat = "1"
+	snapshotFormat = "2" // 1: allocations as cluster.Marshal gives them, which 2 reads too
 	metaBucket     = "meta"
 	countPrefix    = "count/"
 	// snapshotBatch bounds the bytes of records in one bbolt transaction.
@@ -54,7 +54,7 @@ type snapshotWriter struct {
 	db      *bbolt.DB
 	tx      *bbolt.Tx
 	counts  map[string]int
-	written int // bytes in this transaction
+	written []byte // the records of this transaction
 }
 
 // createSnapshot begins a file; finish or abort must follow.
@@ -65,7 +65,7 @@ func createSnapshot(path string) (*snapshotWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &snapshotWriter{db: db, counts: map[string]int{}}
+	w := &snapshotWriter{db: db, counts: map[string]int{}, written: make([]byte, 0, snapshotBatch)}
 	if w.tx, err = db.Begin(true); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -77,9 +77,14 @@ func createSnapshot(path string) (*snapshotWriter, error) {
 	return w, nil
 }
 
-// put writes one record. It keeps record until the end of the transaction, and appends to it.
+// put writes one record. It keeps nothing of it.
 func (w *snapshotWriter) put(t *cluster.Table, key string, record []byte) error {
-	if w.written >= snapshotBatch {
+	return w.add(t, key, func(b []byte) []byte { return append(b, record...) })
+}
+
+// add writes the record that encode appends.
+func (w *snapshotWriter) add(t *cluster.Table, key string, encode func([]byte) []byte) error {
+	if len(w.written) >= snapshotBatch {
 		err := w.tx.Commit()
 		if err == nil {
 			err = w.db.Sync()
@@ -90,14 +95,16 @@ func (w *snapshotWriter) put(t *cluster.Table, key string, record []byte) error 
 		if err != nil {
 			return err
 		}
-		w.written = 0
+		w.written = w.written[:0]
 	}
+	// bbolt keeps the value until the end of the transaction: should written grow, it stays where it was.
+	begin := len(w.written)
+	w.written = encode(w.written)
+	w.written = binary.BigEndian.AppendUint32(w.written, recordSum(t.Name, []byte(key), w.written[begin:]))
 	b := w.tx.Bucket([]byte(t.Name))
 	b.FillPercent = 1 // keys come in order
-	value := binary.BigEndian.AppendUint32(record, recordSum(t.Name, []byte(key), record))
 	w.counts[t.Name]++
-	w.written += len(key) + len(value)
-	if err := b.Put([]byte(key), value); err != nil {
+	if err := b.Put([]byte(key), w.written[begin:len(w.written):len(w.written)]); err != nil {
 		return fmt.Errorf("table %s: record %q: %w", t.Name, key, err)
 	}
 	return nil
@@ -142,7 +149,7 @@ func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closi
 		case <-closing:
 			return errStopped
 		default:
-			return w.put(t, key, cluster.Marshal(record))
+			return w.add(t, key, func(b []byte) []byte { return cluster.AppendStored(b, record) })
 		}
 	})
 	if err != nil {
@@ -187,7 +194,7 @@ func readMeta(tx *bbolt.Tx, head *snapshotHead) (map[string]int, error) {
 	if meta == nil {
 		return nil, errors.New("has no meta bucket: no snapshot of rxvision")
 	}
-	if f := string(meta.Get([]byte("format"))); f != snapshotFormat {
+	if f := string(meta.Get([]byte("format"))); f != snapshotFormat && f != "1" {
 		return nil, fmt.Errorf("format %q; this version of rxvision reads format %s", f, snapshotFormat)
 	}
 	var err error
