@@ -9,6 +9,8 @@ type interner struct {
 	seed   maphash.Seed
 	slots  []string
 	values []value
+	lost   int // strings that had to go since slots has its size
+	max    int // slots at most
 }
 
 // internBits is how many strings a state shares at a time, as a power of two; restoreBits while it is restored,
@@ -21,10 +23,34 @@ const (
 // maxInterned bounds the length of shared strings, in bytes.
 const maxInterned = 128
 
-// newInterner makes an interner of 2^bits strings.
+// newInterner makes an interner of at most 2^bits strings.
 func newInterner(bits int) *interner {
-	return &interner{seed: maphash.MakeSeed(), slots: make([]string, 1<<bits), values: make([]value, 1<<min(bits, objectBits))}
+	few := min(bits, 8)
+	return &interner{seed: maphash.MakeSeed(), slots: make([]string, 1<<few), values: make([]value, 1<<few), max: 1 << bits}
 }
+
+// grow doubles the slots, once as many strings have had to go as there are.
+func (x *interner) grow() {
+	x.lost = 0
+	old := x.slots
+	x.slots = make([]string, 2*len(old))
+	for _, s := range old {
+		if s != "" {
+			x.slots[x.place(maphash.String(x.seed, s))] = s
+		}
+	}
+	if len(x.slots) <= 1<<objectBits {
+		values := x.values
+		x.values = make([]value, len(x.slots))
+		for _, v := range values {
+			if v.v != nil {
+				*x.find([]byte(v.stored)) = v
+			}
+		}
+	}
+}
+
+func (x *interner) place(hash uint64) int { return int(hash & uint64(len(x.slots)-1)) }
 
 func (x *interner) str(b []byte) string {
 	if len(b) == 0 {
@@ -33,11 +59,19 @@ func (x *interner) str(b []byte) string {
 	if len(b) > maxInterned {
 		return string(b)
 	}
-	slot := &x.slots[maphash.Bytes(x.seed, b)&uint64(len(x.slots)-1)]
-	if *slot != string(b) {
-		*slot = string(b)
+	slot := &x.slots[x.place(maphash.Bytes(x.seed, b))]
+	if *slot == string(b) {
+		return *slot
 	}
-	return *slot
+	s := string(b)
+	if *slot != "" {
+		x.lost++
+	}
+	*slot = s
+	if x.lost == len(x.slots) && x.lost < x.max {
+		x.grow()
+	}
+	return s
 }
 
 // value is what a stored form stands for.

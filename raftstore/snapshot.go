@@ -65,7 +65,7 @@ func createSnapshot(path string) (*snapshotWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &snapshotWriter{db: db, counts: map[string]int{}, written: make([]byte, 0, snapshotBatch)}
+	w := &snapshotWriter{db: db, counts: map[string]int{}}
 	if w.tx, err = db.Begin(true); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
