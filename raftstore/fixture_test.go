@@ -28,7 +28,7 @@ import (
 // fixtureNow anew; do that before a release, under its version, and never after.
 const (
 	releases   = "testdata/releases"
-	fixtureNow = "0.1.0-1"
+	fixtureNow = "0.1.0-2"
 )
 
 var update = flag.Bool("update", false, "write the fixture of the present version")
