@@ -128,6 +128,7 @@ func (b *batch) rows(t *Table) *rows {
 func (b *batch) undo(from int) {
 	for i := len(b.changes) - 1; i >= from; i-- {
 		c := &b.changes[i]
+		b.recount(c.table, c.new, c.old)
 		if c.old == nil {
 			b.rows(c.table).delete(b.edit, c.table, c.key)
 		} else {
@@ -165,6 +166,7 @@ func (t *tx) put(table string, v any) {
 		of.pack(t.batch.state.shared, v)
 	}
 	old := t.batch.rows(of).put(t.batch.edit, of, key, v)
+	t.batch.recount(of, old, v)
 	t.batch.changes = append(t.batch.changes, change{of, key, old, v})
 	t.touch(table)
 }
@@ -174,6 +176,7 @@ func (t *tx) delete(table string, v any) {
 	of := tableByName[table]
 	key := of.key(v)
 	if old := t.batch.rows(of).delete(t.batch.edit, of, key); old != nil {
+		t.batch.recount(of, old, nil)
 		t.batch.changes = append(t.batch.changes, change{of, key, old, nil})
 	}
 	t.touch(table)

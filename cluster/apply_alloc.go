@@ -135,14 +135,16 @@ func (t *tx) fit(nodeID string, place []*Allocation) string {
 	for _, a := range left {
 		use.Add(a)
 	}
+	if len(use.faults) > 0 {
+		delete(t.batch.state.uses, nodeID) // see recount
+	}
 	return fault
 }
 
 // maxUses bounds the nodes whose use a state remembers.
 const maxUses = 20_000
 
-// use adds up what is held of a node now, from what it was when it was last asked
-// for. Whoever adds to it takes it back.
+// use gives what is held of a node now. Whoever adds to it takes it back.
 func (t *tx) use(n *Node) *NodeUse {
 	uses := t.batch.state.uses
 	u := uses[n.ID]
@@ -151,10 +153,48 @@ func (t *tx) use(n *Node) *NodeUse {
 			clear(uses)
 		}
 		u = NewNodeUse(n)
+		each(t.txn, func(a *Allocation) bool { u.Add(a); return true }, TableAllocs, "holds", n.ID)
 		uses[n.ID] = u
 	}
-	u.Follow(n, t.AllocsHolding(nil, n.ID))
+	u.node = n
 	return u
+}
+
+// recount keeps what is remembered of nodes' use in step with a change of a record.
+func (b *batch) recount(of *Table, old, now any) {
+	if of.Name != TableAllocs {
+		return
+	}
+	was, is := holdingOf(old), holdingOf(now)
+	if was == is {
+		return
+	}
+	count := func(h heldOn, change func(*NodeUse, holding)) {
+		u := b.state.uses[h.node]
+		if u == nil {
+			return
+		}
+		if change(u, h.holding); len(u.faults) > 0 {
+			delete(b.state.uses, h.node) // what is held twice cannot be taken back once
+		}
+	}
+	count(was, (*NodeUse).remove)
+	count(is, (*NodeUse).add)
+}
+
+// heldOn is what an allocation holds, and of which node.
+type heldOn struct {
+	node string
+	holding
+}
+
+// holdingOf is what an allocation's record holds; zero for none and nothing.
+func holdingOf(record any) heldOn {
+	a, _ := record.(*Allocation)
+	if a == nil || !a.Occupies() {
+		return heldOn{}
+	}
+	return heldOn{a.NodeID, holding{a.ID, a.AllocatedResources}}
 }
 
 func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {

@@ -45,6 +45,15 @@ func (h *harness) do(c Command) Result {
 	if err := h.Snapshot().Check(); err != nil {
 		h.Fatalf("after %T: %v", c, err)
 	}
+	for id, u := range h.uses {
+		anew := NewNodeUse(u.node)
+		for _, a := range h.Snapshot().AllocsHolding(nil, id) {
+			anew.Add(a)
+		}
+		if len(u.faults) > 0 || !anew.equal(u) {
+			h.Fatalf("after %T: use of node %s is remembered as %+v and is %+v", c, id, u, anew)
+		}
+	}
 	return res
 }
 

@@ -93,8 +93,12 @@ func TestUseFollows(t *testing.T) {
 		if len(followed.faults) > 0 { // the one that leaves, and the one that comes, are told apart
 			t.Fatalf("a conflict that is none: %v", followed.faults)
 		}
-		if followed.CPU != anew.CPU || followed.Memory != anew.Memory || !maps.Equal(followed.Devices, anew.Devices) || !slices.Equal(followed.ports, anew.ports) {
+		if !followed.equal(anew) {
 			t.Fatalf("followed %+v, anew %+v", followed, anew)
 		}
 	}
+}
+
+func (u *NodeUse) equal(v *NodeUse) bool {
+	return u.CPU == v.CPU && u.Memory == v.Memory && u.Disk == v.Disk && maps.Equal(u.Devices, v.Devices) && slices.Equal(u.ports, v.ports)
 }
