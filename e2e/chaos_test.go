@@ -229,7 +229,7 @@ func (n *nemesis) faults() map[string]func() {
 	if n.clocks != nil {
 		all["a clock jumps"] = func() {
 			c := n.clocks[any1()]
-			c.jump(n.r.t, time.Duration(n.rng.Int64N(int64(2*time.Hour)))-time.Hour)
+			c.jump(n.r.t, time.Duration(n.rng.Int64N(int64(2*maxJump)))-maxJump)
 			n.hold(5 * time.Second)
 			if n.rng.IntN(2) == 0 {
 				c.jump(n.r.t, 0)
@@ -287,38 +287,21 @@ func sortedKeys[V any](m map[string]V) []string {
 // of simulated agents, and checks that they lose nothing, agree, give no device
 // twice, and work on afterwards. -chaos.duration and -chaos.seed (`make chaos`) give
 // the long form.
-func TestChaos(t *testing.T) {
-	chaos(t, *chaosFor, func(n *nemesis) {
-		for _, s := range n.r.servers {
-			n.disks = append(n.disks, newDisk(t, s.data))
-		}
-		n.damages = true
-		if *chaosClock {
-			began := time.Now()
-			n.r.program = buildWithClock(t)
-			t.Logf("built with clocks that jump in %s", time.Since(began).Round(time.Second))
-			for _, s := range n.r.servers {
-				c := clock(n.r.path(s.name + ".clock"))
-				c.jump(t, 0)
-				s.env = append(s.env, c.env())
-				n.clocks = append(n.clocks, c)
-			}
-		}
-	})
-}
+func TestChaos(t *testing.T) { chaos(t, *chaosFor, true) }
 
 // TestChaosOverProxies does the harm of network and processes where no network
 // namespaces can be made: over proxies.
 func TestChaosOverProxies(t *testing.T) {
 	t.Setenv(noNamespaces, "1")
-	chaos(t, min(*chaosFor, 15*time.Second), func(*nemesis) {})
+	chaos(t, min(*chaosFor, 15*time.Second), false)
 }
 
 // Nodes on the two hosts of agents: the second has few enough to be given up at once.
 const manyNodes, fewNodes = 3, 1
 
-// chaos harms a region for a while and checks it.
-func chaos(t *testing.T, d time.Duration, prepare func(*nemesis)) {
+// chaos harms a region for a while and checks it; all says whether disks, files and,
+// if asked for, clocks are harmed too.
+func chaos(t *testing.T, d time.Duration, all bool) {
 	seed := *chaosSeed
 	if seed == 0 {
 		var b [8]byte
@@ -326,10 +309,30 @@ func chaos(t *testing.T, d time.Duration, prepare func(*nemesis)) {
 		seed = byteorder.LittleEndian.Uint64(b[:])
 	}
 	t.Logf("seed %d, %s: go test ./e2e -run '^%s$' -chaos.seed %d -chaos.duration %s", seed, d, t.Name(), seed, d)
+	program, env := binary, []string(nil)
+	if all && *chaosClock {
+		began := time.Now()
+		program = buildWithClock(t)
+		t.Logf("built with clocks that jump in %s", time.Since(began).Round(time.Second))
+		past := clock(filepath.Join(t.TempDir(), "past")) // certificates are older than clocks may be wrong
+		past.jump(t, -2*maxJump)
+		env = []string{past.env()}
+	}
 	const servers = 3
-	r := newRegionOn(t, newNetwork(t, servers+2, regionRPC, regionRaft), servers, servers, "--eval-gc-threshold", "1m", "--batch-eval-gc-threshold", "1m", "--job-gc-interval", "20s")
-	n := &nemesis{r: r, rng: mrand.New(mrand.NewPCG(seed, 0)), done: map[string]int{}}
-	prepare(n)
+	r := newRegionOn(t, newNetwork(t, servers+2, regionRPC, regionRaft), program, env, servers, servers,
+		"--eval-gc-threshold", "1m", "--batch-eval-gc-threshold", "1m", "--job-gc-interval", "20s")
+	n := &nemesis{r: r, rng: mrand.New(mrand.NewPCG(seed, 0)), done: map[string]int{}, damages: all}
+	for _, s := range r.servers {
+		if all {
+			n.disks = append(n.disks, newDisk(t, s.data))
+		}
+		if env != nil {
+			c := clock(r.path(s.name + ".clock"))
+			c.jump(t, 0)
+			s.env = append(s.env, c.env())
+			n.clocks = append(n.clocks, c)
+		}
+	}
 	r.start()
 	r.bootstrapACL()
 	n.agents = []*agents{r.attach(servers, manyNodes), r.attach(servers+1, fewNodes)}
@@ -340,7 +343,9 @@ func chaos(t *testing.T, d time.Duration, prepare func(*nemesis)) {
 	load, devices := startAPILoad(r, seed, 8, 4), startGPULoad(r, seed, n.agents...)
 	devices.register(0, deviceJob(tooLarge, "service", 1, 9, ""))
 	n.run(d)
-	r.net.heal()
+	for _, c := range n.clocks {
+		c.jump(t, 0)
+	}
 	load.stop()
 	devices.stop()
 	t.Log(load)
@@ -351,6 +356,7 @@ func chaos(t *testing.T, d time.Duration, prepare func(*nemesis)) {
 		fmt.Fprintf(&table, "%5d × %s\n", n.done[kind], kind)
 		total += n.done[kind]
 	}
+	total -= n.done[ofNoAccount]
 	t.Logf("seed %d: %d faults in %s\n%s", seed, total, d, table.String())
 	devices.check(t)
 	r.settle()

@@ -36,14 +36,17 @@ func init() {
 	if file == "" {
 		return
 	}
-	go func() {
-		for {
-			if b, err := os.ReadFile(file); err == nil {
-				if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
-					atomic.StoreInt64(&time.ClockJump, n)
-				}
+	look := func() {
+		if b, err := os.ReadFile(file); err == nil {
+			if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
+				atomic.StoreInt64(&time.ClockJump, n)
 			}
-			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	look()
+	go func() {
+		for ; ; time.Sleep(20 * time.Millisecond) {
+			look()
 		}
 	}()
 }
@@ -95,6 +98,9 @@ func buildWithClock(t testing.TB) string {
 	}
 	return out
 }
+
+// maxJump is how far clocks jump at most, either way.
+const maxJump = time.Hour
 
 // clock is the file that says how wrong a server's clock is.
 type clock string

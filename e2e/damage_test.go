@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"cmp"
 	byteorder "encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,7 +23,7 @@ const (
 	inLog        = "flipped byte in a log"
 	inSnapshot   = "flipped byte in a snapshot"
 	tornWrite    = "torn last write"
-	flipTries    = 8 // bytes until one counts
+	flipTries    = 4 // bytes until one counts
 	ofNoAccount  = "… (flipped bytes that meant nothing)"
 	logFiles     = "raft/log/*.wal"
 	snapshotGlob = "raft/snapshots/*/*"
@@ -31,9 +33,16 @@ const (
 // server refuses it; then the server is rebuilt as it says itself.
 func (n *nemesis) flipIn(s *serverProcess, glob string, all bool) {
 	t := n.r.t
-	s.kill()
 	var named []string
 	for range flipTries {
+		settled := map[string]int{}
+		if glob == logFiles { // what was written in the second before a crash cannot be told from a torn write
+			for _, f := range n.files(s, glob) {
+				settled[f] = used(n.read(f))
+			}
+			n.hold(5 * time.Second)
+		}
+		s.kill()
 		files := n.files(s, glob)
 		if len(files) == 0 {
 			t.Errorf("%s has no file %s", s.name, glob)
@@ -44,21 +53,18 @@ func (n *nemesis) flipIn(s *serverProcess, glob string, all bool) {
 		}
 		named = named[:0]
 		for _, f := range files {
-			n.flip(f)
+			b := n.read(f)
+			n.flip(f, b[:cmp.Or(settled[f], used(b))])
 			named = append(named, filepath.Base(f))
 		}
 		s.start()
-		refused := n.ends(s)
-		if !refused {
-			n.done[ofNoAccount]++
-			s.kill()
-			continue
+		if n.ends(s) {
+			n.rebuild(s, named)
+			return
 		}
-		n.rebuild(s, named)
-		return
+		n.done[ofNoAccount]++
 	}
 	t.Logf("%s took %d flipped bytes in %s for none", s.name, flipTries, glob)
-	s.start()
 }
 
 // files are those of a server that hold something, in random order.
@@ -77,16 +83,15 @@ func used(b []byte) int { return len(strings.TrimRight(string(b), "\x00")) }
 
 func (n *nemesis) read(path string) []byte {
 	b, err := os.ReadFile(path)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a server that runs deletes what it does not need
 		n.r.t.Fatal(err)
 	}
 	return b
 }
 
-// flip changes one bit, not at the very end: what was being written in the second of a crash cannot be told from a torn write.
-func (n *nemesis) flip(path string) {
-	b := n.read(path)
-	at := n.rng.IntN(max(1, used(b)*9/10))
+// flip changes one bit of a file that begins with b.
+func (n *nemesis) flip(path string, b []byte) {
+	at := n.rng.IntN(len(b))
 	b[at] ^= 1 << n.rng.IntN(8)
 	n.r.t.Logf("byte %d of %d in %s", at, len(b), path)
 	n.writeAt(path, b[at:at+1], at)

@@ -38,6 +38,7 @@ type region struct {
 	http    *http.Client // trusts the region's CA
 	token   string       // of management
 	program string       // that the servers run
+	env     []string     // of commands
 }
 
 // serverProcess is one server, running or not.
@@ -58,13 +59,14 @@ type serverProcess struct {
 // region; start starts them.
 func newRegion(t testing.TB, n, expect int, flags ...string) *region {
 	t.Helper()
-	return newRegionOn(t, newNetwork(t, n, regionRaft), n, expect, flags...)
+	return newRegionOn(t, newNetwork(t, n, regionRaft), binary, nil, n, expect, flags...)
 }
 
-// newRegionOn prepares servers for the first n hosts of a network.
-func newRegionOn(t testing.TB, on network, n, expect int, flags ...string) *region {
+// newRegionOn prepares servers that run a program on the first n hosts of a
+// network; env is for the commands that make their certificates.
+func newRegionOn(t testing.TB, on network, program string, env []string, n, expect int, flags ...string) *region {
 	t.Helper()
-	r := &region{t: t, dir: t.TempDir(), program: binary, net: on}
+	r := &region{t: t, dir: t.TempDir(), program: program, env: env, net: on}
 	r.run("tls", "ca", "create")
 	for i := range n {
 		name := fmt.Sprintf("s%d", i+1)
@@ -84,6 +86,7 @@ func newRegionOn(t testing.TB, on network, n, expect int, flags ...string) *regi
 		}
 		r.servers = append(r.servers, s)
 	}
+	r.env = nil
 	ca, err := os.ReadFile(r.path("ca.pem"))
 	if err != nil {
 		t.Fatal(err)
@@ -121,8 +124,8 @@ func (r *region) run(args ...string) string {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Dir, cmd.Env = r.dir, append(os.Environ(), r.clientEnv(0)...)
+	cmd := exec.CommandContext(ctx, r.program, args...)
+	cmd.Dir, cmd.Env = r.dir, append(append(os.Environ(), r.clientEnv(0)...), r.env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("rxvision %s: %v\n%s", strings.Join(args, " "), err, out)
