@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"iter"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -177,11 +176,8 @@ func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
 // desire follows what the state wants of the node and sends the differences. It
 // says told once the first, full desired state is queued.
 func (c *session) desire(told func()) error {
-	var (
-		of   <-chan struct{}   // tells one state from another
-		sent map[string]uint64 // allocation → AllocModifyIndex
-		jobs map[jobVersion]bool
-	)
+	var of <-chan struct{} // tells one state from another
+	var known *desired
 	for {
 		snap := c.server.cfg.Store.State().Snapshot()
 		ws := cluster.WatchSet{}
@@ -191,11 +187,12 @@ func (c *session) desire(told func()) error {
 		}
 		first, full := of == nil, snap.Abandoned() != of
 		if full { // the first time, or after a restore: say everything
-			of, sent, jobs = snap.Abandoned(), map[string]uint64{}, map[jobVersion]bool{}
+			of, known = snap.Abandoned(), &desired{jobs: map[jobVersion]*jobTold{}}
 		}
-		d := c.difference(snap, ws, sent, jobs, full)
+		d := known.follow(snap, snap.AllocsByNode(ws, c.nodeID))
+		d.Full = full
 		if full || len(d.Allocs) > 0 || len(d.Gone) > 0 {
-			for _, part := range split(d, desiredPart, maps.Keys(sent)) {
+			for _, part := range split(d, desiredPart, known.ids()) {
 				if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
 					return c.ctx.Err()
 				}
@@ -210,41 +207,85 @@ func (c *session) desire(told func()) error {
 	}
 }
 
+// desired is what a node was told.
+type desired struct {
+	allocs []*cluster.Allocation // by ID
+	jobs   map[jobVersion]*jobTold
+}
+
 type jobVersion struct {
 	cluster.JobKey
 	created, version uint64
 }
 
-func (c *session) difference(snap *cluster.Snapshot, ws cluster.WatchSet, sent map[string]uint64, jobs map[jobVersion]bool, full bool) *pb.Desired {
-	allocs := snap.AllocsByNode(ws, c.nodeID)
-	d := &pb.Desired{Index: snap.Index(nil, cluster.TableAllocs), Full: full}
-	now := make(map[string]bool, len(allocs))
-	used := map[jobVersion]bool{}
-	for _, a := range allocs {
-		now[a.ID] = true
-		v := jobVersion{a.JobKey(), a.JobCreateIndex, a.JobVersion}
-		used[v] = true
-		if sent[a.ID] == a.AllocModifyIndex {
-			continue
-		}
-		if !jobs[v] {
-			if j := snap.JobVersion(nil, a.JobKey(), a.JobVersion); j != nil {
-				d.Jobs = append(d.Jobs, cluster.Marshal(j))
-				jobs[v] = true
+// jobTold is a job's version that allocations of the node run.
+type jobTold struct {
+	allocs int
+	told   bool
+}
+
+func versionOf(a *cluster.Allocation) jobVersion {
+	return jobVersion{a.JobKey(), a.JobCreateIndex, a.JobVersion}
+}
+
+// ids are those of all allocations.
+func (k *desired) ids() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, a := range k.allocs {
+			if !yield(a.ID) {
+				return
 			}
 		}
-		sent[a.ID] = a.AllocModifyIndex
+	}
+}
+
+// follow takes over the node's allocations, by ID, and gives what the node must be
+// told. Records that are the same as before cost next to nothing.
+func (k *desired) follow(snap *cluster.Snapshot, allocs []*cluster.Allocation) *pb.Desired {
+	d := &pb.Desired{Index: snap.Index(nil, cluster.TableAllocs)}
+	old := k.allocs
+	k.allocs = allocs
+	var left []*cluster.Allocation // records that were gone or replaced
+	for _, a := range allocs {
+		for len(old) > 0 && old[0].ID < a.ID {
+			d.Gone, left, old = append(d.Gone, old[0].ID), append(left, old[0]), old[1:]
+		}
+		var was *cluster.Allocation
+		if len(old) > 0 && old[0].ID == a.ID {
+			was, old = old[0], old[1:]
+		}
+		if was == a {
+			continue
+		}
+		v := versionOf(a)
+		j := k.jobs[v]
+		if j == nil {
+			j = &jobTold{}
+			k.jobs[v] = j
+		}
+		j.allocs++
+		if was != nil {
+			left = append(left, was)
+			if was.AllocModifyIndex == a.AllocModifyIndex {
+				continue
+			}
+		}
+		if !j.told {
+			if job := snap.JobVersion(nil, a.JobKey(), a.JobVersion); job != nil {
+				d.Jobs, j.told = append(d.Jobs, cluster.Marshal(job)), true
+			}
+		}
 		d.Allocs = append(d.Allocs, cluster.Marshal(a))
 	}
-	for id := range sent {
-		if !now[id] {
-			d.Gone = append(d.Gone, id)
-			delete(sent, id)
-		}
+	for _, a := range old {
+		d.Gone, left = append(d.Gone, a.ID), append(left, a)
 	}
-	for v := range jobs {
-		if !used[v] {
-			delete(jobs, v)
+	for _, a := range left {
+		v := versionOf(a)
+		if j := k.jobs[v]; j.allocs > 1 {
+			j.allocs--
+		} else {
+			delete(k.jobs, v)
 		}
 	}
 	return d
