@@ -115,6 +115,10 @@ func (oneServer) Remove(context.Context, string) error {
 	return cluster.Errorf(cluster.CodeConflict, "it is the only server")
 }
 
+func (oneServer) Leave(context.Context) error {
+	return cluster.Errorf(cluster.CodeConflict, "it is the only server")
+}
+
 func (oneServer) Transfer(context.Context, string) error {
 	return cluster.Errorf(cluster.CodeConflict, "it is the only server")
 }

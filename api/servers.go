@@ -20,6 +20,8 @@ type Servers interface {
 	Peers() ([]Peer, uint64, error)
 	// Remove takes a server out of the Raft configuration.
 	Remove(ctx context.Context, id string) error
+	// Leave takes this server out of the region; it ends soon after.
+	Leave(ctx context.Context) error
 	// Transfer makes another voter the leader.
 	Transfer(ctx context.Context, id string) error
 	// Health is the leader's judgement of every server.

@@ -47,8 +47,11 @@ func (a archives) Restore(ctx context.Context, r io.Reader) error {
 	return err
 }
 
-// servers gives api the region's servers.
-type servers struct{ store *raftstore.Store }
+// servers gives api the region's servers; end ends this one.
+type servers struct {
+	store *raftstore.Store
+	end   func()
+}
 
 func (s servers) Peers() ([]api.Peer, uint64, error) {
 	configured, index, err := s.store.Servers()
@@ -70,6 +73,14 @@ func (s servers) Peers() ([]api.Peer, uint64, error) {
 }
 
 func (s servers) Remove(ctx context.Context, id string) error { return s.store.RemoveServer(ctx, id) }
+
+func (s servers) Leave(ctx context.Context) error {
+	if err := s.store.Leave(ctx); err != nil {
+		return err
+	}
+	s.end()
+	return nil
+}
 
 func (s servers) Transfer(ctx context.Context, id string) error {
 	return s.store.TransferLeadership(ctx, id)
@@ -117,6 +128,8 @@ func (f frozen) Peers() ([]api.Peer, uint64, error) {
 }
 
 func (f frozen) Remove(context.Context, string) error { return f.store.Err() }
+
+func (f frozen) Leave(context.Context) error { return f.store.Err() }
 
 func (f frozen) Transfer(context.Context, string) error { return f.store.Err() }
 

@@ -36,9 +36,36 @@ func main() {
 	if !signal.Ignored(syscall.SIGHUP) && !reloads(os.Args) { // ignored under nohup
 		signals = append(signals, syscall.SIGHUP) // the terminal was closed
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	ctx, stop := endBy(signals...)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// stopSignal is the cause of a context that a signal has ended.
+type stopSignal struct{ os.Signal }
+
+func (s stopSignal) Error() string { return s.String() + " received" }
+
+// Is makes it pass for the end of any context: whoever ends by it has not failed.
+func (s stopSignal) Is(target error) bool { return target == context.Canceled }
+
+// endBy gives a context that ends at the first of the signals, with a stopSignal as
+// its cause.
+func endBy(signals ...os.Signal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, signals...)
+	go func() {
+		select {
+		case s := <-caught:
+			cancel(stopSignal{s})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(caught)
+		cancel(nil)
+	}
 }
 
 // reloads says whether the command takes SIGHUP as the word to reload.

@@ -42,6 +42,7 @@ type serverConfig struct {
 	dev                                        bool
 	ca, cert, key, nodeCert, nodeKey           string
 	acl                                        bool
+	leaveOnInterrupt, leaveOnTerminate         bool
 	blobs                                      string
 	logStore                                   string
 	maxModel                                   int64
@@ -59,7 +60,8 @@ told how many begin the region (--bootstrap-expect) and where some of the others
 are (--retry-join); those that come later join what is there.
 
 Servers speak TLS: see ` + "`rxvision tls ca create`" + `. SIGHUP reloads certificates and
-the settings marked so. SIGTERM ends a server, which keeps its place in the region.`,
+the settings marked so. SIGTERM ends a server, which keeps its place in the region; to
+take it out for good: rxvision server leave, or --leave-on-terminate.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -97,6 +99,8 @@ the settings marked so. SIGTERM ends a server, which keeps its place in the regi
 	f.StringVar(&c.nodeCert, "node-ca-cert", "", "PEM file of the CA that signs certificates of nodes, gateways and workers")
 	f.StringVar(&c.nodeKey, "node-ca-key", "", "PEM file of its private key")
 	f.BoolVar(&c.acl, "acl", true, "ask for tokens (nomad acl bootstrap); off with --dev")
+	f.BoolVar(&c.leaveOnInterrupt, "leave-on-interrupt", false, "SIGINT takes the server out of the region before it ends")
+	f.BoolVar(&c.leaveOnTerminate, "leave-on-terminate", false, "SIGTERM takes the server out of the region before it ends")
 	f.StringVar(&c.blobs, "blobs", "", "store of model artifacts, as file:///folder?shared=true where all servers see the same one; default: a folder in --data-dir for a single server, none for several")
 	f.StringVar(&c.logStore, "log-store", "", "store of the log in a new data folder: wal or bbolt")
 	f.Int64Var(&c.maxModel, "max-model-bytes", registry.DefaultMaxModel, "largest model artifact")
@@ -109,7 +113,7 @@ the settings marked so. SIGTERM ends a server, which keeps its place in the regi
 	f.DurationVar(&r.NodeGCThreshold, "node-gc-threshold", 24*time.Hour, "how long a node that is down is kept")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfig(cmd, "log-level")
-	cmd.AddCommand(newServerRebuild())
+	cmd.AddCommand(newServerRebuild(), newServerLeave())
 	return cmd
 }
 
@@ -352,6 +356,9 @@ func (noBlobs) Open(_ context.Context, digest string, _ int64) (io.ReadCloser, i
 // the opposite order.
 func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prometheus.Registry, keys *serverKeys, store *raftstore.Store, reload *reload) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
+	told := ctx
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	blobs, err := c.openBlobs(ctx)
 	if err != nil {
 		return err
@@ -376,7 +383,7 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 		return err
 	}
 	apiConf := api.Config{
-		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Servers: servers{store}, Collector: sched,
+		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Servers: servers{store, end}, Collector: sched,
 		ACL: api.ACL{Enabled: c.acl, BootstrapReset: bootstrapReset(filepath.Join(c.dataDir, bootstrapResetFile), log)}, ID: store.ID(), Logger: log.With("part", "api"), Registry: reg,
 	}
 	var models *registry.Registry
@@ -425,7 +432,18 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 		return nil
 	})
 	log.Info("server is up", "name", c.name, "http", c.http, "rpc", c.rpc, "raft", c.raft, "version", version)
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if c.leaves(told) {
+		leave, cancel := context.WithTimeout(context.Background(), leaveLimit)
+		defer cancel()
+		if err := store.Leave(leave); err != nil {
+			return fmt.Errorf("leave the region: %w; this server keeps its place: take it out with nomad server force-leave %s, or start it again", err, c.name)
+		}
+		log.Info("this server has left the region")
+	}
+	return nil
 }
 
 // sweep deletes the bytes of forgotten models whenever this server begins to lead:
