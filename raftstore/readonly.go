@@ -273,5 +273,5 @@ func (r *ReadOnly) SaveArchive(ctx context.Context) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	return writeArchive(ctx, r.closing, filepath.Clean(os.TempDir()), snap, r.cfg.createdBy(), raft.SnapshotMeta{Index: index, Term: term, Configuration: r.config})
+	return writeArchive(&paced{ctx: ctx, closing: r.closing}, filepath.Clean(os.TempDir()), snap, r.cfg.createdBy(), raft.SnapshotMeta{Index: index, Term: term, Configuration: r.config})
 }

@@ -89,7 +89,7 @@ func BenchmarkBigState(b *testing.B) {
 			if err := os.RemoveAll(path); err != nil {
 				b.Fatal(err)
 			}
-			if err := writeSnapshot(path, snap, snapshotHead{Index: 1}, nil); err != nil {
+			if err := writeSnapshot(path, snap, snapshotHead{Index: 1}, nil, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -122,7 +122,7 @@ func BenchmarkBigState(b *testing.B) {
 	b.Run("write archive", func(b *testing.B) {
 		for b.Loop() {
 			archive.Reset()
-			a, err := writeArchive(context.Background(), nil, b.TempDir(), snap, "bench", raft.SnapshotMeta{Index: 1})
+			a, err := writeArchive(&paced{ctx: context.Background()}, b.TempDir(), snap, "bench", raft.SnapshotMeta{Index: 1})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -160,10 +160,10 @@ func BenchmarkBigState(b *testing.B) {
 }
 
 // BenchmarkWriteBesideSnapshot is the latency of registrations while nothing else
-// happens, and while snapshots of 50,000 allocations are written all the time.
+// happens, and while snapshots or archives of 50,000 allocations are written all the time.
 func BenchmarkWriteBesideSnapshot(b *testing.B) {
 	var archive bytes.Buffer
-	a, err := writeArchive(context.Background(), nil, b.TempDir(), bigState(b, 5000).Snapshot(), "bench", raft.SnapshotMeta{Index: 1, Term: 1})
+	a, err := writeArchive(&paced{ctx: context.Background()}, b.TempDir(), bigState(b, 5000).Snapshot(), "bench", raft.SnapshotMeta{Index: 1, Term: 1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -171,8 +171,8 @@ func BenchmarkWriteBesideSnapshot(b *testing.B) {
 	if _, err := archive.ReadFrom(a); err != nil {
 		b.Fatal(err)
 	}
-	for _, beside := range []bool{false, true} {
-		b.Run(fmt.Sprintf("snapshots=%v", beside), func(b *testing.B) {
+	for _, beside := range []string{"nothing", "snapshots", "archives"} {
+		b.Run(beside, func(b *testing.B) {
 			s := mustOpen(b, b.TempDir(), quiet)
 			if _, err := s.RestoreArchive(context.Background(), bytes.NewReader(archive.Bytes())); err != nil {
 				b.Fatal(err)
@@ -180,15 +180,21 @@ func BenchmarkWriteBesideSnapshot(b *testing.B) {
 			stop, done := make(chan struct{}), make(chan int)
 			go func() {
 				n := 0
-				for ; beside; n++ {
+				for ; beside != "nothing"; n++ {
 					select {
 					case <-stop:
 						done <- n
 						return
 					default:
+					}
+					if beside == "snapshots" {
 						if err := s.Snapshot(); err != nil {
 							b.Error(err)
 						}
+					} else if a, err := s.SaveArchive(context.Background()); err != nil {
+						b.Error(err)
+					} else if err := a.Close(); err != nil {
+						b.Error(err)
 					}
 				}
 				done <- n
@@ -204,7 +210,7 @@ func BenchmarkWriteBesideSnapshot(b *testing.B) {
 			}
 			b.StopTimer()
 			close(stop)
-			b.ReportMetric(float64(<-done), "snapshots")
+			b.ReportMetric(float64(<-done), "written")
 			slices.Sort(took)
 			b.ReportMetric(took[len(took)/2].Seconds()*1e3, "p50-ms")
 			b.ReportMetric(took[len(took)*99/100].Seconds()*1e3, "p99-ms")

@@ -25,8 +25,8 @@ const (
 	snapshotFormat = "2" // 1: allocations as cluster.Marshal gives them, which 2 reads too
 	metaBucket     = "meta"
 	countPrefix    = "count/"
-	// snapshotBatch bounds the bytes of records in one bbolt transaction.
-	snapshotBatch = 4 << 20
+	// snapshotBatch bounds the bytes of records in one bbolt transaction: the log's own syncs may wait for one.
+	snapshotBatch = 1 << 20
 	// snapshotPage is the size of the file's pages: several records fit in one.
 	snapshotPage = 16 << 10
 )
@@ -138,13 +138,45 @@ func (w *snapshotWriter) abort() error {
 	return w.db.Close()
 }
 
+// pace keeps a long piece of work out of the way of writes: while they come, it rests for as long as it has worked.
+type pace struct {
+	applied func() uint64 // an index that moves with writes
+	last    uint64
+	bytes   int
+	since   time.Time
+}
+
+const (
+	paceBytes = 64 << 10 // of work, between two rests
+	paceRest  = 5 * time.Millisecond
+)
+
+// did counts work in bytes, and rests when it is time. A nil pace never does.
+func (p *pace) did(bytes int) {
+	if p == nil {
+		return
+	}
+	if p.bytes += bytes; p.bytes < paceBytes {
+		return
+	}
+	p.bytes = 0
+	if now := p.applied(); now != p.last {
+		p.last = now
+		time.Sleep(min(time.Since(p.since), paceRest))
+	}
+	p.since = time.Now()
+}
+
 // writeSnapshot writes the view to a new bbolt file.
-func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, closing <-chan struct{}) error {
+func writeSnapshot(path string, snap *cluster.Snapshot, head snapshotHead, slow *pace, closing <-chan struct{}) error {
 	w, err := createSnapshot(path)
 	if err != nil {
 		return err
 	}
+	before := 0 // bytes in this transaction
 	err = snap.Records(func(t *cluster.Table, key string, record any) error {
+		slow.did(max(len(w.written)-before, 0))
+		before = len(w.written)
 		select {
 		case <-closing:
 			return errStopped
@@ -268,7 +300,7 @@ func (p *persister) write(sink raft.SnapshotSink) error {
 	if !ok {
 		return fmt.Errorf("snapshot goes to %T, not to this store", sink)
 	}
-	if err := writeSnapshot(s.inPlace(), p.snap, p.head, p.fsm.closing); err != nil {
+	if err := writeSnapshot(s.inPlace(), p.snap, p.head, &pace{applied: p.fsm.appliedIndex}, p.fsm.closing); err != nil {
 		return err
 	}
 	stat, err := s.file.Stat()

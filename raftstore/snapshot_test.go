@@ -172,7 +172,7 @@ func TestReadSnapshotFindsFaults(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "snap")
-			if err := writeSnapshot(path, s.State().Snapshot(), snapshotHead{Index: 9, Term: 2, CreatedBy: "me"}, nil); err != nil {
+			if err := writeSnapshot(path, s.State().Snapshot(), snapshotHead{Index: 9, Term: 2, CreatedBy: "me"}, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			db, err := bbolt.Open(path, 0o600, nil)
@@ -203,7 +203,7 @@ func TestSnapshotOfManyBatches(t *testing.T) {
 		mustApply(t, s, c)
 	}
 	path := filepath.Join(t.TempDir(), "snap")
-	if err := writeSnapshot(path, s.State().Snapshot(), snapshotHead{}, nil); err != nil {
+	if err := writeSnapshot(path, s.State().Snapshot(), snapshotHead{}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	state, _, err := readSnapshot(path)
