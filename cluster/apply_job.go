@@ -136,11 +136,11 @@ func (t *tx) trimVersions(k JobKey) {
 			used[a.JobVersion] = true
 		}
 	}
-	stable := false
+	stable, named := false, t.Lineage(k)
 	for i, v := range versions {
 		newestStable := v.Stable && !stable
 		stable = stable || v.Stable
-		if i < MaxJobVersions || newestStable || used[v.Version] {
+		if i < MaxJobVersions || newestStable || used[v.Version] || named.Version(v.Version) {
 			continue
 		}
 		t.deleteVersion(v)
@@ -251,7 +251,11 @@ func (t *tx) purgeJob(j *Job) {
 			used[a.JobVersion] = true
 		}
 	}
+	named := t.Lineage(k)
 	for _, v := range t.JobVersions(nil, k) {
+		if named.Version(v.Version) {
+			continue
+		}
 		if s := t.Submission(nil, k, v.Version); s != nil {
 			t.delete(TableSubmissions, s)
 		}

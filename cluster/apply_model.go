@@ -57,13 +57,18 @@ func (t *tx) createModelVersion(c *CreateModelVersion) (Result, *Error) {
 			return Result{Version: v.Version}, nil
 		}
 	}
+	v := Clone(c.Version)
+	if v.Origin != nil {
+		if err := t.resolveOrigin(v.Origin); err != nil {
+			return Result{}, err
+		}
+	}
 	n := *m
 	n.LatestVersion++
 	n.ModifyIndex = t.index
 	if c.Description != "" {
 		n.Description = c.Description
 	}
-	v := Clone(c.Version)
 	v.Version, v.CreateTime, v.CreateIndex, v.ModifyIndex = n.LatestVersion, t.stamp.Time, t.index, t.index
 	t.put(TableModels, &n)
 	t.put(TableModelVersions, v)

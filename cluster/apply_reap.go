@@ -10,17 +10,18 @@ type JobVersionKey struct {
 	Version       uint64
 }
 
-// reap forgets terminal records; what is live or still referred to stays.
+// reap forgets terminal records; what is live, still referred to, or the origin of a
+// model stays.
 func (t *tx) reap(c *Reap) {
 	for _, id := range c.Evals {
-		if e := t.Eval(nil, id); e != nil && e.Terminal() {
+		if e := t.Eval(nil, id); e != nil && e.Terminal() && !t.Lineage(e.JobKey()).Eval(id) {
 			t.delete(TableEvals, e)
 			t.dirty[e.JobKey()] = true
 		}
 	}
 	orphans := map[JobKey]bool{}
 	for _, id := range c.Allocs {
-		if a := t.Alloc(nil, id); a != nil && a.ClientTerminal() {
+		if a := t.Alloc(nil, id); a != nil && a.ClientTerminal() && !t.Lineage(a.JobKey()).Alloc(id) {
 			t.delete(TableAllocs, a)
 			orphans[a.JobKey()] = t.Job(nil, a.JobKey()) == nil
 		}
@@ -31,7 +32,7 @@ func (t *tx) reap(c *Reap) {
 		}
 	}
 	for _, k := range c.Jobs {
-		if j := t.Job(nil, k); j != nil && j.Status == JobStatusDead {
+		if j := t.Job(nil, k); j != nil && j.Status == JobStatusDead && t.Lineage(k) == nil {
 			t.reapJob(j)
 			orphans[k] = true
 		}
@@ -83,7 +84,7 @@ func (t *tx) reapJob(j *Job) {
 func (t *tx) reapVersion(key JobVersionKey) {
 	k := JobKey{key.Namespace, key.ID}
 	v := t.JobVersion(nil, k, key.Version)
-	if j := t.Job(nil, k); v == nil || (j != nil && j.Version == v.Version) {
+	if j := t.Job(nil, k); v == nil || (j != nil && j.Version == v.Version) || t.Lineage(k).Version(key.Version) {
 		return
 	}
 	for _, a := range t.AllocsByJob(nil, k) {
@@ -108,8 +109,9 @@ func (t *tx) reapOrphanVersions(k JobKey) {
 	for _, a := range t.AllocsByJob(nil, k) {
 		used[a.JobVersion] = true
 	}
+	named := t.Lineage(k)
 	for _, v := range t.JobVersions(nil, k) {
-		if !used[v.Version] {
+		if !used[v.Version] && !named.Version(v.Version) {
 			t.deleteVersion(v)
 		}
 	}

@@ -392,7 +392,7 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 		key := JobKey{"default", fmt.Sprintf("job-%d", r.IntN(6))}
 		snap := h.Snapshot()
 		allocs := snap.Allocs(nil, "")
-		switch r.IntN(12) {
+		switch r.IntN(13) {
 		case 0, 1:
 			do(&RegisterJob{Job: testJob(key.ID, 1+r.IntN(3)), EvalID: h.id()})
 		case 2:
@@ -476,6 +476,12 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 			do(randomACL(h, r))
 		case 11:
 			do(randomIntro(h, r))
+		case 12:
+			v := &ModelVersion{Model: fmt.Sprintf("m%d", r.IntN(3)), Digest: fmt.Sprintf("sha256:%064x", r.IntN(30)), Origin: &ModelOrigin{JobID: key.ID}}
+			if len(allocs) > 0 && r.IntN(2) == 0 {
+				v.Origin = &ModelOrigin{AllocID: allocs[r.IntN(len(allocs))].ID}
+			}
+			do(&CreateModelVersion{Version: v})
 		}
 	}
 	return log
@@ -496,7 +502,7 @@ func TestGoldenBytes(t *testing.T) {
 		&ApplyPlans{Plans: []*Plan{{EvalID: "e", Place: []*Allocation{testAlloc(h, e, job, node, "GPU-0")}, Stop: []*AllocStop{{AllocID: "x"}}}}},
 		&UpdateAllocs{NodeID: "n", Allocs: []*Allocation{{ID: "x", ClientStatus: "running"}}},
 		&UpdateTransitions{Transitions: map[string]DesiredTransition{"x": {}}}, &UpdateDeployment{Update: &DeploymentStatusUpdate{DeploymentID: "d"}},
-		&SetJobStability{JobID: "a"}, &CreateModelVersion{Version: &ModelVersion{Model: "m", Inputs: []TensorSpec{{"x", "FP32", []int64{-1, 4}}}}},
+		&SetJobStability{JobID: "a"}, &CreateModelVersion{Version: &ModelVersion{Model: "m", Origin: &ModelOrigin{AllocID: "x"}, Inputs: []TensorSpec{{"x", "FP32", []int64{-1, 4}}}}},
 		&SetAlias{Model: "m", Alias: "production", Version: 1}, &SetSchedulerConfig{Config: &SchedulerConfiguration{}}, &Reap{Evals: []string{"e"}},
 		&BootstrapACL{Token: &ACLToken{AccessorID: "a", SecretHash: "h", Type: ACLTokenManagement}, ResetIndex: 7},
 		&UpsertACLPolicies{Policies: []*ACLPolicy{{Name: "p", Description: "d", Rules: "r"}}}, &DeleteACLPolicies{Names: []string{"p"}},

@@ -20,6 +20,11 @@ func (s *Snapshot) Check() error {
 				fault("model %s: alias %s points at version %d, which is not there", m.Name, alias, v)
 			}
 		}
+		for _, v := range s.ModelVersions(nil, m.Name) {
+			if o := v.Origin; o != nil && o.AllocID != "" && s.Alloc(nil, o.AllocID) == nil {
+				fault("model %s version %d: its origin, allocation %s, is gone", m.Name, v.Version, o.AllocID)
+			}
+		}
 		if s.ModelVersion(nil, m.Name, m.LatestVersion) == nil {
 			fault("model %s: newest version %d is not there", m.Name, m.LatestVersion)
 		}

@@ -428,6 +428,13 @@ var (
 		CreateIndex   uint64
 		ModifyIndex   uint64
 	}{})
+	_ = ModelOrigin(struct {
+		Namespace  string
+		JobID      string
+		JobVersion uint64
+		AllocID    string
+		EvalID     string
+	}{})
 	_ = ModelRef(struct {
 		Reference string
 		Name      string
@@ -445,6 +452,7 @@ var (
 		Inputs      []TensorSpec
 		Outputs     []TensorSpec
 		Properties  map[string]string
+		Origin      *ModelOrigin
 		CreateTime  int64
 		CreateIndex uint64
 		ModifyIndex uint64
@@ -971,6 +979,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendMigrateStrategy(b, v), true
 	case *Model:
 		return appendModel(b, v), true
+	case *ModelOrigin:
+		return appendModelOrigin(b, v), true
 	case *ModelRef:
 		return appendModelRef(b, v), true
 	case *ModelVersion:
@@ -1202,6 +1212,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeMigrateStrategy(d, v)
 	case *Model:
 		decodeModel(d, v)
+	case *ModelOrigin:
+		decodeModelOrigin(d, v)
 	case *ModelRef:
 		decodeModelRef(d, v)
 	case *ModelVersion:
@@ -1435,6 +1447,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyMigrateStrategy)
 	case *Model:
 		return copyPtr(v, copyModel)
+	case *ModelOrigin:
+		return copyPtr(v, copyModelOrigin)
 	case *ModelRef:
 		return copyPtr(v, copyModelRef)
 	case *ModelVersion:
@@ -4577,6 +4591,50 @@ func copyModel(v *Model) {
 	v.Aliases = copyMap(v.Aliases, nil)
 }
 
+func appendModelOrigin(b []byte, v *ModelOrigin) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 5)
+	b = appendStr(append(b, "\xa7"+"AllocID"...), v.AllocID)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	return b
+}
+
+var keysOfModelOrigin = []string{
+	"AllocID",
+	"EvalID",
+	"JobID",
+	"JobVersion",
+	"Namespace",
+}
+
+func decodeModelOrigin(d *decoder, v *ModelOrigin) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfModelOrigin, &next) {
+		case 0: // AllocID
+			v.AllocID = d.str()
+		case 1: // EvalID
+			v.EvalID = d.str()
+		case 2: // JobID
+			v.JobID = d.str()
+		case 3: // JobVersion
+			v.JobVersion = d.uint()
+		case 4: // Namespace
+			v.Namespace = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyModelOrigin(v *ModelOrigin) {
+}
+
 func appendModelRef(b []byte, v *ModelRef) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -4629,13 +4687,14 @@ func appendModelVersion(b []byte, v *ModelVersion) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 11)
+	b = appendMapLen(b, 12)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
 	b = appendStr(append(b, "\xa6"+"Digest"...), v.Digest)
 	b = appendList(append(b, "\xa6"+"Inputs"...), v.Inputs, func(b []byte, v TensorSpec) []byte { return appendTensorSpec(b, &v) })
 	b = appendStr(append(b, "\xa5"+"Model"...), v.Model)
 	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendModelOrigin(append(b, "\xa6"+"Origin"...), v.Origin)
 	b = appendList(append(b, "\xa7"+"Outputs"...), v.Outputs, func(b []byte, v TensorSpec) []byte { return appendTensorSpec(b, &v) })
 	b = appendStr(append(b, "\xa8"+"Platform"...), v.Platform)
 	b = appendMap(append(b, "\xaa"+"Properties"...), v.Properties, appendStr)
@@ -4651,6 +4710,7 @@ var keysOfModelVersion = []string{
 	"Inputs",
 	"Model",
 	"ModifyIndex",
+	"Origin",
 	"Outputs",
 	"Platform",
 	"Properties",
@@ -4674,15 +4734,17 @@ func decodeModelVersion(d *decoder, v *ModelVersion) {
 			v.Model = d.str()
 		case 5: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 6: // Outputs
+		case 6: // Origin
+			v.Origin = decodePtr(d, decodeModelOrigin)
+		case 7: // Outputs
 			v.Outputs = decodeList(d, decodeTensorSpec)
-		case 7: // Platform
+		case 8: // Platform
 			v.Platform = d.str()
-		case 8: // Properties
+		case 9: // Properties
 			v.Properties = decodeMap(d, func(d *decoder, v *string) { *v = d.str() })
-		case 9: // Size
+		case 10: // Size
 			v.Size = d.int()
-		case 10: // Version
+		case 11: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -4692,6 +4754,7 @@ func decodeModelVersion(d *decoder, v *ModelVersion) {
 
 func copyModelVersion(v *ModelVersion) {
 	v.Inputs = copyList(v.Inputs, copyTensorSpec)
+	v.Origin = copyPtr(v.Origin, nil)
 	v.Outputs = copyList(v.Outputs, copyTensorSpec)
 	v.Properties = copyMap(v.Properties, nil)
 }

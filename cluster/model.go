@@ -22,6 +22,7 @@ type ModelVersion struct {
 	Inputs      []TensorSpec
 	Outputs     []TensorSpec
 	Properties  map[string]string // custom metadata of the ONNX file
+	Origin      *ModelOrigin      // the work that made it, nil when nobody said
 	CreateTime  int64
 	CreateIndex uint64
 	ModifyIndex uint64

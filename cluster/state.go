@@ -161,6 +161,14 @@ var Tables = []*Table{
 	{
 		Name: TableModelVersions, Record: 201, New: func() any { return new(ModelVersion) },
 		key: func(v any) string { m := v.(*ModelVersion); return m.Model + sep + seq(m.Version) },
+		by: map[string]func(any) string{
+			"origin": func(v any) string {
+				if o := v.(*ModelVersion).Origin; o != nil {
+					return o.Namespace + sep + o.JobID
+				}
+				return ""
+			},
+		},
 	},
 	{
 		Name: TableScheduler, Record: 13, New: func() any { return new(SchedulerConfiguration) },

@@ -12,7 +12,8 @@ import (
 // Nomad's server settings (https://developer.hashicorp.com/nomad/docs/configuration/server),
 // a zero value takes Nomad's default. And by count, so that no burst fills the memory:
 // beyond a bound the oldest leave before their time. What lives, what placement
-// must know and the newest failure of each group stay whatever their age.
+// must know, the newest failure of each group and what a model's lineage names (its
+// job with that version, allocation and evaluation) stay whatever their age.
 type Retention struct {
 	JobGCInterval         time.Duration // between two collections; 5 min
 	JobGCThreshold        time.Duration // stopped jobs, and batch jobs that are done, with all that is theirs; 4 h
@@ -25,10 +26,6 @@ type Retention struct {
 	MaxEndedAllocsOfJob int // 1,000
 	MaxEndedAllocs      int // 250,000
 	MaxEndedEvals       int // 250,000
-
-	// Keeps says whether something else names the job, so that it and its versions
-	// stay although it has ended: the lineage of a model. nil: nothing does.
-	Keeps func(*cluster.Snapshot, cluster.JobKey) bool
 }
 
 func (r *Retention) defaults() {
@@ -125,8 +122,8 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	j := snap.Job(nil, k)
 	allocs, evals := snap.AllocsByJob(nil, k), snap.EvalsByJob(nil, k)
 	looked = len(allocs) + len(evals)
-	named := c.keep.Keeps != nil && c.keep.Keeps(snap, k)
-	if j != nil && !named && c.dead(j, allocs, evals, now) {
+	named := snap.Lineage(k)
+	if j != nil && named == nil && c.dead(j, allocs, evals, now) {
 		r := c.next(len(k.Namespace) + len(k.ID))
 		r.Jobs = append(r.Jobs, k)
 		c.room -= min(c.room, looked) // they leave in the same entry
@@ -136,10 +133,10 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	if j != nil && j.Type == cluster.JobTypeBatch {
 		threshold = c.keep.BatchEvalGCThreshold
 	}
-	needed := c.ended(allocs, j, threshold, now)
+	needed := c.ended(allocs, j, named, threshold, now)
 	for _, e := range evals {
 		switch {
-		case !e.Terminal() || needed[e.ID]:
+		case !e.Terminal() || needed[e.ID] || named.Eval(e.ID):
 		case c.old(e.ModifyTime, threshold, now) || c.evals.over(e.ModifyTime):
 			r := c.next(len(e.ID))
 			r.Evals = append(r.Evals, e.ID)
@@ -155,9 +152,7 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 			r.Deployments = append(r.Deployments, d.ID)
 		}
 	}
-	if !named {
-		c.versions(snap, k, j, allocs)
-	}
+	c.versions(snap, k, j, named, allocs)
 	return looked
 }
 
@@ -184,12 +179,12 @@ func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []*
 
 // ended forgets allocations that no longer count for their job (nil: purged), and
 // gives the evaluations of those that stay.
-func (c *collector) ended(allocs []*cluster.Allocation, j *cluster.Job, threshold time.Duration, now cluster.Time) (needed map[string]bool) {
+func (c *collector) ended(allocs []*cluster.Allocation, j *cluster.Job, named *cluster.Lineage, threshold time.Duration, now cluster.Time) (needed map[string]bool) {
 	needed = map[string]bool{}
 	failures := newestFailures(allocs, j)
 	var over []*cluster.Allocation
 	for _, a := range allocs {
-		if spent(a, j) && a != failures[a.TaskGroup] {
+		if spent(a, j) && a != failures[a.TaskGroup] && !named.Alloc(a.ID) {
 			over = append(over, a)
 		} else {
 			needed[a.EvalID] = true
@@ -244,8 +239,8 @@ func spent(a *cluster.Allocation, j *cluster.Job) bool {
 }
 
 // versions forgets those that are neither among the newest, nor the newest
-// stable one, nor run.
-func (c *collector) versions(snap *cluster.Snapshot, k cluster.JobKey, j *cluster.Job, allocs []*cluster.Allocation) {
+// stable one, nor run, nor made a model.
+func (c *collector) versions(snap *cluster.Snapshot, k cluster.JobKey, j *cluster.Job, named *cluster.Lineage, allocs []*cluster.Allocation) {
 	versions := snap.JobVersions(nil, k) // newest first
 	if j != nil && len(versions) <= c.keep.JobTrackedVersions {
 		return
@@ -258,7 +253,7 @@ func (c *collector) versions(snap *cluster.Snapshot, k cluster.JobKey, j *cluste
 	for i, v := range versions {
 		newestStable := v.Stable && !stable
 		stable = stable || v.Stable
-		if used[v.Version] || (j != nil && (i < c.keep.JobTrackedVersions || newestStable)) {
+		if used[v.Version] || named.Version(v.Version) || (j != nil && (i < c.keep.JobTrackedVersions || newestStable)) {
 			continue
 		}
 		r := c.next(len(k.Namespace) + len(k.ID))

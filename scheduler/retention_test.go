@@ -347,3 +347,32 @@ func (w *world) counts() map[string]int {
 	})
 	return counts
 }
+
+// TestLineageOutlivesItsJob: what a model version names as its origin is found however
+// long ago it ended, and when everything is collected at once; other runs of the job leave.
+func TestLineageOutlivesItsJob(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.node("n1", 0)
+		w.run(service("train", 2))
+		allocs := w.wantLive(w.agents(), "train", 2)
+		origin := allocs[0]
+		w.must(&cluster.CreateModelVersion{Version: &cluster.ModelVersion{
+			Model: "m", Digest: "sha256:" + fmt.Sprintf("%064d", 1), Origin: &cluster.ModelOrigin{AllocID: origin.ID},
+		}})
+		w.must(&cluster.DeregisterJob{Namespace: "default", JobID: "train", EvalID: newID()})
+		w.agents()
+		time.Sleep(7 * 24 * time.Hour)
+		kept := func(snap *cluster.Snapshot, when string) {
+			w.t.Helper()
+			if snap.Alloc(nil, origin.ID) == nil || snap.Eval(nil, origin.EvalID) == nil || snap.Job(nil, key("train")) == nil ||
+				snap.JobVersion(nil, key("train"), origin.JobVersion) == nil {
+				t.Errorf("%s the origin of a model was forgotten", when)
+			}
+			if n := len(snap.AllocsByJob(nil, key("train"))); n != 1 {
+				t.Errorf("%s %d allocations of the job are kept, want the model's origin", when, n)
+			}
+		}
+		kept(w.settle(), "after a week")
+		kept(w.collected(Retention{EvalGCThreshold: time.Nanosecond, BatchEvalGCThreshold: time.Nanosecond, JobGCThreshold: time.Nanosecond, MaxEndedAllocs: 1}, 2), "with no patience")
+	})
+}

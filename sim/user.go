@@ -284,9 +284,17 @@ func (u *user) stability(snap *cluster.Snapshot) cluster.Command {
 
 func (u *user) modelName() string { return fmt.Sprintf("model-%d", u.w.rnd.IntN(modelNames)) }
 
-func (u *user) pushModel(*cluster.Snapshot) cluster.Command {
+// pushModel registers a model, half of the time as made by an allocation.
+func (u *user) pushModel(snap *cluster.Snapshot) cluster.Command {
+	var origin *cluster.ModelOrigin
+	if j := someJob(u, snap); j != nil && u.w.chance(500) {
+		if allocs := snap.AllocsByJob(nil, j.Key()); len(allocs) > 0 {
+			origin = &cluster.ModelOrigin{AllocID: pick(u.w, allocs).ID}
+		}
+	}
 	return &cluster.CreateModelVersion{Version: &cluster.ModelVersion{
-		Model: u.modelName(), Digest: fmt.Sprintf("sha256:%064x", u.w.rnd.IntN(40)), Size: 1 << 20, Platform: "onnxruntime_onnx",
+		Origin: origin,
+		Model:  u.modelName(), Digest: fmt.Sprintf("sha256:%064x", u.w.rnd.IntN(40)), Size: 1 << 20, Platform: "onnxruntime_onnx",
 		Inputs: []cluster.TensorSpec{{Name: "x", Datatype: "FP32", Shape: []int64{-1, 784}}},
 	}}
 }
