@@ -138,8 +138,13 @@ func (b *benchNodes) show(s *swarm.Swarm) (hidden func(), err error) {
 			b.Logger.Debug("the answer was not taken", "error", err)
 		}
 	})}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(l) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			b.Logger.Error("--http-addr answers no more", "error", err)
+		}
+	}()
 	return func() {
 		_ = server.Close() // it is to end
 		<-done
