@@ -126,10 +126,18 @@ func answered(res *http.Response, out any) error {
 	return nil
 }
 
+// About is what a push says of a model besides its bytes. JobID and AllocID name the
+// work that made it, in Namespace ("": default): what they name is kept for as long as
+// the version.
+type About struct {
+	Description               string
+	Namespace, JobID, AllocID string
+}
+
 // Push sends an ONNX file as the next version of a model and gives the version
 // that the server made of it, or found with the same bytes. size is the number of
 // bytes in body. progress, when not nil, is told how many have been sent.
-func (c *Client) Push(ctx context.Context, model, description string, body io.Reader, size int64, progress func(sent, size int64)) (*cluster.ModelVersion, error) {
+func (c *Client) Push(ctx context.Context, model string, about About, body io.Reader, size int64, progress func(sent, size int64)) (*cluster.ModelVersion, error) {
 	if err := cluster.ValidModelName(model); err != nil {
 		return nil, err // some names would not even reach the server's check: they are part of a path
 	}
@@ -137,8 +145,12 @@ func (c *Client) Push(ctx context.Context, model, description string, body io.Re
 		body = &counted{body: body, size: size, tell: progress}
 	}
 	query := url.Values{}
-	if description != "" {
-		query.Set("description", description)
+	for name, value := range map[string]string{
+		"description": about.Description, "namespace": about.Namespace, "job": about.JobID, "alloc": about.AllocID,
+	} {
+		if value != "" {
+			query.Set(name, value)
+		}
 	}
 	res, err := c.do(ctx, http.MethodPut, []string{"models", model}, query, io.LimitReader(body, size), size)
 	if err != nil {

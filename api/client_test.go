@@ -28,7 +28,7 @@ func TestModels(t *testing.T) {
 	c := w.models()
 	data := bytes.Repeat([]byte("onnx"), 100_000)
 	var told []int64
-	v, err := c.Push(ctx, "fashion", "shoes & shirts", bytes.NewReader(data), int64(len(data)), func(sent, size int64) {
+	v, err := c.Push(ctx, "fashion", api.About{Description: "shoes & shirts"}, bytes.NewReader(data), int64(len(data)), func(sent, size int64) {
 		told = append(told, sent)
 		if size != int64(len(data)) {
 			t.Errorf("progress of %d bytes", size)
@@ -40,10 +40,10 @@ func TestModels(t *testing.T) {
 	if v.Version != 1 || v.Size != int64(len(data)) || v.Platform != "onnxruntime_onnx" || v.Inputs[0].Shape[0] != -1 || len(told) == 0 || told[len(told)-1] != v.Size {
 		t.Errorf("%+v, progress %v", v, told)
 	}
-	if again, err := c.Push(ctx, "fashion", "", bytes.NewReader(data), int64(len(data)), nil); err != nil || again.Version != 1 {
+	if again, err := c.Push(ctx, "fashion", api.About{}, bytes.NewReader(data), int64(len(data)), nil); err != nil || again.Version != 1 {
 		t.Errorf("the same bytes: %+v, %v", again, err)
 	}
-	two, err := c.Push(ctx, "fashion", "", strings.NewReader("two"), 3, nil)
+	two, err := c.Push(ctx, "fashion", api.About{}, strings.NewReader("two"), 3, nil)
 	if err != nil || two.Version != 2 {
 		t.Fatalf("%+v, %v", two, err)
 	}
@@ -79,7 +79,7 @@ func TestClientErrors(t *testing.T) {
 	ctx := context.Background()
 	w := newWire(t)
 	c := w.models()
-	if _, err := c.Push(ctx, "fashion", "", strings.NewReader("one"), 3, nil); err != nil {
+	if _, err := c.Push(ctx, "fashion", api.About{}, strings.NewReader("one"), 3, nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.submit(onnxJob("vision", "fashion"), "", nil); r.status != 200 {
@@ -92,7 +92,7 @@ func TestClientErrors(t *testing.T) {
 		t.Fatal(r.body)
 	}
 	push := func(name, data string) error {
-		_, err := c.Push(ctx, name, "", strings.NewReader(data), int64(len(data)), nil)
+		_, err := c.Push(ctx, name, api.About{}, strings.NewReader(data), int64(len(data)), nil)
 		return err
 	}
 	_, missing := c.Model(ctx, "nosuch")
@@ -131,6 +131,35 @@ func TestClientErrors(t *testing.T) {
 	}
 }
 
+// TestPushNamesItsOrigin: who made a model is verified before its bytes are taken, and
+// told to who reads it.
+func TestPushNamesItsOrigin(t *testing.T) {
+	w := newWire(t)
+	w.node(gpuNode)
+	w.job("train")
+	w.alloc(allocID(1), "train", gpuNode, "")
+	c, ctx := w.models(), t.Context()
+	v, err := c.Push(ctx, "m", api.About{AllocID: allocID(1)}, strings.NewReader("one"), 3, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := w.store.State().Snapshot().Alloc(nil, allocID(1))
+	want := cluster.ModelOrigin{Namespace: "default", JobID: "train", JobVersion: a.JobVersion, AllocID: a.ID, EvalID: a.EvalID}
+	if v.Origin == nil || *v.Origin != want {
+		t.Errorf("origin %+v, want %+v", v.Origin, want)
+	}
+	if v, err = c.Push(ctx, "m", api.About{JobID: "train"}, strings.NewReader("two"), 3, nil); err != nil || v.Origin == nil || v.Origin.JobID != "train" || v.Origin.AllocID != "" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	for _, about := range []api.About{{AllocID: allocID(2)}, {JobID: "nope"}, {JobID: "train", Namespace: "other"}} {
+		read := false
+		body := readerFunc(func(p []byte) (int, error) { read = true; clear(p); return len(p), nil })
+		if _, err := c.Push(ctx, "m", about, body, 1<<40, nil); cluster.CodeOf(err) != cluster.CodeNotFound || read {
+			t.Errorf("%+v: %v, read %t", about, err, read)
+		}
+	}
+}
+
 // A refused upload answers before the bytes are sent.
 func TestRefusedPushReadsNothing(t *testing.T) {
 	w := newWire(t)
@@ -140,7 +169,7 @@ func TestRefusedPushReadsNothing(t *testing.T) {
 		clear(p)
 		return len(p), nil
 	})
-	_, err := w.models().Push(context.Background(), "-bad-name", "", body, 1<<40, nil)
+	_, err := w.models().Push(context.Background(), "-bad-name", api.About{}, body, 1<<40, nil)
 	if cluster.CodeOf(err) != cluster.CodeInvalid {
 		t.Errorf("%v", err)
 	}

@@ -72,11 +72,27 @@ func (s *Server) pushModel(r *request) (any, error) {
 	if err := s.fresh(r); err != nil {
 		return nil, err
 	}
-	v, err := models.Push(r.Context(), r.params["model"], r.query.Get("description"), r.upload())
+	origin, err := s.origin(r)
+	if err != nil {
+		return nil, err
+	}
+	v, err := models.Push(r.Context(), r.params["model"], r.query.Get("description"), origin, r.upload())
 	if err != nil {
 		return nil, err
 	}
 	return &answer{body: v, index: v.ModifyIndex}, nil
+}
+
+// origin is the work that made a model, by the query's alloc or job; nil for none.
+func (s *Server) origin(r *request) (*cluster.ModelOrigin, error) {
+	o := &cluster.ModelOrigin{Namespace: r.namespace, JobID: r.query.Get("job"), AllocID: r.query.Get("alloc")}
+	if o.JobID == "" && o.AllocID == "" {
+		return nil, nil
+	}
+	if !r.may(acl.ReadJob, r.namespace, "") {
+		return nil, cluster.Errorf(cluster.CodeForbidden, "Permission denied: to name the work that made a model needs %s in namespace %q", acl.ReadJob, r.namespace)
+	}
+	return o, s.cfg.Store.State().Snapshot().CheckOrigin(*o)
 }
 
 func (s *Server) setAlias(r *request) (any, error) {

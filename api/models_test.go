@@ -24,7 +24,7 @@ func newFakeModels(store api.Store) *fakeModels {
 	return &fakeModels{store: store, blobs: map[string][]byte{}}
 }
 
-func (f *fakeModels) Push(ctx context.Context, name, description string, body io.Reader) (*cluster.ModelVersion, error) {
+func (f *fakeModels) Push(ctx context.Context, name, description string, origin *cluster.ModelOrigin, body io.Reader) (*cluster.ModelVersion, error) {
 	b, err := io.ReadAll(body)
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func (f *fakeModels) Push(ctx context.Context, name, description string, body io
 	f.blobs[digest] = b
 	f.mu.Unlock()
 	res, err := f.store.Apply(ctx, &cluster.CreateModelVersion{Description: description, Version: &cluster.ModelVersion{
-		Model: name, Digest: digest, Size: int64(len(b)), Platform: "onnxruntime_onnx",
+		Model: name, Digest: digest, Size: int64(len(b)), Platform: "onnxruntime_onnx", Origin: origin,
 		Inputs: []cluster.TensorSpec{{Name: "x", Datatype: "FP32", Shape: []int64{-1, 4}}},
 	}})
 	if err != nil {

@@ -72,8 +72,9 @@ type Archive struct {
 
 // Models is the registry: what it takes in and gives out.
 type Models interface {
-	// Push stores body as the next version of a model.
-	Push(ctx context.Context, name, description string, body io.Reader) (*cluster.ModelVersion, error)
+	// Push stores body as the next version of a model. origin is the work that made
+	// it, nil when nobody says.
+	Push(ctx context.Context, name, description string, origin *cluster.ModelOrigin, body io.Reader) (*cluster.ModelVersion, error)
 	// SetAlias points an alias at a version; version 0 removes it.
 	SetAlias(ctx context.Context, model, alias string, version uint64) error
 	// Open gives an artifact's bytes from an offset, and its whole size.

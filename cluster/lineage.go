@@ -37,7 +37,7 @@ func (s *Snapshot) resolveOrigin(o *ModelOrigin) *Error {
 }
 
 // CheckOrigin says what would be wrong with a model version of that origin, nil when
-// nothing is.
+// nothing is: before its bytes are taken in.
 func (s *Snapshot) CheckOrigin(o ModelOrigin) error {
 	if err := s.resolveOrigin(&o); err != nil {
 		return err

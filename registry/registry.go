@@ -63,10 +63,11 @@ func New(cfg Config) *Registry {
 }
 
 // Push stores body as the next version of a model, creating the model if it is
-// new. The same bytes again give the version that holds them. It changes nothing
-// when the body is over the limit (CodeTooLarge), is no model that a node can
-// load (CodeInvalid), or no node can check it now (CodeUnavailable).
-func (r *Registry) Push(ctx context.Context, name, description string, body io.Reader) (*cluster.ModelVersion, error) {
+// new. origin is the work that made it, nil when nobody says. The same bytes again give
+// the version that holds them. It changes nothing when the body is over the limit
+// (CodeTooLarge), is no model that a node can load (CodeInvalid), no node can check it
+// now (CodeUnavailable), or its origin is not known (CodeNotFound).
+func (r *Registry) Push(ctx context.Context, name, description string, origin *cluster.ModelOrigin, body io.Reader) (*cluster.ModelVersion, error) {
 	if err := cluster.ValidModelName(name); err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func (r *Registry) Push(ctx context.Context, name, description string, body io.R
 	if err != nil {
 		return nil, err
 	}
-	version.Model, version.Version, version.Digest, version.Size = name, 0, digest.String(), size
+	version.Model, version.Version, version.Digest, version.Size, version.Origin = name, 0, digest.String(), size, origin
 	res, err := r.cfg.Store.Apply(ctx, &cluster.CreateModelVersion{Version: version, Description: description})
 	if err != nil {
 		return nil, err

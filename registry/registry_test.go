@@ -91,7 +91,7 @@ func count(t *testing.T, b *blob.Store) (n int) {
 func TestPushRecordsVersions(t *testing.T) {
 	r, store := newRegistry(t)
 	for i, body := range []string{"one", "two", "one"} {
-		v, err := r.Push(t.Context(), "fashion", "d", strings.NewReader(body))
+		v, err := r.Push(t.Context(), "fashion", "d", nil, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +118,7 @@ func TestPushRecordsVersions(t *testing.T) {
 
 func TestRefusedPushLeavesNothing(t *testing.T) {
 	r, store := newRegistry(t)
-	if _, err := r.Push(t.Context(), "kept", "", strings.NewReader("good")); err != nil {
+	if _, err := r.Push(t.Context(), "kept", "", nil, strings.NewReader("good")); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -130,12 +130,12 @@ func TestRefusedPushLeavesNothing(t *testing.T) {
 		{"-x/../y", "good", cluster.CodeInvalid},
 		{"fashion", strings.Repeat("x", 2<<20), cluster.CodeTooLarge},
 	} {
-		if _, err := r.Push(t.Context(), c.name, "", strings.NewReader(c.body)); cluster.CodeOf(err) != c.code {
+		if _, err := r.Push(t.Context(), c.name, "", nil, strings.NewReader(c.body)); cluster.CodeOf(err) != c.code {
 			t.Errorf("push %q of %d bytes: %v, want code %s", c.name, len(c.body), err, c.code)
 		}
 	}
 	store.fail = cluster.ErrNoLeader
-	if _, err := r.Push(t.Context(), "fashion", "", strings.NewReader("new")); cluster.CodeOf(err) != cluster.CodeNoLeader {
+	if _, err := r.Push(t.Context(), "fashion", "", nil, strings.NewReader("new")); cluster.CodeOf(err) != cluster.CodeNoLeader {
 		t.Errorf("push without a leader: %v", err)
 	}
 	if n := count(t, r.cfg.Blobs); n != 1 {
@@ -157,7 +157,7 @@ func TestSweepDeletesWhatNobodyNames(t *testing.T) {
 	}
 	defer blobs.Close()
 	r := New(Config{Store: &memStore{state: cluster.NewState()}, Blobs: blobs, Checker: checker{blobs}, Logger: slog.New(slog.DiscardHandler)})
-	if _, err := r.Push(t.Context(), "kept", "", strings.NewReader("good")); err != nil {
+	if _, err := r.Push(t.Context(), "kept", "", nil, strings.NewReader("good")); err != nil {
 		t.Fatal(err)
 	}
 	for _, body := range []string{"orphan, old", "orphan, young"} {
@@ -191,7 +191,7 @@ func TestConcurrentPushOfOneArtifact(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if _, err := r.Push(t.Context(), fmt.Sprintf("m%d", i%2), "", strings.NewReader("same bytes")); err != nil {
+			if _, err := r.Push(t.Context(), fmt.Sprintf("m%d", i%2), "", nil, strings.NewReader("same bytes")); err != nil {
 				t.Error(err)
 			}
 		}()

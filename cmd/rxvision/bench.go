@@ -264,7 +264,7 @@ func benchServe(ctx context.Context, b benchFlags, r *benchRun) error {
 	if err != nil {
 		return err
 	}
-	if _, err := r.client.Push(ctx, "fashion", "", f, info.Size(), nil); err != nil {
+	if _, err := r.client.Push(ctx, "fashion", api.About{}, f, info.Size(), nil); err != nil {
 		return err
 	}
 	reg, err := submit(ctx, r.client, filepath.Join(b.dir, demoJob), jobspec.ParseOptions{})

@@ -71,7 +71,7 @@ func runDemo(ctx context.Context, cfg devConfig, started time.Time, out io.Write
 	if err != nil {
 		return err
 	}
-	v, err := client.Push(ctx, "fashion", "Fashion-MNIST classifier, the sample model", f, info.Size(), newBar(out, "push fashion").set)
+	v, err := client.Push(ctx, "fashion", api.About{Description: "Fashion-MNIST classifier, the sample model"}, f, info.Size(), newBar(out, "push fashion").set)
 	if err != nil {
 		return fmt.Errorf("push the model: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rxvision/rxvision/api"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -19,17 +20,21 @@ func newModel() *cobra.Command {
 
 func newModelPush() *cobra.Command {
 	var (
-		c           clientFlags
-		description string
+		c     clientFlags
+		about api.About
 	)
 	cmd := &cobra.Command{
 		Use:   "push NAME FILE.onnx",
 		Short: "Register an ONNX file as the next version of a model",
 		Long: `Sends the file, has a node load it in a limited process, and registers it as the next
 version. A file that is no model that can be served is refused, with the reason, and
-leaves nothing behind. The same bytes again give the version that holds them.`,
-		Example: "  rxvision model push fashion models/fashion/fashion.onnx",
-		Args:    cobra.ExactArgs(2),
+leaves nothing behind. The same bytes again give the version that holds them.
+
+With --alloc or --job the version names the work that made it: the servers verify it,
+and keep that job, its version, allocation and evaluation for as long as the version.`,
+		Example: `  rxvision model push fashion models/fashion/fashion.onnx
+  rxvision model push -alloc $NOMAD_ALLOC_ID fashion out.onnx      # in a task that trains`,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -47,7 +52,7 @@ leaves nothing behind. The same bytes again give the version that holds them.`,
 			if !info.Mode().IsRegular() {
 				return fmt.Errorf("%s is no file", args[1])
 			}
-			v, err := client.Push(cmd.Context(), args[0], description, f, info.Size(), newBar(cmd.ErrOrStderr(), "push "+args[0]).set)
+			v, err := client.Push(cmd.Context(), args[0], about, f, info.Size(), newBar(cmd.ErrOrStderr(), "push "+args[0]).set)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[1], err)
 			}
@@ -59,7 +64,11 @@ leaves nothing behind. The same bytes again give the version that holds them.`,
 		},
 	}
 	c.add(cmd)
-	cmd.Flags().StringVar(&description, "description", "", "what the model is for")
+	f := cmd.Flags()
+	f.StringVar(&about.Description, "description", "", "what the model is for")
+	f.StringVar(&about.AllocID, "alloc", "", "ID of the allocation that made the model")
+	f.StringVar(&about.JobID, "job", "", "the job that made the model")
+	f.StringVar(&about.Namespace, "namespace", "", "the job's namespace; default: default")
 	return cmd
 }
 
@@ -125,9 +134,9 @@ func newModelShow() *cobra.Command {
 			fmt.Fprintf(out, "name         %s\ndescription  %s\naliases      %s\n\n", m.Name, m.Description, aliasText(m.Aliases))
 			var rows [][]string
 			for _, v := range m.Versions {
-				rows = append(rows, []string{strconv.FormatUint(v.Version, 10), bytesText(v.Size), timeText(v.CreateTime), v.Digest})
+				rows = append(rows, []string{strconv.FormatUint(v.Version, 10), bytesText(v.Size), timeText(v.CreateTime), originText(v.Origin), v.Digest})
 			}
-			if err := table(out, "VERSION|SIZE|CREATED (UTC)|DIGEST", rows); err != nil || len(m.Versions) == 0 {
+			if err := table(out, "VERSION|SIZE|CREATED (UTC)|MADE BY|DIGEST", rows); err != nil || len(m.Versions) == 0 {
 				return err
 			}
 			newest := m.Versions[0]
@@ -146,6 +155,17 @@ func newModelShow() *cobra.Command {
 	}
 	c.add(cmd)
 	return cmd
+}
+
+// originText names the work that made a model version.
+func originText(o *cluster.ModelOrigin) string {
+	switch {
+	case o == nil:
+		return "-"
+	case o.AllocID == "":
+		return fmt.Sprintf("%s version %d", o.JobID, o.JobVersion)
+	}
+	return fmt.Sprintf("%s version %d, %s", o.JobID, o.JobVersion, short(o.AllocID))
 }
 
 func newModelAlias() *cobra.Command {
