@@ -109,8 +109,8 @@ func (t *tx) expel(nodeID string) {
 	}
 }
 
-// absent marks the enrolment of a node that is collected because it was down;
-// present takes the mark off one that came back.
+// absent marks the enrolment of a node that is collected because it was down, or never
+// came; present takes the mark off one that came back.
 func (t *tx) absent(nodeID string)  { t.markAbsent(nodeID, t.stamp.Time) }
 func (t *tx) present(nodeID string) { t.markAbsent(nodeID, 0) }
 

@@ -46,7 +46,10 @@ func (t *tx) reap(c *Reap) {
 		}
 	}
 	for _, id := range c.Nodes {
-		if n := t.Node(nil, id); n != nil && n.Status == NodeStatusDown && len(t.AllocsHolding(nil, id)) == 0 {
+		switch n := t.Node(nil, id); {
+		case n == nil: // it enrolled and never came
+			t.absent(id)
+		case n.Status == NodeStatusDown && len(t.AllocsHolding(nil, id)) == 0:
 			t.delete(TableNodes, n)
 			t.absent(id)
 		}

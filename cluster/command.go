@@ -205,7 +205,7 @@ type Reap struct {
 	Evals, Allocs, Deployments []string
 	Jobs                       []JobKey
 	Versions                   []JobVersionKey // but not a job's current one
-	Nodes                      []string        // that are down and hold nothing
+	Nodes                      []string        // that are down and hold nothing, or enrolled and never came
 }
 
 func (*RegisterNode) kind() Kind       { return KindRegisterNode }

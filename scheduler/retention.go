@@ -20,7 +20,7 @@ type Retention struct {
 	EvalGCThreshold       time.Duration // evaluations and their allocations, after they ended; 1 h
 	BatchEvalGCThreshold  time.Duration // the same of batch jobs; 24 h
 	DeploymentGCThreshold time.Duration // 1 h
-	NodeGCThreshold       time.Duration // nodes that are down and hold nothing; 24 h
+	NodeGCThreshold       time.Duration // nodes that are down and hold nothing, and then their enrolments; 24 h
 	JobTrackedVersions    int           // versions of a job, besides the newest stable one and those that run; 6, which is the most
 
 	MaxEndedAllocsOfJob int // 1,000
@@ -92,6 +92,7 @@ func (c *collector) page(snap *cluster.Snapshot, now cluster.Time) (cmds []clust
 	}
 	if done {
 		c.nodes(snap, now)
+		c.enrolments(snap, now)
 		c.tokens(snap, now)
 		c.after = cluster.JobKey{}
 		c.allocs.turn(c.keep.MaxEndedAllocs)
@@ -269,6 +270,24 @@ func (c *collector) nodes(snap *cluster.Snapshot, now cluster.Time) {
 			r := c.next(len(n.ID))
 			r.Nodes = append(r.Nodes, n.ID)
 		}
+	}
+}
+
+// enrolments marks those of nodes that enrolled and never came, as those of collected
+// nodes are, and has the rules forget what was marked long ago.
+func (c *collector) enrolments(snap *cluster.Snapshot, now cluster.Time) {
+	overdue := false
+	for _, e := range snap.Enrollments(nil, cluster.RoleNode) {
+		switch {
+		case e.AbsentTime != 0:
+			overdue = overdue || int64(now)-e.AbsentTime >= cluster.KeepEnrollment
+		case snap.Node(nil, e.Name) == nil && c.old(e.CreateTime, c.keep.NodeGCThreshold, now):
+			r := c.next(len(e.Name))
+			r.Nodes = append(r.Nodes, e.Name)
+		}
+	}
+	if overdue && c.reap == nil {
+		c.next(0)
 	}
 }
 

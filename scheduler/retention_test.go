@@ -376,3 +376,39 @@ func TestLineageOutlivesItsJob(t *testing.T) {
 		kept(w.collected(Retention{EvalGCThreshold: time.Nanosecond, BatchEvalGCThreshold: time.Nanosecond, JobGCThreshold: time.Nanosecond, MaxEndedAllocs: 1}, 2), "with no patience")
 	})
 }
+
+// TestEnrolmentsOfAbsentNodes: who enrolled and never came, or went away and was
+// collected, stays enrolled for KeepEnrollment and no longer, also where nothing else
+// is collected.
+func TestEnrolmentsOfAbsentNodes(t *testing.T) {
+	inWorld(t, func(w *world) {
+		hash := func(n int) string { return fmt.Sprintf("%064x", n) }
+		w.must(&cluster.CreateIntroToken{Token: &cluster.IntroToken{
+			ID: newID(), SecretHash: hash(1), Role: cluster.RoleNode, ExpiresTime: int64(now().Add(time.Hour)),
+		}})
+		for i, name := range []string{"never", "gone", "here"} {
+			w.must(&cluster.UseIntroToken{SecretHash: hash(1), Role: cluster.RoleNode, Name: name, KeyHash: hash(10 + i)})
+		}
+		w.node("gone", 0)
+		w.node("here", 0)
+		w.status("gone", cluster.NodeStatusDown)
+		enrolled := func() string {
+			var names []string
+			for _, e := range w.settle().Enrollments(nil, "") {
+				names = append(names, e.Name)
+			}
+			return fmt.Sprint(names)
+		}
+		time.Sleep(48 * time.Hour)
+		if n := w.settle().Node(nil, "gone"); n != nil {
+			t.Error("the node that went away was not collected")
+		}
+		if got := enrolled(); got != "[gone here never]" {
+			t.Errorf("after two days %s are enrolled", got)
+		}
+		time.Sleep(cluster.KeepEnrollment)
+		if got := enrolled(); got != "[here]" {
+			t.Errorf("after all that time %s are enrolled", got)
+		}
+	})
+}
