@@ -131,7 +131,7 @@ func newGroup(tb testing.TB, change ...func(*Config)) *group {
 func (g *group) start(name, dir string, change ...func(*Config)) *Store {
 	g.Helper()
 	cfg := testConfig(g.TB, dir)
-	cfg.Name, cfg.Bootstrap, cfg.Region, cfg.dialer = name, false, "global", g.net.dialer(name)
+	cfg.Name, cfg.BootstrapExpect, cfg.Region, cfg.dialer = name, 0, "global", g.net.dialer(name)
 	cfg.Logger = cfg.Logger.With("name", name)
 	cfg.RetryJoin = []string{nowhere}
 	for _, s := range g.all {

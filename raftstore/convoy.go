@@ -189,7 +189,7 @@ type hearsay struct {
 // hear has raft told what is committed, when the leader has said so with an answer:
 // raft's own message may take CommitTimeout more.
 func (s *Store) hear(leader string, c *pb.Commit) {
-	if c.GetIndex() <= s.raft.CommitIndex() {
+	if c.GetIndex() == 0 || c.Index <= s.raft.CommitIndex() {
 		return
 	}
 	h := &s.hearsay
@@ -220,7 +220,7 @@ func (h *hearsay) next() (leader string, c *pb.Commit) {
 // its commit index. Raft takes it only if its log has the entry, of the same term,
 // so that nothing but what is committed can be applied by it.
 func (s *Store) tellRaft(leader string, c *pb.Commit) {
-	late := time.NewTimer(commitTimeout) // then raft knows by itself
+	late := time.NewTimer(s.commitTimeout()) // then raft knows by itself
 	defer late.Stop()
 	if !s.disk.reaches(c.Index, late.C) {
 		return

@@ -55,7 +55,7 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 // testConfig is a store on a free port that logs to the test.
 func testConfig(tb testing.TB, dir string) Config {
 	return Config{
-		Dir: dir, Bind: "127.0.0.1:0", Name: "test", Version: "0.0.0", Bootstrap: true, segment: 1 << 20,
+		Dir: dir, Bind: "127.0.0.1:0", Name: "test", Version: "0.0.0", BootstrapExpect: 1, segment: 1 << 20,
 		Logger: slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }
@@ -207,7 +207,7 @@ func mustEqual(tb testing.TB, what string, got, want map[string]string) {
 // one's ID and index once it is acknowledged.
 func writer(dir string) error {
 	s, err := Open(Config{
-		Dir: dir, Bind: "127.0.0.1:0", Bootstrap: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Dir: dir, Bind: "127.0.0.1:0", BootstrapExpect: 1, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		// So that kills hit snapshots and log truncation too.
 		Tuning: Tuning{LeaderWait: patience, SnapshotThreshold: 64, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 32},
 	})

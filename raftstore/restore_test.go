@@ -23,7 +23,7 @@ const restoreVariable = "RAFTSTORE_TEST_RESTORER"
 func restorer(list string) error {
 	args := strings.Split(list, ":")
 	s, err := Open(Config{
-		Dir: args[0], Bind: "127.0.0.1:0", Bootstrap: true, segment: 1 << 20, Tuning: Tuning{LeaderWait: patience},
+		Dir: args[0], Bind: "127.0.0.1:0", BootstrapExpect: 1, segment: 1 << 20, Tuning: Tuning{LeaderWait: patience},
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

@@ -9,6 +9,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -71,8 +72,6 @@ type Config struct {
 	// one's own may be among them. They are tried until a cluster is found or begun.
 	RetryJoin []string
 	TLS       *PeerTLS // nil: plain text, on loopback only
-	// Bootstrap is the same as BootstrapExpect 1.
-	Bootstrap bool
 	// LogStore is the store of the log of a new data folder: LogWAL or LogBbolt; "":
 	// DefaultLogStore. A folder in use keeps its own.
 	LogStore   string
@@ -80,6 +79,7 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics
 	Tuning
 	segment int                   // bytes of a segment of the log; walSegment
+	commit  time.Duration         // for tests: in place of commitTimeout
 	fault   func(op string) error // for tests: called where a write begins; its error is the write's
 	dialer  dialer                // for tests; nil: net.Dialer's
 }
@@ -254,9 +254,6 @@ func newUUID() string {
 
 // checkBegin says whether this server knows how to come to a cluster.
 func (c *Config) checkBegin(used bool) error {
-	if c.Bootstrap && c.BootstrapExpect == 0 {
-		c.BootstrapExpect = 1
-	}
 	switch c.BootstrapExpect {
 	case 0, 1, 3, 5:
 	default:
@@ -310,10 +307,15 @@ func (s *Store) raftConfig() (*raft.Config, <-chan bool) {
 	c.NotifyCh = notify
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = s.cfg.Heartbeat, s.cfg.Election, s.cfg.LeaderLease
 	c.BatchApplyCh, c.MaxAppendEntries = true, maxAppend
-	c.CommitTimeout = min(commitTimeout, s.cfg.Heartbeat/2)
+	c.CommitTimeout = s.commitTimeout()
 	c.ShutdownOnRemove = false // it may come back
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = s.cfg.SnapshotInterval, s.cfg.SnapshotThreshold, s.cfg.TrailingLogs
 	return c, notify
+}
+
+// commitTimeout is raft's, which it lengthens at random to twice that.
+func (s *Store) commitTimeout() time.Duration {
+	return cmp.Or(s.cfg.commit, min(commitTimeout, s.cfg.Heartbeat/2))
 }
 
 // newRaft starts raft. It panics on a log entry that it cannot read; here that

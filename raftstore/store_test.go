@@ -292,7 +292,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"port in use", func(c *Config) { c.Bind = s.Addr() }, "is taken by another program"},
 		{"bad address", func(c *Config) { c.Bind = "nonsense" }, "raft address nonsense"},
 		{"no address to tell", func(c *Config) { c.Bind = "0.0.0.0:0" }, "raft address 0.0.0.0:0"},
-		{"nothing to begin with", func(c *Config) { c.Bootstrap = false }, "holds no server yet"},
+		{"nothing to begin with", func(c *Config) { c.BootstrapExpect = 0 }, "holds no server yet"},
 		{"a file", func(c *Config) { c.Dir = filepath.Join(s.cfg.Dir, idFile) }, "not a directory"},
 		{"log without the rest", func(c *Config) { mustWrite(t, filepath.Join(c.Dir, boltLogFile), "log") }, "stable: the file with term and vote is damaged: it is missing"},
 		{"folder of an early version", func(c *Config) { mustWrite(t, filepath.Join(c.Dir, "raft.db"), "log") }, "made by a development version before 0.1"},
