@@ -7,10 +7,13 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
+// deploymentRest is between looks at many deployments; deadlines are minutes.
+const deploymentRest = time.Second
+
 // watchDeployments fails the deployments that make no progress within their
 // groups' progress deadline.
 func (s *Scheduler) watchDeployments(ctx context.Context) error {
-	return s.watchState(ctx, maxLookPause, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
+	return s.watchState(ctx, deploymentRest, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
 		for _, d := range snap.ActiveDeployments(ws) {
 			due := progressDue(d)
 			if due == 0 {

@@ -244,6 +244,9 @@ func (k *serverKeys) reload() error {
 // runServer opens the store and serves it. A store whose disk failed before is
 // served for stale reads only, until the disk can be written again.
 func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *reload) error {
+	if os.Getenv("GOGC") == "" { // else it is the operator's choice
+		roomyGC()
+	}
 	for {
 		reg := newMetrics()
 		keys, err := loadServerKeys(c, log, reg)
