@@ -45,7 +45,7 @@ func newWorld(t *testing.T, change ...func(*api.Config)) *world {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	store, err := raftstore.Open(raftstore.Config{
-		Dir: t.TempDir(), Bind: "127.0.0.1:0", Name: "s1", Version: "0.0.1-test", Bootstrap: true, Logger: log,
+		Dir: t.TempDir(), Bind: "127.0.0.1:0", Name: "s1", Version: "0.0.1-test", BootstrapExpect: 1, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
