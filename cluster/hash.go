@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 )
 
-// Hash is the SHA-256 over every record of every table, in the order of Records:
+// Hash is the SHA-256 over every record of every table as AppendStored gives it, in the order of Records:
 // equal for two servers that have applied the same log up to the same index, and
 // for a state before and after it went through a snapshot.
 func (s *Snapshot) Hash() [sha256.Size]byte {
@@ -18,7 +18,7 @@ func (s *Snapshot) Hash() [sha256.Size]byte {
 		sum.Write(b)
 	}
 	err := s.Records(func(t *Table, key string, v any) error {
-		record = marshal(record[:0], v)
+		record = AppendStored(record[:0], v)
 		put([]byte(t.Name))
 		put([]byte(key))
 		put(record)

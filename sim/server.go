@@ -166,8 +166,9 @@ func (s *server) crash() {
 // What live, if given, knows of servers stays: an archive brings jobs only.
 func (s *server) load(i *image, live *cluster.Snapshot) {
 	r := cluster.NewRestore()
+	var b []byte
 	err := i.state.Records(func(t *cluster.Table, _ string, record any) error {
-		b := cluster.Marshal(record)
+		b = cluster.AppendStored(b[:0], record)
 		if live != nil && cluster.OfMembership(t, b) {
 			return nil
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -251,10 +250,11 @@ func (t *truth) check(s *server) {
 // shortHash is a hash over all records but those of kept results, which are many.
 func shortHash(snap *cluster.Snapshot) (hash [sha256.Size]byte) {
 	sum := sha256.New()
+	var b []byte
 	err := snap.Records(func(t *cluster.Table, key string, record any) error {
 		if t.Name != cluster.TableResults {
-			io.WriteString(sum, key)
-			sum.Write(cluster.Marshal(record))
+			b = cluster.AppendStored(append(b[:0], key...), record)
+			sum.Write(b)
 		}
 		return nil
 	})
