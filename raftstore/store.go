@@ -50,7 +50,7 @@ const (
 	// maxAppend bounds the entries that are stored, sent and applied together.
 	maxAppend = 256
 	// commitTimeout bounds how long an idle follower does not know that an entry is
-	// committed, which its callers wait for.
+	// committed, unless an answer of the leader tells it.
 	commitTimeout = 5 * time.Millisecond
 )
 
