@@ -67,7 +67,7 @@ func (s *Store) applyEntry(ctx context.Context, entry []byte) (cluster.Result, e
 	forwarded := false
 	res, err := byLeader(ctx, s, func() (cluster.Result, error) {
 		forwarded = false
-		out, err, later := s.proposeFor(ctx, entry)
+		out, later, err := s.proposeFor(ctx, entry)
 		if later != nil {
 			wait := release
 			release = func() { s.ops.Go(func() { <-later; wait() }) }
@@ -101,7 +101,7 @@ func (s *Store) applyHere(ctx context.Context, entries [][]byte) ([]outcome, err
 	if err := s.weight.Acquire(ctx, weight); err != nil {
 		return nil, err
 	}
-	out, err, later := s.proposeFor(ctx, entries...)
+	out, later, err := s.proposeFor(ctx, entries...)
 	if later != nil {
 		s.ops.Go(func() { <-later; s.weight.Release(weight) })
 	} else {
@@ -126,7 +126,7 @@ type proposals struct {
 
 // proposeFor proposes entries for a caller who may give up; then later tells when
 // raft has let go of them.
-func (s *Store) proposeFor(ctx context.Context, entries ...[]byte) (_ []outcome, _ error, later <-chan []outcome) {
+func (s *Store) proposeFor(ctx context.Context, entries ...[]byte) (_ []outcome, later <-chan []outcome, _ error) {
 	p := &proposal{entries: entries, answer: make(chan []outcome, 1)}
 	s.proposals.mu.Lock()
 	s.proposals.waiting = append(s.proposals.waiting, p)
@@ -146,7 +146,7 @@ func (s *Store) proposeFor(ctx context.Context, entries ...[]byte) (_ []outcome,
 	case out := <-p.answer:
 		return out, nil, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err()), p.answer
+		return nil, p.answer, fmt.Errorf("wait for the write to be stored (it may still be): %w", ctx.Err())
 	}
 }
 

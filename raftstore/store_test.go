@@ -330,7 +330,7 @@ func TestUnknownCommandStopsTheStore(t *testing.T) {
 	s := mustOpen(t, dir)
 	mustApply(t, s, register("a"))
 	want := dump(t, s)
-	if out, err, _ := s.proposeFor(t.Context(), seal([]byte{250, 0x80})); err != nil || out[0].err == nil {
+	if out, _, err := s.proposeFor(t.Context(), seal([]byte{250, 0x80})); err != nil || out[0].err == nil {
 		t.Fatal("an entry of an unknown kind was applied")
 	}
 	mustBeFatal(t, s, "kind 250")
