@@ -233,9 +233,13 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		k = startChild(t, childConfig{DataDir: dir, Server: s.address})
 		s.waitStatus(t, id, cluster.AllocClientRunning)
 		waitFor(t, "one process for each allocation", func() bool { return processes(dir) == round+1 })
-		b, err := os.ReadFile(filepath.Join(dir, "alloc", id, "alloc", "logs", "t.stdout.0"))
-		if err != nil || string(b) != "run\n" {
-			t.Errorf("round %d: log %q, %v", round, b, err)
+		var b []byte
+		waitFor(t, "the task's first words", func() (said bool) { // its process may have begun only just now
+			b, _ = os.ReadFile(filepath.Join(dir, "alloc", id, "alloc", "logs", "t.stdout.0"))
+			return len(b) > 0
+		})
+		if string(b) != "run\n" {
+			t.Errorf("round %d: log %q", round, b)
 		}
 		k.end(syscall.SIGKILL)
 	}
