@@ -4,10 +4,12 @@ import (
 	"cmp"
 	byteorder "encoding/binary"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -34,6 +36,8 @@ const (
 func (n *nemesis) flipIn(s *serverProcess, glob string, all bool) {
 	t := n.r.t
 	var named []string
+	was := ""
+	n.r.await("all servers are voters", func() bool { was = n.voter(s.i, s); return was != "" })
 	for range flipTries {
 		settled := map[string]int{}
 		if glob == logFiles { // what was written in the second before a crash cannot be told from a torn write
@@ -59,7 +63,7 @@ func (n *nemesis) flipIn(s *serverProcess, glob string, all bool) {
 		}
 		s.start()
 		if n.ends(s) {
-			n.rebuild(s, named)
+			n.rebuild(s, was, named)
 			return
 		}
 		n.done[ofNoAccount]++
@@ -125,7 +129,7 @@ func (n *nemesis) ends(s *serverProcess) bool {
 }
 
 // rebuild takes the way out that the server printed, and waits until the region is whole again.
-func (n *nemesis) rebuild(s *serverProcess, files []string) {
+func (n *nemesis) rebuild(s *serverProcess, was string, files []string) {
 	t := n.r.t
 	said := s.out.String()
 	m := wayOut.FindStringSubmatch(said)
@@ -135,23 +139,36 @@ func (n *nemesis) rebuild(s *serverProcess, files []string) {
 	t.Logf("%s says: %s", s.name, strings.TrimSpace(said[max(0, strings.LastIndex(strings.TrimSpace(said), "\n")):]))
 	n.r.run(strings.Fields(m[1])...)
 	s.start()
-	n.r.await(s.name+" is a voter again, and its old self is gone", func() bool {
-		var peers struct {
-			Servers []struct {
-				Node, Address string
-				Voter         bool
-			}
-		}
-		if !n.r.get(n.others(s.i)[0], "/v1/operator/raft/configuration", &peers) || len(peers.Servers) != len(n.r.servers) {
-			return false
-		}
-		for _, p := range peers.Servers {
-			if !p.Voter {
+	n.r.await(s.name+" is a voter again, and its old self is gone, as every server sees it", func() bool {
+		for i := range n.r.servers {
+			if id := n.voter(i, s); id == "" || id == was {
 				return false
 			}
 		}
 		return n.r.leaderOf(s.i) != ""
 	})
+}
+
+// voter is the ID of a server as server i sees it, "" while not exactly all servers are voters.
+func (n *nemesis) voter(i int, s *serverProcess) (id string) {
+	var peers struct {
+		Servers []struct {
+			ID, Address string
+			Voter       bool
+		}
+	}
+	if !n.r.get(i, "/v1/operator/raft/configuration?stale", &peers) || len(peers.Servers) != len(n.r.servers) {
+		return ""
+	}
+	for _, p := range peers.Servers {
+		if !p.Voter {
+			return ""
+		}
+		if p.Address == net.JoinHostPort(n.r.net.advertised(s.i), strconv.Itoa(regionRaft)) {
+			id = p.ID
+		}
+	}
+	return id
 }
 
 // tear leaves half of a batch behind the last one in a killed server's log, as when power

@@ -50,7 +50,8 @@ type serverProcess struct {
 	flags  []string
 	env    []string
 	cmd    *exec.Cmd
-	out    *output
+	out    *output       // of its last run
+	runs   []*output     // of all
 	dead   chan struct{} // closed when the process ended; nil before the first start
 	err    error         // how it ended
 }
@@ -107,10 +108,7 @@ func newRegionOn(t testing.TB, on network, program string, env []string, n, expe
 		}
 		if t.Failed() {
 			for _, s := range r.servers {
-				if s.out != nil {
-					text := s.out.String()
-					t.Logf("%s printed:\n%s", s.name, text[max(0, len(text)-8000):])
-				}
+				s.tell()
 			}
 		}
 	})
@@ -271,6 +269,7 @@ func (r *region) leader() int {
 func (s *serverProcess) start() {
 	s.region.t.Helper()
 	s.out = &output{}
+	s.runs = append(s.runs, s.out)
 	s.cmd = exec.Command(s.region.program, append([]string{"server"}, s.flags...)...)
 	s.cmd.Dir = s.region.dir
 	s.cmd.Env = append(append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66"), s.env...)
@@ -284,6 +283,25 @@ func (s *serverProcess) start() {
 	s.dead = dead
 	cmd := s.cmd
 	go func() { s.err = cmd.Wait(); close(dead) }()
+}
+
+// tell shows the end of what the server printed and keeps all of it in a file.
+func (s *serverProcess) tell() {
+	t := s.region.t
+	f, err := os.CreateTemp("", "rxvision-"+s.name+"-*.log")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	last := ""
+	for _, out := range s.runs {
+		last = out.String()
+		if _, err := f.WriteString(last); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%s printed (all: %s):\n%s", s.name, f.Name(), last[max(0, len(last)-8000):])
 }
 
 func (s *serverProcess) running() bool {
