@@ -52,10 +52,11 @@ func TestConvoy(t *testing.T) {
 	}
 	answers := map[string]chan answer{}
 	carry := func(ctx context.Context, entry string) {
-		answers[entry] = make(chan answer, 1)
+		own := make(chan answer, 1)
+		answers[entry] = own
 		s.ops.Go(func() {
 			res, err := s.carry(ctx, "leader", leader, []byte(entry))
-			answers[entry] <- answer{res, err}
+			own <- answer{res, err}
 		})
 	}
 	waiting := func(n int) {
