@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -31,7 +32,8 @@ type entry struct {
 // image is a state as records, as a snapshot file or an archive holds it.
 type image struct {
 	index, term uint64
-	state       *cluster.Snapshot // immutable; turned into records when it is read
+	state       *cluster.Snapshot  // immutable; turned into records when it is read
+	hash        *[sha256.Size]byte // of state, once it was needed
 }
 
 type role int
@@ -61,6 +63,7 @@ type server struct {
 	leader     int // -1: unknown
 	heard      int64
 	state      *cluster.State
+	sums       recordSums // of the state's records, when it was hashed last
 	applied    uint64
 	appliedIn  uint64 // term of the entry at applied
 	commit     uint64
@@ -130,7 +133,7 @@ func (s *server) every(d time.Duration, do func()) {
 func (s *server) boot() {
 	s.life++
 	s.up, s.paused, s.role, s.leader, s.heard = true, false, follower, -1, s.w.now
-	s.state, s.applied, s.appliedIn, s.commit, s.applying, s.flushing = cluster.NewState(), 0, 0, 0, false, false
+	s.state, s.sums, s.applied, s.appliedIn, s.commit, s.applying, s.flushing = cluster.NewState(), nil, 0, 0, 0, false, false
 	s.waiting, s.sessions, s.heardOf, s.sinceSnap = map[uint64]waiter{}, map[string]*session{}, map[string]int64{}, 0
 	s.peers = make([]peer, len(s.w.servers))
 	if s.image != nil {
@@ -186,7 +189,7 @@ func (s *server) load(i *image, live *cluster.Snapshot) {
 		return
 	}
 	s.state.Abandon()
-	s.state, s.applied, s.appliedIn = state, i.index, i.term
+	s.state, s.sums, s.applied, s.appliedIn = state, nil, i.index, i.term
 	s.commit = max(s.commit, i.index)
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,15 @@ var regressions = []uint64{1, 3, 9, 12, 117, 141, 149, 152, 156, 200, 215, 219, 
 
 // A state that was restored knew a node as it once was, and nobody told it better.
 const restoredSeed = 46585920
+
+// regressionCommands are committed before faults and load stop: enough for each seed to kill, cut off, restore and drain.
+const regressionCommands = 700
+
+// TestMain lets garbage lie for longer: states come and go, and little is kept.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400)
+	os.Exit(m.Run())
+}
 
 // must fails with the last events when a seed breaks something.
 func must(tb testing.TB, err error) {
@@ -44,6 +54,7 @@ func freshSeed(tb testing.TB) uint64 {
 // TestFreshSeeds runs seeds that nobody has run before. They must go through every
 // command and every fault.
 func TestFreshSeeds(t *testing.T) {
+	t.Parallel()
 	seed, start := freshSeed(t), time.Now()
 	t.Logf("RXVISION_TEST_SEED=%d", seed)
 	budget, most := 15*time.Second, 2*time.Minute
@@ -78,6 +89,7 @@ func TestRegressions(t *testing.T) {
 
 // TestReplay: a seed does the same again, to the last event, and another does not.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	seed := freshSeed(t)
 	t.Logf("RXVISION_TEST_SEED=%d", seed)
 	run := func(seed uint64) *Report {

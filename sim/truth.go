@@ -220,7 +220,11 @@ func (t *truth) acknowledged(r *request, res cluster.Result) {
 
 // loaded is told of every state that was made from records.
 func (t *truth) loaded(s *server) {
-	if got, want := s.state.Snapshot().Hash(), s.image.state.Hash(); got != want {
+	if s.image.hash == nil {
+		h := s.image.state.Hash()
+		s.image.hash = &h
+	}
+	if got, want := s.state.Snapshot().Hash(), *s.image.hash; got != want {
 		t.w.failf("%s: the state restored from the snapshot at %d hashes to %x, its origin to %x", s, s.image.index, got, want)
 	}
 	t.w.coverage.Hashes++
@@ -228,7 +232,8 @@ func (t *truth) loaded(s *server) {
 
 // compareHash compares the state with that of the first server at this index.
 func (t *truth) compareHash(s *server) {
-	got := shortHash(s.state.Snapshot())
+	got, sums := shortHash(s.state.Snapshot(), s.sums)
+	s.sums = sums
 	want, known := t.hashes[s.applied]
 	if !known {
 		t.hashes[s.applied] = got
@@ -247,21 +252,38 @@ func (t *truth) check(s *server) {
 	}
 }
 
-// shortHash is a hash over all records but those of kept results, which are many.
-func shortHash(snap *cluster.Snapshot) (hash [sha256.Size]byte) {
-	sum := sha256.New()
+// recordSums are hashes of records, which may lie in two tables.
+type recordSums map[tableRecord][sha256.Size]byte
+
+type tableRecord struct {
+	table  *cluster.Table
+	record any
+}
+
+// shortHash is a hash over all records but those of kept results, which are many. sums
+// has that of each record, from one time to the next: a record never changes.
+func shortHash(snap *cluster.Snapshot, sums recordSums) (_ [sha256.Size]byte, now recordSums) {
+	all := sha256.New()
+	now = make(recordSums, len(sums))
 	var b []byte
 	err := snap.Records(func(t *cluster.Table, key string, record any) error {
-		if t.Name != cluster.TableResults {
-			b = cluster.AppendStored(append(b[:0], key...), record)
-			sum.Write(b)
+		if t.Name == cluster.TableResults {
+			return nil
 		}
+		at := tableRecord{t, record}
+		sum, known := sums[at]
+		if !known || t.Name == cluster.TableIndex { // whose entries are no records
+			b = cluster.AppendStored(append(b[:0], key...), record)
+			sum = sha256.Sum256(b)
+		}
+		now[at] = sum
+		all.Write(sum[:])
 		return nil
 	})
 	if err != nil {
 		panic(err) // the function above never fails
 	}
-	return [sha256.Size]byte(sum.Sum(hash[:0]))
+	return [sha256.Size]byte(all.Sum(nil)), now
 }
 
 // lastChecks are made when all has drained: servers are alike to the last byte and

@@ -63,7 +63,7 @@ func newSeed() uint64 {
 }
 
 func runSim(cmd *cobra.Command, cfg sim.Config, duration time.Duration) error {
-	debug.SetGCPercent(400) // states come and go; there is little to keep
+	debug.SetGCPercent(800) // states come and go; there is little to keep
 	ctx, out, start := cmd.Context(), cmd.OutOrStdout(), time.Now()
 	live := isTerminal(out)
 	fmt.Fprintf(out, "first seed %d\n", cfg.Seed)
