@@ -106,10 +106,18 @@ func (c *Coverage) Add(o Coverage) {
 		to   *int
 		from int
 	}{
-		{&c.Messages.Sent, o.Messages.Sent}, {&c.Messages.Lost, o.Messages.Lost},
-		{&c.Messages.Doubled, o.Messages.Doubled}, {&c.Messages.Streams, o.Messages.Streams},
-		{&c.Elections, o.Elections}, {&c.Snapshots, o.Snapshots}, {&c.Checks, o.Checks}, {&c.Hashes, o.Hashes},
-		{&c.Tasks, o.Tasks}, {&c.Retries, o.Retries}, {&c.Conflicts, o.Conflicts}, {&c.Swaps, o.Swaps},
+		{&c.Messages.Sent, o.Messages.Sent},
+		{&c.Messages.Lost, o.Messages.Lost},
+		{&c.Messages.Doubled, o.Messages.Doubled},
+		{&c.Messages.Streams, o.Messages.Streams},
+		{&c.Elections, o.Elections},
+		{&c.Snapshots, o.Snapshots},
+		{&c.Checks, o.Checks},
+		{&c.Hashes, o.Hashes},
+		{&c.Tasks, o.Tasks},
+		{&c.Retries, o.Retries},
+		{&c.Conflicts, o.Conflicts},
+		{&c.Swaps, o.Swaps},
 	} {
 		*p.to += p.from
 	}

@@ -79,12 +79,17 @@ func TestFreshSeeds(t *testing.T) {
 }
 
 func TestRegressions(t *testing.T) {
-	for _, seed := range regressions {
-		_, err := Run(Config{Seed: seed, Commands: 1500})
-		must(t, err)
+	run := func(cfg Config) {
+		t.Run(strconv.FormatUint(cfg.Seed, 10), func(t *testing.T) {
+			t.Parallel()
+			_, err := Run(cfg)
+			must(t, err)
+		})
 	}
-	_, err := Run(Config{Seed: restoredSeed})
-	must(t, err)
+	run(Config{Seed: restoredSeed})
+	for _, seed := range regressions {
+		run(Config{Seed: seed, Commands: regressionCommands})
+	}
 }
 
 // TestReplay: a seed does the same again, to the last event, and another does not.

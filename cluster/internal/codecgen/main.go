@@ -22,7 +22,7 @@ func main() {
 	defer func() {
 		if fault := recover(); fault != nil {
 			fmt.Fprintln(os.Stderr, "codecgen:", fault)
-			os.Exit(1)
+			os.Exit(1) //nolint:forbidigo // this is main
 		}
 	}()
 	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}, stored: map[reflect.Type]bool{}}
