@@ -112,6 +112,52 @@ func TestFlippedByteInLog(t *testing.T) {
 	}
 }
 
+// A byte that changes in what was written since the last mark, as when the process
+// was killed at once, is told from a torn write by the entries that follow it.
+func TestFlippedByteBehindTheMark(t *testing.T) {
+	random := mustSeed(t)
+	dir := t.TempDir()
+	s := mustOpen(t, dir)
+	marked := string(mustRead(t, filepath.Join(dir, stableFile)))
+	names, err := logFiles(dir)
+	if err != nil || len(names) != 1 {
+		t.Fatalf("log files %v, %v", names, err)
+	}
+	used := func() int {
+		return len(bytes.TrimRight(mustRead(t, filepath.Join(dir, names[0])), "\x00"))
+	}
+	first := used()
+	mustApply(t, s, register("first"))
+	for i := range 12 {
+		mustApply(t, s, register(fmt.Sprintf("job-%d", i)))
+	}
+	last := used()
+	mustApply(t, s, register("last"))
+	want := dump(t, s)
+	killed := mustCopy(t, dir)
+	mustWrite(t, filepath.Join(killed, stableFile), marked)
+	whole := mustRead(t, filepath.Join(killed, names[0]))
+	for range 40 {
+		at, bit := first+random.IntN(last-first), byte(1)<<random.IntN(8)
+		changed := bytes.Clone(whole)
+		changed[at] ^= bit
+		folder := mustCopy(t, killed)
+		mustWrite(t, filepath.Join(folder, names[0]), string(changed))
+		mustHoldOrName(t, fmt.Sprintf("bit %#x of byte %d of %d", bit, at, last), folder, strings.Split(names[0], "/")[0], want)
+	}
+	// The last write torn: its first page never came, or its end.
+	for _, gap := range [][2]int{{last, last + 64}, {used() - 40, used()}} {
+		torn := bytes.Clone(whole)
+		clear(torn[gap[0]:gap[1]])
+		folder := mustCopy(t, killed)
+		mustWrite(t, filepath.Join(folder, names[0]), string(torn))
+		back := mustOpen(t, folder)
+		if !hasJob(back, "job-11") || hasJob(back, "last") {
+			t.Errorf("bytes %d to %d torn: holds %v", gap[0], gap[1], dump(t, back))
+		}
+	}
+}
+
 // A log that lost its end, for whatever reason, is not taken for a shorter one.
 func TestLogThatLostItsEnd(t *testing.T) {
 	for _, kind := range []string{LogWAL, LogBbolt} {

@@ -323,10 +323,112 @@ func openWAL(dir string, st *stable, segment int, l *slog.Logger, readOnly bool)
 			return nil, err
 		}
 	}
+	tail, err := w.tail()
+	if err != nil {
+		return nil, err
+	}
 	if err := w.open(); err != nil {
 		return nil, err
 	}
+	if tail != nil {
+		err = w.checkTail(*tail)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
 	return w, nil
+}
+
+// tail is the segment that is written to; nil when the log is new.
+func (w *walLog) tail() (*types.SegmentInfo, error) {
+	state, err := (&walMeta{stable: w.stable}).Load("")
+	if err != nil || len(state.Segments) == 0 {
+		return nil, err
+	}
+	return &state.Segments[len(state.Segments)-1], nil
+}
+
+// checkTail tells damage from a torn write, which is one to raft-wal: it takes the
+// log to end at the last batch that it can read. A torn batch is the last one, for
+// the next is written when this one is on disk; a whole batch behind it says that
+// entries are lost.
+func (w *walLog) checkTail(tail types.SegmentInfo) error {
+	path := filepath.Join(w.dir, segment.FileName(tail))
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // raft-wal makes it
+	} else if err != nil {
+		return err
+	}
+	last, err := w.LastIndex()
+	if err != nil {
+		return err
+	}
+	end := 0 // of what raft-wal believes
+	for at, next := walFileHead, tail.BaseIndex; next <= last; {
+		kind, size := walFrame(b, at)
+		if kind == 0 {
+			break
+		}
+		if at += size; kind == walEntry {
+			next++
+		}
+		end = at
+	}
+	for at := max(end, walFileHead); at < len(b); at += walFrameHead {
+		if kind, _ := walFrame(b, at); kind != walEntry {
+			continue
+		}
+		if walBatch(b, at) {
+			return &Damage{File: path, What: fmt.Sprintf("the log behind entry %d", last), Cause: fmt.Errorf("whole entries at byte %d follow others, from byte %d on, that cannot be read", at, end)}
+		}
+	}
+	return nil
+}
+
+// Segments of raft-wal (its segment/format.go): a file header, then frames, each a
+// header of type, three zeros and the length of what follows, little endian, padded
+// to the size of a header. A batch is entries and, in the last one, their index; it
+// ends with a commit, which has the CRC-32C of the batch in the length's place.
+const (
+	walFileHead  = 32
+	walFrameHead = 8
+
+	walEntry  = 1
+	walIndex  = 2
+	walCommit = 3
+)
+
+// walFrame reads the header of a frame; kind 0 is none that ends within b.
+func walFrame(b []byte, at int) (kind byte, size int) {
+	if at+walFrameHead > len(b) || b[at+1]|b[at+2]|b[at+3] != 0 {
+		return 0, 0
+	}
+	switch kind, size = b[at], walFrameHead; kind {
+	case walCommit:
+	case walEntry, walIndex:
+		size += (int(binary.LittleEndian.Uint32(b[at+4:])) + walFrameHead - 1) &^ (walFrameHead - 1)
+	default:
+		return 0, 0
+	}
+	if size > len(b)-at {
+		return 0, 0
+	}
+	return kind, size
+}
+
+// walBatch says whether a whole batch begins there.
+func walBatch(b []byte, from int) bool {
+	for at := from; ; {
+		kind, size := walFrame(b, at)
+		if kind == 0 {
+			return false
+		}
+		if kind == walCommit {
+			return crc32.Checksum(b[from:at], castagnoli) == binary.LittleEndian.Uint32(b[at+4:])
+		}
+		at += size
+	}
 }
 
 // open reads the segments. What it finds in memory of an earlier one is replaced.
