@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/status"
 
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/raftstore/pb"
@@ -37,7 +38,8 @@ type parcel struct {
 	answer chan outcome // takes one without blocking
 }
 
-// carry brings an entry to the leader. The error may be gRPC's.
+// carry brings an entry to the leader. The error is gRPC's when the leader has not
+// answered it.
 func (s *Store) carry(ctx context.Context, leader string, client pb.PeersClient, entry []byte) (cluster.Result, error) {
 	p := &parcel{ctx: ctx, leader: leader, client: client, entry: entry, answer: make(chan outcome, 1)}
 	s.convoy.mu.Lock()
@@ -58,7 +60,7 @@ func (s *Store) carry(ctx context.Context, leader string, client pb.PeersClient,
 	case out := <-p.answer:
 		return out.Result, out.err
 	case <-ctx.Done():
-		return cluster.Result{}, ctx.Err()
+		return cluster.Result{}, status.FromContextError(ctx.Err()).Err()
 	}
 }
 

@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -76,7 +75,7 @@ func TestConvoy(t *testing.T) {
 	carry(gone, "given-up")
 	waiting(1)
 	cancel()
-	if a := <-answers["given-up"]; !errors.Is(a.err, context.Canceled) {
+	if a := <-answers["given-up"]; !unreachable(a.err) {
 		t.Fatalf("given up: %+v", a)
 	}
 	for i, entry := range []string{"a", "b", "c"} {

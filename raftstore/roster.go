@@ -289,6 +289,8 @@ func (s *Store) removeHere(id string) error {
 		}
 		return cluster.ErrNoLeader // the next leader does it
 	}
+	s.removing.Store(id, true) // until the state knows, it may ask to come back
+	defer s.removing.Delete(id)
 	if err := s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout).Error(); err != nil {
 		return s.raftError("remove server "+id, err)
 	}
@@ -345,6 +347,9 @@ func (s *Store) raftError(what string, err error) error {
 func (s *Store) addServer(ctx context.Context, server *cluster.Server) error {
 	if server.ID == "" || server.RaftAddr == "" || server.Region != s.cfg.Region {
 		return cluster.Errorf(cluster.CodeInvalid, "a server of region %q with an ID and an address can join, not %+v", s.cfg.Region, *server)
+	}
+	if _, leaving := s.removing.Load(server.ID); leaving {
+		return cluster.Errorf(cluster.CodeUnavailable, "server %s is being removed", server.ID)
 	}
 	if old := s.State().Snapshot().Server(nil, server.ID); old != nil && old.Left && old.Start == server.Start && old.Start != "" {
 		return cluster.Errorf(cluster.CodeForbidden, "server %s has left the cluster or was removed from it; restart it to let it join again", server.ID)

@@ -160,6 +160,7 @@ type Store struct {
 	ops        sync.WaitGroup // operations and goroutines under way
 	serving    sync.WaitGroup // the gRPC service
 	restoring  sync.Mutex     // one RestoreArchive at a time
+	removing   sync.Map       // IDs of servers that this leader is taking out
 	succeeding sync.Mutex     // one search for the leader's heir at a time
 }
 

@@ -19,10 +19,17 @@ import (
 )
 
 func main() {
+	if err := generate(); err != nil {
+		fmt.Fprintln(os.Stderr, "codecgen:", err)
+		os.Exit(1)
+	}
+}
+
+// generate makes an error of what the generator panics with.
+func generate() (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			fmt.Fprintln(os.Stderr, "codecgen:", fault)
-			os.Exit(1) //nolint:forbidigo // this is main
+			err = fmt.Errorf("%v", fault)
 		}
 	}()
 	g := &generator{funcs: map[reflect.Type]string{}, records: map[reflect.Type]bool{}, packed: map[reflect.Type]bool{}, stored: map[reflect.Type]bool{}}
@@ -51,9 +58,7 @@ func main() {
 	if err != nil {
 		panic(fmt.Errorf("%w\n%s", err, g.out.Bytes()))
 	}
-	if err := os.WriteFile(os.Args[1], out, 0o644); err != nil { //nolint:gosec // source code
-		panic(err)
-	}
+	return os.WriteFile(os.Args[1], out, 0o644) //nolint:gosec // source code
 }
 
 type generator struct {
