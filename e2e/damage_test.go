@@ -147,6 +147,16 @@ func (n *nemesis) rebuild(s *serverProcess, was string, files []string) {
 		}
 		return n.r.leaderOf(s.i) != ""
 	})
+	// What was damaged is kept until the operator deletes it; here it would fill the disk.
+	kept, err := filepath.Glob(filepath.Join(s.data, "raft/damaged-*"))
+	if err != nil || len(kept) == 0 {
+		t.Fatalf("%s kept nothing of what was damaged: %v", s.name, err)
+	}
+	for _, folder := range kept {
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // voter is the ID of a server as server i sees it, "" while not exactly all servers are voters.
