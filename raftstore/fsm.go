@@ -52,7 +52,8 @@ type fsm struct {
 	closing   <-chan struct{}
 	running   atomic.Bool // false while raft starts: an error of Restore ends Open then
 	current   atomic.Pointer[cluster.State]
-	due       chan struct{} // a snapshot is, because of snapshotBytes
+	due       chan struct{} // a snapshot is, because of the bytes applied
+	sized     chan int      // the size of the last snapshot, when it has changed
 
 	mu         sync.Mutex // held while the state and the fields below change
 	index      uint64     // of the last command applied, or above it after a restore
@@ -60,13 +61,14 @@ type fsm struct {
 	members    uint64 // index of the newest Raft configuration
 	barrier    uint64 // everything up to there is applied, entries that never come here included
 	bytes      int    // applied since the last snapshot
+	size       int    // of the last snapshot
 	failure    error
 	restoreErr error
 	waiters    []*waiter
 }
 
 func newFSM(tmp, createdBy string, m *metrics, fail func(error), closing <-chan struct{}) *fsm {
-	f := &fsm{tmp: tmp, createdBy: createdBy, metrics: m, fail: fail, closing: closing, due: make(chan struct{}, 1)}
+	f := &fsm{tmp: tmp, createdBy: createdBy, metrics: m, fail: fail, closing: closing, due: make(chan struct{}, 1), sized: make(chan int, 1)}
 	f.current.Store(cluster.NewState())
 	return f
 }
@@ -123,7 +125,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	f.wake()
-	if f.bytes >= snapshotBytes {
+	if f.bytes >= f.enough() {
 		select {
 		case f.due <- struct{}{}:
 		default:
@@ -193,8 +195,30 @@ func (f *fsm) view() (snap *cluster.Snapshot, index, term uint64, err error) {
 func (f *fsm) snapshotDue() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.bytes >= snapshotBytes
+	return f.bytes >= f.enough()
 }
+
+// wrote notes how large the last snapshot is.
+func (f *fsm) wrote(size int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.resized(size)
+}
+
+// resized is wrote for a caller who holds mu.
+func (f *fsm) resized(size int) {
+	f.size = size
+	select {
+	case <-f.sized: // nobody has heard of the one before
+	default:
+	}
+	f.sized <- size
+}
+
+// enough is how many bytes of entries make a snapshot due: as many as the last one
+// has. A large state is not written anew for a small part of it, and reading the log
+// again takes no longer than reading the snapshot. The caller holds mu.
+func (f *fsm) enough() int { return max(snapshotBytes, f.size) }
 
 func (f *fsm) appliedIndex() uint64 {
 	index, _ := f.applied()
@@ -260,7 +284,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 // Restore implements raft.FSM: the snapshot file replaces the state, whole or
 // not at all.
 func (f *fsm) Restore(source io.ReadCloser) error {
-	state, head, members, err := restoreSource(source)
+	state, head, members, size, err := restoreSource(source)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
@@ -277,6 +301,7 @@ func (f *fsm) Restore(source io.ReadCloser) error {
 	}
 	old := f.current.Swap(state)
 	f.bytes, f.members = 0, max(f.members, members)
+	f.resized(size)
 	f.moved(head.Index, head.Term)
 	old.Abandon()
 	return nil

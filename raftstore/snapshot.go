@@ -306,6 +306,7 @@ func (p *persister) write(sink raft.SnapshotSink) error {
 	stat, err := s.file.Stat()
 	if err == nil {
 		p.fsm.metrics.size.Set(float64(stat.Size()))
+		p.fsm.wrote(int(stat.Size()))
 	}
 	return err
 }
@@ -324,13 +325,13 @@ func tempFile(dir, prefix string) (temp, error) {
 func (t temp) remove() error { return errors.Join(t.Close(), os.Remove(t.Name())) }
 
 // restoreSource reads the snapshot that raft hands to the FSM.
-func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, members uint64, err error) {
+func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, members uint64, size int, err error) {
 	if w, ok := source.(raft.ReadCloserWrapper); ok {
 		source = w.WrappedReadCloser()
 	}
 	s, ok := source.(snapshotSource)
 	if !ok {
-		return nil, snapshotHead{}, 0, fmt.Errorf("snapshot comes as %T, not from this store", source)
+		return nil, snapshotHead{}, 0, 0, fmt.Errorf("snapshot comes as %T, not from this store", source)
 	}
 	var state *cluster.State
 	var head snapshotHead
@@ -342,14 +343,24 @@ func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, memb
 	// Who waits for this snapshot waits for raft's index: after a restore on the
 	// leader nothing else tells the new state from the old.
 	head.Index = max(head.Index, s.index)
-	return state, head, s.members, err
+	if stat, e := os.Stat(s.path); e == nil {
+		size = int(stat.Size())
+	}
+	return state, head, s.members, size, err
 }
 
 // snapshotWhenDue asks raft for a snapshot when much has been applied; raft's own
-// rule knows only the number of entries.
+// rule knows only the number of entries. That number grows with large snapshots, as
+// the number of bytes does.
 func (s *Store) snapshotWhenDue() {
 	for {
 		select {
+		case size := <-s.fsm.sized:
+			conf := s.raft.ReloadableConfig()
+			conf.SnapshotThreshold = s.cfg.SnapshotThreshold * uint64(max(1, size/snapshotBytes))
+			if err := s.raft.ReloadConfig(conf); err != nil {
+				s.log.Warn("snapshots stay as frequent as they were", "error", err)
+			}
 		case <-s.fsm.due:
 			if !s.fsm.snapshotDue() {
 				continue // it was taken meanwhile

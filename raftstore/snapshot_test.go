@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
@@ -233,5 +234,33 @@ func TestRestoreThatFailsWhileRunning(t *testing.T) {
 	mustEqual(t, "after the failed restore", dump(t, s), want)
 	if _, err := s.SaveArchive(t.Context()); cluster.CodeOf(err) != cluster.CodeUnavailable {
 		t.Errorf("archive of a failed store: %v", err)
+	}
+}
+
+// A large state is written anew only when as much has been applied as it has.
+func TestLargeSnapshotsComeLessOften(t *testing.T) {
+	s := mustOpen(t, t.TempDir(), func(c *Config) { c.SnapshotInterval = time.Hour })
+	mustApply(t, s, register("a"))
+	s.fsm.wrote(3 * snapshotBytes) // as if the last one had been so large
+	eventually(t, "raft's own rule follows", func() bool {
+		return s.raft.ReloadableConfig().SnapshotThreshold == 3*s.cfg.SnapshotThreshold
+	})
+	s.fsm.mu.Lock()
+	s.fsm.bytes = 2 * snapshotBytes
+	s.fsm.mu.Unlock()
+	if s.fsm.snapshotDue() {
+		t.Error("a snapshot is due when a third of the state is left to apply")
+	}
+	if err := s.Snapshot(); err != nil { // a small one again
+		t.Fatal(err)
+	}
+	eventually(t, "raft's own rule follows back", func() bool {
+		return s.raft.ReloadableConfig().SnapshotThreshold == s.cfg.SnapshotThreshold
+	})
+	s.fsm.mu.Lock()
+	s.fsm.bytes = snapshotBytes
+	s.fsm.mu.Unlock()
+	if !s.fsm.snapshotDue() {
+		t.Error("no snapshot is due")
 	}
 }

@@ -38,7 +38,8 @@ const (
 	// return; each counts at least minWeight. Further callers wait.
 	maxInFlight = 32 << 20
 	minWeight   = 32 << 10
-	// snapshotBytes of applied entries make a snapshot due, however few they are.
+	// snapshotBytes of applied entries make a snapshot due, however few they are, or
+	// as many as the last snapshot has, when that is larger.
 	snapshotBytes = 64 << 20
 	// enqueueTimeout bounds the wait for raft's attention, which it gives to one
 	// thing at a time; what it has taken it answers.
