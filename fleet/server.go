@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,10 +127,6 @@ type Server struct {
 	judge     judge        // of Run's goroutine
 	metrics   *metrics
 	enrolling chan struct{} // a slot for each enrolment under way
-	// looking has a slot for each session that works out what to tell its node, for no
-	// more than half of the processors: when all nodes come at once, heartbeats, votes
-	// and writes must not wait behind thousands of sessions.
-	looking chan struct{}
 
 	mu       sync.Mutex
 	sessions map[string]*session  // by node ID
@@ -160,7 +155,6 @@ func NewServer(cfg Config) *Server {
 		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*call{},
 		views: map[string]*view{}, peers: map[string]*peer{},
 		attached: make(chan struct{}), enrolling: make(chan struct{}, maxEnrolling),
-		looking: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	s.ttl.Store(int64(cfg.TTL))
 	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}

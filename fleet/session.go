@@ -179,16 +179,10 @@ func (c *session) desire(told func()) error {
 	var of <-chan struct{} // tells one state from another
 	var known *desired
 	for {
-		select {
-		case c.server.looking <- struct{}{}:
-		case <-c.ctx.Done():
-			return c.ctx.Err()
-		}
 		snap := c.server.cfg.Store.State().Snapshot()
 		ws := cluster.WatchSet{}
 		ws.Add(snap.Abandoned())
 		if !c.counted(snap, ws) {
-			<-c.server.looking
 			return errForgotten
 		}
 		first, full := of == nil, snap.Abandoned() != of
@@ -197,14 +191,11 @@ func (c *session) desire(told func()) error {
 		}
 		d := known.follow(snap, snap.AllocsByNode(ws, c.nodeID))
 		d.Full = full
-		var parts []*pb.Desired
 		if full || len(d.Allocs) > 0 || len(d.Gone) > 0 {
-			parts = split(d, desiredPart, known.ids())
-		}
-		<-c.server.looking
-		for _, part := range parts {
-			if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
-				return c.ctx.Err()
+			for _, part := range split(d, desiredPart, known.ids()) {
+				if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
+					return c.ctx.Err()
+				}
 			}
 		}
 		if first {
