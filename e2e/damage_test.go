@@ -40,7 +40,7 @@ func (n *nemesis) flipIn(s *serverProcess, glob string, all bool) {
 	n.r.await("all servers are voters", func() bool { was = n.voter(s.i, s); return was != "" })
 	for range flipTries {
 		settled := map[string]int{}
-		if glob == logFiles { // what was written in the second before a crash cannot be told from a torn write
+		if glob == logFiles { // a change in the last batch before a crash cannot be told from a torn write
 			for _, f := range n.files(s, glob) {
 				settled[f] = used(n.read(f))
 			}
