@@ -120,7 +120,8 @@ type Agent struct {
 	warned       map[string]bool
 	reintroduced time.Time // when the node last tried to enrol again; of connect's goroutine
 
-	told map[string]string // allocation → job version key, as this session's server named them
+	told     map[string]told // by allocation, as servers named them and as it is stored
+	timeline string          // of told, as servers name it; "": told may lack some
 
 	runCtx     context.Context // what runners live by
 	suspend    context.Context // ends when tasks shall end with the agent
@@ -187,7 +188,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, cpu: newCPUSampler(),
 		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1), certified: make(chan struct{}, 1),
 		runners: map[string]*runner{}, conns: map[string]*grpc.ClientConn{}, warned: map[string]bool{},
-		told: map[string]string{},
+		told: map[string]told{},
 	}
 	a.suspend, a.suspendNow = context.WithCancel(context.Background())
 	transport := http.DefaultTransport.(*http.Transport).Clone()

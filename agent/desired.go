@@ -40,15 +40,6 @@ func (a *Agent) desire(d *pb.Desired) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if d.Full {
-		maps.DeleteFunc(a.told, func(id, _ string) bool { return !named[id] })
-	}
-	for _, alloc := range allocs {
-		a.told[alloc.ID] = string(versionKey(alloc.JobKey(), alloc.JobVersion))
-	}
-	for _, id := range d.Gone {
-		delete(a.told, id)
-	}
 	keep := make([]*cluster.Allocation, 0, len(allocs))
 	for _, alloc := range allocs {
 		known := a.runners[alloc.ID]
@@ -95,10 +86,53 @@ func (a *Agent) desire(d *pb.Desired) error {
 		a.log.Info("allocation received", "alloc", r.id, "job", r.alloc.JobID, "group", r.alloc.TaskGroup)
 		a.launch(r)
 	}
+	a.remember(d, allocs, named)
 	if d.Full || len(gone) > 0 {
 		return a.dropJobs(jobs)
 	}
 	return nil
+}
+
+// told is what the node was told of an allocation.
+type told struct {
+	index uint64 // its AllocModifyIndex
+	job   string // version key
+}
+
+// maxKnown bounds the allocations that a hello names; a node that knows of more is
+// told everything.
+const maxKnown = 50_000
+
+// knows is what a hello says that the node needs not be told again.
+func (a *Agent) knows() (timeline string, known []*pb.KnownAlloc) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.timeline == "" || len(a.told) > maxKnown {
+		return "", nil
+	}
+	for id, t := range a.told {
+		known = append(known, &pb.KnownAlloc{Id: id, Index: t.index})
+	}
+	return a.timeline, known
+}
+
+// remember notes what the node was told, once it is stored. Caller holds mu.
+func (a *Agent) remember(d *pb.Desired, allocs []*cluster.Allocation, named map[string]bool) {
+	if d.Full {
+		maps.DeleteFunc(a.told, func(id string, _ told) bool { return !named[id] })
+	}
+	for _, alloc := range allocs {
+		a.told[alloc.ID] = told{alloc.AllocModifyIndex, string(versionKey(alloc.JobKey(), alloc.JobVersion))}
+	}
+	for _, id := range d.Gone {
+		delete(a.told, id)
+	}
+	switch {
+	case d.Full:
+		a.timeline = d.Timeline
+	case d.Timeline != a.timeline: // the first parts of something full
+		a.timeline = ""
+	}
 }
 
 // neverRan reports an allocation that the servers ended before it came here.
@@ -133,8 +167,8 @@ func (a *Agent) dropJobs(fresh []*cluster.Job) error {
 	for _, j := range fresh {
 		used[string(jobKey(j))] = true
 	}
-	for _, key := range a.told {
-		used[key] = true
+	for _, t := range a.told {
+		used[t.job] = true
 	}
 	for _, r := range a.runners {
 		r.mu.Lock()

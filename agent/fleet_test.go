@@ -45,6 +45,8 @@ type fleetServer struct {
 	any      bool // as the last hello said
 	out      chan *pb.ServerMessage
 	hangUp   context.CancelFunc
+	timeline string    // of what is desired
+	hello    *pb.Hello // the newest
 	answers  map[string]chan *pb.AnswerChunk
 	blobs    map[string][]byte
 }
@@ -132,7 +134,7 @@ func (s *fleetServer) Attach(stream pb.Fleet_AttachServer) error {
 	}
 	refused := false
 	s.change(func() {
-		s.any = first.GetHello().Any
+		s.any, s.hello = first.GetHello().Any, first.GetHello()
 		if refused = s.refuse > 0; refused {
 			s.refuse--
 		}
@@ -218,7 +220,7 @@ func (s *fleetServer) receive(stream pb.Fleet_AttachServer, out chan *pb.ServerM
 
 // desired is the message that wants everything; hold mu.
 func (s *fleetServer) desired(full bool, gone ...string) *pb.ServerMessage {
-	d := &pb.Desired{Full: full, Gone: gone}
+	d := &pb.Desired{Full: full, Gone: gone, Timeline: s.timeline}
 	for _, j := range s.jobs {
 		d.Jobs = append(d.Jobs, cluster.Marshal(j))
 	}

@@ -162,6 +162,7 @@ func (a *Agent) session(ctx context.Context, address string, at *attempt) (serve
 		Protocol: protocolVersion, Node: cluster.Marshal(a.nodeRecord()), Session: newUUID(),
 		Any: at.tries >= len(a.cfg.Servers),
 	}
+	hello.Timeline, hello.Known = a.knows()
 	if err := stream.Send(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: hello}}); err != nil {
 		return 0, reason(ctx, streamError(stream, err))
 	}

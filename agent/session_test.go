@@ -3,7 +3,58 @@ package agent
 import (
 	"testing"
 	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/fleet/pb"
 )
+
+// TestHelloSaysWhatIsKnown: an agent that comes again names what it was told and has
+// stored, and nothing of a timeline that it has heard of only in part.
+func TestHelloSaysWhatIsKnown(t *testing.T) {
+	s := newFleetServer(t)
+	s.timeline = "one"
+	startAgent(t, testConfig(t, s))
+	hello := func(hellos int) *pb.Hello {
+		t.Helper()
+		s.wait(t, "a hello", func() bool { return s.hellos == hellos && s.out != nil })
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.hello
+	}
+	again := func(hellos int) *pb.Hello {
+		t.Helper()
+		s.change(func() { s.out = nil; s.hangUp() })
+		return hello(hellos)
+	}
+	if h := hello(1); h.Timeline != "" || len(h.Known) != 0 {
+		t.Errorf("a new agent knows %v", h)
+	}
+	j, alloc := service(t, onnxTask("m", s.model("a model")))
+	alloc.AllocModifyIndex = 7
+	s.run(j, alloc)
+	s.waitStatus(t, alloc.ID, cluster.AllocClientRunning)
+	if h := again(2); h.Timeline != "one" || len(h.Known) != 1 || h.Known[0].Id != alloc.ID || h.Known[0].Index != 7 {
+		t.Errorf("an agent that was told of an allocation knows %v", h)
+	}
+	s.edit(alloc.ID, func(a *cluster.Allocation) { a.AllocModifyIndex, a.DesiredStatus = 8, cluster.AllocDesiredStop })
+	s.waitStatus(t, alloc.ID, cluster.AllocClientComplete)
+	if h := again(3); len(h.Known) != 1 || h.Known[0].Index != 8 {
+		t.Errorf("after a change it knows %v", h)
+	}
+	second := *alloc
+	second.ID, second.AllocModifyIndex, second.DesiredStatus = newUUID(), 9, cluster.AllocDesiredStop
+	s.want(func() { s.timeline, s.allocs = "two", map[string]*cluster.Allocation{second.ID: &second} })
+	s.wait(t, "word of it", func() bool { return s.reported[second.ID] != nil })
+	if h := again(4); h.Timeline != "" {
+		t.Errorf("an agent that has heard a part of another timeline knows %v", h)
+	}
+	s.want(func() { s.allocs = nil }, second.ID) // again(4) was told everything
+	for n := 5; ; n++ {                          // it may hang up before it has heard
+		if h := again(n); h.Timeline == "two" && len(h.Known) == 0 {
+			break
+		}
+	}
+}
 
 // TestSilentServerIsLeft freezes the server that an agent is attached to: its
 // connection stays, but nothing comes. The agent goes to the other one, which

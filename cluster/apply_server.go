@@ -95,20 +95,29 @@ func OfMembership(t *Table, record []byte) bool {
 	return false
 }
 
-// Membership calls fn for every record for which OfMembership is true.
+// Membership calls fn for every record for which OfMembership is true, as a restore
+// over this state keeps it: with a timeline of its own.
 func (s *Snapshot) Membership(fn func(t *Table, record []byte) error) error {
 	for _, server := range s.Servers(nil) {
 		if err := fn(tableByName[TableServers], Marshal(server)); err != nil {
 			return err
 		}
 	}
-	if meta := s.ClusterMeta(nil); meta != nil {
-		if err := fn(tableByName[TableClusterMeta], Marshal(meta)); err != nil {
+	next := s.Index(nil) + 1 // no index of this state, and at most that of the restore
+	meta := s.ClusterMeta(nil)
+	if meta != nil {
+		m := *meta
+		m.ModifyIndex = next
+		if err := fn(tableByName[TableClusterMeta], Marshal(&m)); err != nil {
 			return err
 		}
 	}
 	for _, table := range []string{TableServers, TableClusterMeta} {
-		if index := s.Index(nil, table); index > 0 {
+		index := s.Index(nil, table)
+		if table == TableClusterMeta && meta != nil {
+			index = next
+		}
+		if index > 0 {
 			if err := fn(tableByName[TableIndex], Marshal(&IndexEntry{Table: table, Index: index})); err != nil {
 				return err
 			}

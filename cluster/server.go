@@ -1,6 +1,9 @@
 package cluster
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // MaxLeftServers bounds the records of servers that have left; the oldest go first.
 const MaxLeftServers = 16
@@ -94,6 +97,17 @@ func (s *Snapshot) Server(ws WatchSet, id string) *Server {
 // Servers returns all servers' records by ID, those that left included.
 func (s *Snapshot) Servers(ws WatchSet) []*Server {
 	return list[Server](s.txn, ws, TableServers, "id_prefix", "")
+}
+
+// Timeline names the history that the state's indexes count: within one, a record of
+// an index is the same everywhere. A restore begins another. "" while the cluster has
+// no name.
+func (s *Snapshot) Timeline(ws WatchSet) string {
+	meta := s.ClusterMeta(ws)
+	if meta == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s/%d", meta.ClusterID, meta.ModifyIndex)
 }
 
 // AutopilotConfig returns the autopilot settings, the defaults when never set.

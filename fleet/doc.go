@@ -53,10 +53,17 @@
 //
 // A node is ready in the state before it is told what to run, and a node that comes
 // again as it was costs no log entry: thousands may move from a dead server. What it
-// is told first is everything, and no older than what any server told it before: the
+// is told first is no older than what any server told it before: the
 // session waits until this server has caught up with the leader (ReadIndex), or a node
-// that moves to a lagging server would end what that does not know yet. From then on
+// that moves to a lagging server would end what that does not know yet. It is told
+// what differs from what its hello says that it knows, since a server's death would
+// else have a thousand nodes told a thousand allocations each; and everything when it
+// knows nothing, or knows it of another timeline (a restore begins one: there the
+// node must say again what was lost). From then on
 // it gets differences. While nobody leads, sessions wait instead of ending.
+//
+// A node that was counted as silent but is heard on its stream is registered again
+// there: a servers' mistake, such as under too much load, must not make more of it.
 //
 // Status is acknowledged when it is in the log. It is never dropped because this
 // server does not know the allocation yet: the rules, which run in the order of the

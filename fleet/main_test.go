@@ -204,6 +204,12 @@ type node struct {
 // dial opens a stream and says hello.
 func (f *fleet) dial(id string, protocol uint32) *node {
 	f.Helper()
+	return f.hello(id, &pb.Hello{Protocol: protocol})
+}
+
+// hello is dial by a node that says more.
+func (f *fleet) hello(id string, hello *pb.Hello) *node {
+	f.Helper()
 	ctx, cancel := context.WithTimeout(f.Context(), 3*patience)
 	f.Cleanup(cancel)
 	stream, err := f.client().Attach(ctx)
@@ -211,7 +217,8 @@ func (f *fleet) dial(id string, protocol uint32) *node {
 		f.Fatal(err)
 	}
 	n := &node{f, id, stream, cancel}
-	n.say(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: &pb.Hello{Protocol: protocol, Node: cluster.Marshal(record(id)), Session: rand.Text()}}})
+	hello.Node, hello.Session = cluster.Marshal(record(id)), rand.Text()
+	n.say(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: hello}})
 	return n
 }
 

@@ -335,7 +335,7 @@ func (s *Server) Attach(stream pb.Fleet_AttachServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	sess := newSession(ctx, cancel, s, node, hello.Any, who.key)
+	sess := newSession(ctx, cancel, s, hello, node, who.key)
 	s.adopt(sess)
 	defer s.drop(sess)
 	s.log.Debug("node attached", "node", node.ID, "name", node.Name)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -20,16 +21,19 @@ import (
 // session is one node's stream. Its messages leave through one sender.
 type session struct {
 	server *Server
-	node   *cluster.Node // as it said hello
+	hello  *pb.Hello     // until the node was told what it lacks
+	node   *cluster.Node // as it said last; of admission
 	nodeID string
 	key    string // SHA-256 of the key that it must be enrolled with, "": nobody asks
 	any    bool   // the node has found no better server
 	began  time.Time
+	admits sync.Mutex      // one admission at a time
 	ctx    context.Context // ends with the session
 	cancel context.CancelCauseFunc
 	out    chan *pb.ServerMessage
 	acks   chan ack           // what is committed; has room for all reports under way
 	beats  chan struct{}      // capacity 1: a heartbeat is to be answered
+	words  chan struct{}      // capacity 1: the node was heard
 	tells  chan struct{}      // capacity 1: the TTL is to be told
 	change chan *cluster.Node // capacity 1: the node's newest record, to be registered
 	calls  chan struct{}      // a slot per reverse call under way
@@ -48,18 +52,22 @@ type ack struct {
 	bytes int
 }
 
-func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, node *cluster.Node, anyServer bool, key string) *session {
+func newSession(ctx context.Context, cancel context.CancelCauseFunc, s *Server, hello *pb.Hello, node *cluster.Node, key string) *session {
 	c := &session{
-		server: s, node: node, nodeID: node.ID, key: key, any: anyServer, began: time.Now(),
+		server: s, hello: hello, node: node, nodeID: node.ID, key: key, any: hello.Any, began: time.Now(),
 		ctx: ctx, cancel: cancel, out: make(chan *pb.ServerMessage, sendQueue),
-		acks: make(chan ack, maxReports), change: make(chan *cluster.Node, 1), beats: make(chan struct{}, 1), tells: make(chan struct{}, 1),
+		acks: make(chan ack, maxReports), change: make(chan *cluster.Node, 1), beats: make(chan struct{}, 1), words: make(chan struct{}, 1), tells: make(chan struct{}, 1),
 		calls: make(chan struct{}, MaxCalls), told: make(chan struct{}),
 	}
 	c.touch()
 	return c
 }
 
-func (c *session) touch()           { c.last.Store(int64(time.Since(c.server.born))) }
+func (c *session) touch() {
+	c.last.Store(int64(time.Since(c.server.born)))
+	ring(c.words)
+}
+
 func (c *session) heard() time.Time { return c.server.born.Add(time.Duration(c.last.Load())) }
 func (c *session) retell()          { ring(c.tells) }
 
@@ -76,10 +84,8 @@ func (c *session) run(stream pb.Fleet_AttachServer) error {
 	defer early.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	err := c.server.admit(c.ctx, c.node, c.key)
+	err := c.admit(c.node)
 	if err == nil {
-		c.said.Store(c.node.Revision)
-		c.node = nil
 		wg.Go(c.register)
 		err = c.desire(func() { early.Stop(); c.tell() })
 	}
@@ -95,14 +101,50 @@ func (c *session) register() {
 	for {
 		select {
 		case n := <-c.change:
-			if err := c.server.admit(c.ctx, n, c.key); err != nil {
+			if err := c.admit(n); err != nil {
 				c.cancel(err)
 				return
 			}
-			c.said.Store(n.Revision)
 		case <-c.ctx.Done():
 			return
 		}
+	}
+}
+
+// admit makes the state count the node as there, with this record; nil: with the one
+// that it said last.
+func (c *session) admit(n *cluster.Node) error {
+	c.admits.Lock()
+	defer c.admits.Unlock()
+	if n == nil {
+		n = c.node
+	}
+	said := *n // the state keeps what is registered
+	if err := c.server.admit(c.ctx, &said, c.key); err != nil {
+		return err
+	}
+	c.node = n
+	c.said.Store(n.Revision)
+	return nil
+}
+
+// readmit counts a node as there again that was missed, if it is heard of within a
+// TTL: it needs no other session for that, and to be told nothing that it knows.
+func (c *session) readmit() error {
+	select {
+	case <-c.words: // it may be older than the verdict
+	default:
+	}
+	select {
+	case <-c.words:
+		c.server.mu.Lock()
+		c.server.kickPeers() // who judges shall know
+		c.server.mu.Unlock()
+		return c.admit(nil)
+	case <-time.After(c.server.TTL()):
+		return errForgotten
+	case <-c.ctx.Done():
+		return c.ctx.Err()
 	}
 }
 
@@ -158,23 +200,24 @@ func (c *session) send(stream pb.Fleet_AttachServer) error {
 }
 
 // errForgotten ends the session of a node that was purged, that a restore lost or
-// knows as it once was, or that was missed while it registered.
+// knows as it once was, or that was missed and says nothing.
 var errForgotten = status.Error(codes.Aborted, "the servers do not count this node as connected: register again")
 
-// counted says whether the state holds the node as one that is there, and knows of it
-// what it said here.
-func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) bool {
+// counted says whether the state knows the node, and of it what it said here, and
+// whether it counts it as one that is there.
+func (c *session) counted(snap *cluster.Snapshot, ws cluster.WatchSet) (known, there bool) {
 	if c.key != "" {
 		if e := snap.Enrollment(ws, cluster.EnrollmentKey{Role: cluster.RoleNode, Name: c.nodeID}); e == nil || e.KeyHash != c.key {
-			return false
+			return false, false
 		}
 	}
 	n := snap.Node(ws, c.nodeID)
-	return n != nil && n.Status == cluster.NodeStatusReady && n.Revision >= c.said.Load()
+	known = n != nil && n.Revision >= c.said.Load()
+	return known, known && n.Status == cluster.NodeStatusReady
 }
 
-// desire follows what the state wants of the node and sends the differences. It
-// says told once the first, full desired state is queued.
+// desire follows what the state wants of the node and sends the differences, first
+// to what the node knows from earlier sessions. It says told once that is queued.
 func (c *session) desire(told func()) error {
 	var of <-chan struct{} // tells one state from another
 	var known *desired
@@ -182,16 +225,29 @@ func (c *session) desire(told func()) error {
 		snap := c.server.cfg.Store.State().Snapshot()
 		ws := cluster.WatchSet{}
 		ws.Add(snap.Abandoned())
-		if !c.counted(snap, ws) {
+		switch counted, there := c.counted(snap, ws); {
+		case !counted:
 			return errForgotten
+		case !there:
+			if err := c.readmit(); err != nil {
+				return err
+			}
+			continue
 		}
-		first, full := of == nil, snap.Abandoned() != of
-		if full { // the first time, or after a restore: say everything
-			of, known = snap.Abandoned(), &desired{jobs: map[jobVersion]*jobTold{}}
+		began := time.Now()
+		first, anew := of == nil, snap.Abandoned() != of
+		full := anew // after a restore say everything
+		allocs := snap.AllocsByNode(ws, c.nodeID)
+		if anew {
+			of, known = snap.Abandoned(), &desired{timeline: snap.Timeline(nil), jobs: map[jobVersion]*jobTold{}}
 		}
-		d := known.follow(snap, snap.AllocsByNode(ws, c.nodeID))
+		if first {
+			full = !known.resume(snap, allocs, c.hello)
+			c.hello = nil
+		}
+		d := known.follow(snap, allocs)
 		d.Full = full
-		if full || len(d.Allocs) > 0 || len(d.Gone) > 0 {
+		if anew || len(d.Allocs) > 0 || len(d.Gone) > 0 {
 			for _, part := range split(d, desiredPart, known.ids()) {
 				if !c.push(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: part}}) {
 					return c.ctx.Err()
@@ -201,16 +257,34 @@ func (c *session) desire(told func()) error {
 		if first {
 			told()
 		}
+		took := time.Since(began)
 		if err := ws.WatchCtx(c.ctx); err != nil {
 			return err
+		}
+		// Each look at a node with many allocations costs; what changes meanwhile is
+		// seen by one.
+		if took > quickLook {
+			select {
+			case <-time.After(min(lookShare*took, maxLookPause)):
+			case <-c.ctx.Done():
+				return c.ctx.Err()
+			}
 		}
 	}
 }
 
+// Pauses between looks at what a node shall run.
+const (
+	quickLook    = 100 * time.Microsecond // needs none
+	lookShare    = 50                     // times what the look took
+	maxLookPause = 100 * time.Millisecond
+)
+
 // desired is what a node was told.
 type desired struct {
-	allocs []*cluster.Allocation // by ID
-	jobs   map[jobVersion]*jobTold
+	timeline string
+	allocs   []*cluster.Allocation // by ID
+	jobs     map[jobVersion]*jobTold
 }
 
 type jobVersion struct {
@@ -228,6 +302,43 @@ func versionOf(a *cluster.Allocation) jobVersion {
 	return jobVersion{a.JobKey(), a.JobCreateIndex, a.JobVersion}
 }
 
+// resume takes over what a node knows from earlier sessions: follow then gives only
+// what differs. False when that says nothing of this state, which must be told whole.
+func (k *desired) resume(snap *cluster.Snapshot, allocs []*cluster.Allocation, hello *pb.Hello) bool {
+	if hello.Timeline == "" || hello.Timeline != k.timeline {
+		return false
+	}
+	index := snap.Index(nil, cluster.TableAllocs)
+	knows := make(map[string]uint64, len(hello.Known))
+	for _, a := range hello.Known {
+		if a.Index > index { // of a future that was lost
+			return false
+		}
+		knows[a.Id] = a.Index
+	}
+	told := func(a *cluster.Allocation, job bool) {
+		v := versionOf(a)
+		j := k.jobs[v]
+		if j == nil {
+			j = &jobTold{}
+			k.jobs[v] = j
+		}
+		j.allocs, j.told = j.allocs+1, j.told || job
+		k.allocs = append(k.allocs, a)
+	}
+	for _, a := range allocs {
+		if knows[a.ID] == a.AllocModifyIndex {
+			told(a, true)
+			delete(knows, a.ID)
+		}
+	}
+	for id := range knows { // it has changed or is gone
+		told(&cluster.Allocation{ID: id}, false)
+	}
+	slices.SortFunc(k.allocs, func(a, b *cluster.Allocation) int { return cmp.Compare(a.ID, b.ID) })
+	return true
+}
+
 // ids are those of all allocations.
 func (k *desired) ids() iter.Seq[string] {
 	return func(yield func(string) bool) {
@@ -242,7 +353,7 @@ func (k *desired) ids() iter.Seq[string] {
 // follow takes over the node's allocations, by ID, and gives what the node must be
 // told. Records that are the same as before cost next to nothing.
 func (k *desired) follow(snap *cluster.Snapshot, allocs []*cluster.Allocation) *pb.Desired {
-	d := &pb.Desired{Index: snap.Index(nil, cluster.TableAllocs)}
+	d := &pb.Desired{Index: snap.Index(nil, cluster.TableAllocs), Timeline: k.timeline}
 	old := k.allocs
 	k.allocs = allocs
 	var left []*cluster.Allocation // records that were gone or replaced
@@ -296,10 +407,10 @@ func (k *desired) follow(snap *cluster.Snapshot, allocs []*cluster.Allocation) *
 // before a full one, the IDs of all.
 func split(d *pb.Desired, most int, all iter.Seq[string]) []*pb.Desired {
 	var parts []*pb.Desired
-	size, p := 0, &pb.Desired{Index: d.Index}
+	size, p := 0, &pb.Desired{Index: d.Index, Timeline: d.Timeline}
 	next := func(b []byte) {
 		if size += len(b); size > most && size > len(b) {
-			parts, size, p = append(parts, p), len(b), &pb.Desired{Index: d.Index}
+			parts, size, p = append(parts, p), len(b), &pb.Desired{Index: d.Index, Timeline: d.Timeline}
 		}
 	}
 	for _, j := range d.Jobs {

@@ -211,6 +211,83 @@ func TestRestoreSaysEverythingAgain(t *testing.T) {
 	}
 }
 
+// TestReturningNodeIsToldTheDifference: what a node names as known is not said again,
+// unless it is of another timeline or of a future that was lost.
+func TestReturningNodeIsToldTheDifference(t *testing.T) {
+	f := start(t, Config{})
+	f.must(&cluster.SetClusterMeta{ClusterID: "c"})
+	n, first := f.attach(nodeA)
+	known := []*pb.KnownAlloc{}
+	place := func(job string) string {
+		f.place(job, nodeA, nil)
+		a := allocOf(t, n.desired())
+		known = append(known, &pb.KnownAlloc{Id: a.ID, Index: a.AllocModifyIndex})
+		return a.ID
+	}
+	same, changed, gone := place("a"), place("b"), place("c")
+	n.cancel()
+	f.awaitDetached(nodeA)
+	f.must(&cluster.UpdateAllocs{Allocs: []*cluster.Allocation{
+		{ID: same, ClientStatus: cluster.AllocClientRunning}, // no news to the node
+		{ID: gone, ClientStatus: cluster.AllocClientComplete},
+	}})
+	for _, job := range []string{"b", "c"} {
+		f.must(&cluster.DeregisterJob{Namespace: cluster.DefaultNamespace, JobID: job, EvalID: "stop-" + job})
+	}
+	f.plan("stop-b", &cluster.Plan{Stop: []*cluster.AllocStop{{AllocID: changed, DesiredStatus: cluster.AllocDesiredStop}}})
+	f.must(&cluster.Reap{Allocs: []string{gone}})
+	fresh := f.place("d", nodeA, nil)
+	told := func(timeline string, known []*pb.KnownAlloc) *pb.Desired {
+		t.Helper()
+		n := f.hello(nodeA, &pb.Hello{Protocol: 1, Timeline: timeline, Known: known})
+		if n.next().GetWelcome() == nil {
+			t.Fatal("no welcome")
+		}
+		return n.desired()
+	}
+	ids := func(d *pb.Desired) (ids []string) {
+		for _, b := range d.Allocs {
+			a := new(cluster.Allocation)
+			if err := cluster.Unmarshal(b, a); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, a.ID)
+		}
+		return ids
+	}
+	if d := told(first.Timeline, known); d.Full || d.Timeline != first.Timeline || len(d.Jobs) != 2 ||
+		!slices.Equal(ids(d), []string{changed, fresh}) || !slices.Equal(d.Gone, []string{gone}) {
+		t.Errorf("a node that comes again is told full %v, %v, gone %v, with %d jobs", d.Full, ids(d), d.Gone, len(d.Jobs))
+	}
+	all := []string{same, changed, fresh}
+	if d := told("another", known); !d.Full || !slices.Equal(ids(d), all) {
+		t.Errorf("of another timeline it is told full %v, %v", d.Full, ids(d))
+	}
+	if d := told(first.Timeline, append(known, &pb.KnownAlloc{Id: "x", Index: 1 << 40})); !d.Full || !slices.Equal(ids(d), all) {
+		t.Errorf("of a future that was lost it is told full %v, %v", d.Full, ids(d))
+	}
+	if d := told(first.Timeline, []*pb.KnownAlloc{known[0]}); d.Full || !slices.Equal(ids(d), all[1:]) {
+		t.Errorf("with one known it is told full %v, %v", d.Full, ids(d))
+	}
+}
+
+// TestMissedNodeStaysInItsSession: a node that was counted as down, but is heard on
+// its stream, counts as there again; it is told only what has changed.
+func TestMissedNodeStaysInItsSession(t *testing.T) {
+	f := start(t, Config{})
+	n, _ := f.attach(nodeA)
+	f.place("a", nodeA, nil)
+	n.desired()
+	f.must(&cluster.UpdateNodeStatus{Updates: []cluster.NodeStatusUpdate{{NodeID: nodeA, Status: cluster.NodeStatusDown}}})
+	for f.store.State().Snapshot().Node(nil, nodeA).Status != cluster.NodeStatusReady {
+		n.heartbeat()
+	}
+	id := f.place("b", nodeA, nil)
+	if d := n.desired(); d.Full || allocOf(t, d).ID != id {
+		t.Errorf("it was told %v", d)
+	}
+}
+
 // TestNodeIsKnownAsItSaidLast: a registration that comes late changes nothing, and a
 // restored state that knows a node as it once was has it register again.
 func TestNodeIsKnownAsItSaidLast(t *testing.T) {

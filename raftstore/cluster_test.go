@@ -762,6 +762,7 @@ func TestRestoreReachesAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustApply(t, g.follower(), register("gone"))
+	timelines := map[string]bool{g.leader().State().Snapshot().Timeline(nil): true}
 	for i, s := range []*Store{g.leader(), g.follower()} {
 		id := fmt.Sprintf("gone-%d", i)
 		mustApply(t, s, register(id))
@@ -775,6 +776,10 @@ func TestRestoreReachesAll(t *testing.T) {
 			if !hasJob(other, "kept") || hasJob(other, "gone") || hasJob(other, id) {
 				t.Errorf("%s does not hold the restored state", other.cfg.Name)
 			}
+			timelines[other.State().Snapshot().Timeline(nil)] = true
+		}
+		if len(timelines) != i+2 || timelines[""] {
+			t.Errorf("after %d restores there were the timelines %v", i+1, timelines)
 		}
 		mustApply(t, s, register("after"))
 	}

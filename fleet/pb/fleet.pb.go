@@ -373,6 +373,8 @@ type Hello struct {
 	Node          []byte                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`          // cluster.Node
 	Session       string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`    // new for each stream: a later session of a node replaces the earlier
 	Any           bool                   `protobuf:"varint,4,opt,name=any,proto3" json:"any,omitempty"`           // every server was tried: one that is cut off from the others will do
+	Timeline      string                 `protobuf:"bytes,5,opt,name=timeline,proto3" json:"timeline,omitempty"`  // as the newest Desired named it; empty: the node must be told everything
+	Known         []*KnownAlloc          `protobuf:"bytes,6,rep,name=known,proto3" json:"known,omitempty"`        // what the node was told of that timeline and has stored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -435,6 +437,73 @@ func (x *Hello) GetAny() bool {
 	return false
 }
 
+func (x *Hello) GetTimeline() string {
+	if x != nil {
+		return x.Timeline
+	}
+	return ""
+}
+
+func (x *Hello) GetKnown() []*KnownAlloc {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+// KnownAlloc is an allocation as a node knows it.
+type KnownAlloc struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // its alloc_modify_index
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownAlloc) Reset() {
+	*x = KnownAlloc{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownAlloc) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownAlloc) ProtoMessage() {}
+
+func (x *KnownAlloc) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownAlloc.ProtoReflect.Descriptor instead.
+func (*KnownAlloc) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *KnownAlloc) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KnownAlloc) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 // NodeChanged replaces the node's record (device health, drivers).
 type NodeChanged struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -445,7 +514,7 @@ type NodeChanged struct {
 
 func (x *NodeChanged) Reset() {
 	*x = NodeChanged{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +526,7 @@ func (x *NodeChanged) String() string {
 func (*NodeChanged) ProtoMessage() {}
 
 func (x *NodeChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +539,7 @@ func (x *NodeChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeChanged.ProtoReflect.Descriptor instead.
 func (*NodeChanged) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeChanged) GetNode() []byte {
@@ -491,7 +560,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +572,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +585,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 // AllocUpdates says how allocations are. It is acknowledged (Ack) once it is
@@ -531,7 +600,7 @@ type AllocUpdates struct {
 
 func (x *AllocUpdates) Reset() {
 	*x = AllocUpdates{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +612,7 @@ func (x *AllocUpdates) String() string {
 func (*AllocUpdates) ProtoMessage() {}
 
 func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +625,7 @@ func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocUpdates.ProtoReflect.Descriptor instead.
 func (*AllocUpdates) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AllocUpdates) GetSeq() uint64 {
@@ -589,7 +658,7 @@ type ServerMessage struct {
 
 func (x *ServerMessage) Reset() {
 	*x = ServerMessage{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +670,7 @@ func (x *ServerMessage) String() string {
 func (*ServerMessage) ProtoMessage() {}
 
 func (x *ServerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +683,7 @@ func (x *ServerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMessage.ProtoReflect.Descriptor instead.
 func (*ServerMessage) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ServerMessage) GetMessage() isServerMessage_Message {
@@ -715,7 +784,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +796,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +809,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Welcome) GetTtlMs() int64 {
@@ -773,7 +842,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +854,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +867,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -815,17 +884,18 @@ type Desired struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`
-	Jobs          [][]byte               `protobuf:"bytes,3,rep,name=jobs,proto3" json:"jobs,omitempty"`     // cluster.Job
-	Allocs        [][]byte               `protobuf:"bytes,4,rep,name=allocs,proto3" json:"allocs,omitempty"` // cluster.Allocation; desired status stop: end it
-	Gone          []string               `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`     // IDs that the state no longer holds
-	All           []string               `protobuf:"bytes,6,rep,name=all,proto3" json:"all,omitempty"`       // when full and too large for one message: every ID, those of the messages before it included
+	Jobs          [][]byte               `protobuf:"bytes,3,rep,name=jobs,proto3" json:"jobs,omitempty"`         // cluster.Job
+	Allocs        [][]byte               `protobuf:"bytes,4,rep,name=allocs,proto3" json:"allocs,omitempty"`     // cluster.Allocation; desired status stop: end it
+	Gone          []string               `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`         // IDs that the state no longer holds
+	All           []string               `protobuf:"bytes,6,rep,name=all,proto3" json:"all,omitempty"`           // when full and too large for one message: every ID, those of the messages before it included
+	Timeline      string                 `protobuf:"bytes,7,opt,name=timeline,proto3" json:"timeline,omitempty"` // which states the indexes count: a restore begins another, which is first told in full
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Desired) Reset() {
 	*x = Desired{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +907,7 @@ func (x *Desired) String() string {
 func (*Desired) ProtoMessage() {}
 
 func (x *Desired) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +920,7 @@ func (x *Desired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desired.ProtoReflect.Descriptor instead.
 func (*Desired) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Desired) GetIndex() uint64 {
@@ -895,6 +965,13 @@ func (x *Desired) GetAll() []string {
 	return nil
 }
 
+func (x *Desired) GetTimeline() string {
+	if x != nil {
+		return x.Timeline
+	}
+	return ""
+}
+
 // Call asks the node for something on behalf of an API client.
 type Call struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -915,7 +992,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1004,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1017,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Call) GetId() string {
@@ -1080,7 +1157,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1169,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1182,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LogsRequest) GetAllocId() string {
@@ -1167,7 +1244,7 @@ type FileRequest struct {
 
 func (x *FileRequest) Reset() {
 	*x = FileRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1256,7 @@ func (x *FileRequest) String() string {
 func (*FileRequest) ProtoMessage() {}
 
 func (x *FileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1269,7 @@ func (x *FileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRequest.ProtoReflect.Descriptor instead.
 func (*FileRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FileRequest) GetAllocId() string {
@@ -1253,7 +1330,7 @@ type NodeStatsRequest struct {
 
 func (x *NodeStatsRequest) Reset() {
 	*x = NodeStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1342,7 @@ func (x *NodeStatsRequest) String() string {
 func (*NodeStatsRequest) ProtoMessage() {}
 
 func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1355,7 @@ func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatsRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 // AllocStatsRequest answers one chunk: JSON in the shape of /v1/client/allocation/:id/stats.
@@ -1292,7 +1369,7 @@ type AllocStatsRequest struct {
 
 func (x *AllocStatsRequest) Reset() {
 	*x = AllocStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1381,7 @@ func (x *AllocStatsRequest) String() string {
 func (*AllocStatsRequest) ProtoMessage() {}
 
 func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1394,7 @@ func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocStatsRequest.ProtoReflect.Descriptor instead.
 func (*AllocStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AllocStatsRequest) GetAllocId() string {
@@ -1345,7 +1422,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1434,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1447,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RestartRequest) GetAllocId() string {
@@ -1405,7 +1482,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1494,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1507,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalRequest) GetAllocId() string {
@@ -1467,7 +1544,7 @@ type CheckModelRequest struct {
 
 func (x *CheckModelRequest) Reset() {
 	*x = CheckModelRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1556,7 @@ func (x *CheckModelRequest) String() string {
 func (*CheckModelRequest) ProtoMessage() {}
 
 func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1569,7 @@ func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckModelRequest.ProtoReflect.Descriptor instead.
 func (*CheckModelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckModelRequest) GetDigest() string {
@@ -1523,7 +1600,7 @@ type AnswerChunk struct {
 
 func (x *AnswerChunk) Reset() {
 	*x = AnswerChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1612,7 @@ func (x *AnswerChunk) String() string {
 func (*AnswerChunk) ProtoMessage() {}
 
 func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1625,7 @@ func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerChunk.ProtoReflect.Descriptor instead.
 func (*AnswerChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnswerChunk) GetCallId() string {
@@ -1604,7 +1681,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1693,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1706,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Error) GetCode() string {
@@ -1656,7 +1733,7 @@ type AnswerInput struct {
 
 func (x *AnswerInput) Reset() {
 	*x = AnswerInput{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1745,7 @@ func (x *AnswerInput) String() string {
 func (*AnswerInput) ProtoMessage() {}
 
 func (x *AnswerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1758,7 @@ func (x *AnswerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerInput.ProtoReflect.Descriptor instead.
 func (*AnswerInput) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AnswerInput) GetData() []byte {
@@ -1707,7 +1784,7 @@ type RoutesRequest struct {
 
 func (x *RoutesRequest) Reset() {
 	*x = RoutesRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1796,7 @@ func (x *RoutesRequest) String() string {
 func (*RoutesRequest) ProtoMessage() {}
 
 func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1809,7 @@ func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesRequest.ProtoReflect.Descriptor instead.
 func (*RoutesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RoutesRequest) GetGateway() string {
@@ -1758,7 +1835,7 @@ type RoutesUpdate struct {
 
 func (x *RoutesUpdate) Reset() {
 	*x = RoutesUpdate{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1847,7 @@ func (x *RoutesUpdate) String() string {
 func (*RoutesUpdate) ProtoMessage() {}
 
 func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1860,7 @@ func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesUpdate.ProtoReflect.Descriptor instead.
 func (*RoutesUpdate) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RoutesUpdate) GetIndex() uint64 {
@@ -1832,7 +1909,7 @@ type ModelRoute struct {
 
 func (x *ModelRoute) Reset() {
 	*x = ModelRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1921,7 @@ func (x *ModelRoute) String() string {
 func (*ModelRoute) ProtoMessage() {}
 
 func (x *ModelRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1934,7 @@ func (x *ModelRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRoute.ProtoReflect.Descriptor instead.
 func (*ModelRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ModelRoute) GetName() string {
@@ -1892,7 +1969,7 @@ type VersionRoute struct {
 
 func (x *VersionRoute) Reset() {
 	*x = VersionRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +1981,7 @@ func (x *VersionRoute) String() string {
 func (*VersionRoute) ProtoMessage() {}
 
 func (x *VersionRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +1994,7 @@ func (x *VersionRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRoute.ProtoReflect.Descriptor instead.
 func (*VersionRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VersionRoute) GetVersion() uint64 {
@@ -1953,7 +2030,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2042,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2055,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Endpoint) GetAllocId() string {
@@ -2019,7 +2096,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2108,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2121,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2072,7 +2149,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2161,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2174,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ArtifactChunk) GetData() []byte {
@@ -2127,7 +2204,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2216,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2229,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnrollRequest) GetToken() string {
@@ -2202,7 +2279,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2291,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2304,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2254,7 +2331,7 @@ type SignWorkerRequest struct {
 
 func (x *SignWorkerRequest) Reset() {
 	*x = SignWorkerRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2343,7 @@ func (x *SignWorkerRequest) String() string {
 func (*SignWorkerRequest) ProtoMessage() {}
 
 func (x *SignWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2356,7 @@ func (x *SignWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignWorkerRequest.ProtoReflect.Descriptor instead.
 func (*SignWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SignWorkerRequest) GetCsr() []byte {
@@ -2306,7 +2383,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2395,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2408,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Certificate) GetChain() [][]byte {
@@ -2352,7 +2429,7 @@ type ResolveTokenRequest struct {
 
 func (x *ResolveTokenRequest) Reset() {
 	*x = ResolveTokenRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2441,7 @@ func (x *ResolveTokenRequest) String() string {
 func (*ResolveTokenRequest) ProtoMessage() {}
 
 func (x *ResolveTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2454,7 @@ func (x *ResolveTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTokenRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResolveTokenRequest) GetSecretHash() string {
@@ -2401,7 +2478,7 @@ type ResolveTokenReply struct {
 
 func (x *ResolveTokenReply) Reset() {
 	*x = ResolveTokenReply{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2490,7 @@ func (x *ResolveTokenReply) String() string {
 func (*ResolveTokenReply) ProtoMessage() {}
 
 func (x *ResolveTokenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2503,7 @@ func (x *ResolveTokenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTokenReply.ProtoReflect.Descriptor instead.
 func (*ResolveTokenReply) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResolveTokenReply) GetFound() bool {
@@ -2488,12 +2565,18 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06allocs\x18\x02 \x01(\v2\x1f.rxvision.fleet.v1.AllocUpdatesH\x00R\x06allocs\x12<\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1c.rxvision.fleet.v1.HeartbeatH\x00R\theartbeat\x124\n" +
 	"\x04node\x18\x04 \x01(\v2\x1e.rxvision.fleet.v1.NodeChangedH\x00R\x04nodeB\t\n" +
-	"\amessage\"c\n" +
+	"\amessage\"\xb4\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\fR\x04node\x12\x18\n" +
 	"\asession\x18\x03 \x01(\tR\asession\x12\x10\n" +
-	"\x03any\x18\x04 \x01(\bR\x03any\"!\n" +
+	"\x03any\x18\x04 \x01(\bR\x03any\x12\x1a\n" +
+	"\btimeline\x18\x05 \x01(\tR\btimeline\x123\n" +
+	"\x05known\x18\x06 \x03(\v2\x1d.rxvision.fleet.v1.KnownAllocR\x05known\"2\n" +
+	"\n" +
+	"KnownAlloc\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"!\n" +
 	"\vNodeChanged\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\fR\x04node\"\v\n" +
 	"\tHeartbeat\"8\n" +
@@ -2512,14 +2595,15 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x18\n" +
 	"\aanswers\x18\x03 \x01(\bR\aanswers\"\x17\n" +
 	"\x03Ack\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x85\x01\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\xa1\x01\n" +
 	"\aDesired\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x12\n" +
 	"\x04jobs\x18\x03 \x03(\fR\x04jobs\x12\x16\n" +
 	"\x06allocs\x18\x04 \x03(\fR\x06allocs\x12\x12\n" +
 	"\x04gone\x18\x05 \x03(\tR\x04gone\x12\x10\n" +
-	"\x03all\x18\x06 \x03(\tR\x03all\"\xe0\x03\n" +
+	"\x03all\x18\x06 \x03(\tR\x03all\x12\x1a\n" +
+	"\btimeline\x18\a \x01(\tR\btimeline\"\xe0\x03\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x04logs\x18\x02 \x01(\v2\x1e.rxvision.fleet.v1.LogsRequestH\x00R\x04logs\x124\n" +
@@ -2660,7 +2744,7 @@ func file_fleet_pb_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_pb_fleet_proto_rawDescData
 }
 
-var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_fleet_pb_fleet_proto_goTypes = []any{
 	(*SessionsReport)(nil),      // 0: rxvision.fleet.v1.SessionsReport
 	(*NodeHeard)(nil),           // 1: rxvision.fleet.v1.NodeHeard
@@ -2668,91 +2752,93 @@ var file_fleet_pb_fleet_proto_goTypes = []any{
 	(*PeerCall)(nil),            // 3: rxvision.fleet.v1.PeerCall
 	(*NodeMessage)(nil),         // 4: rxvision.fleet.v1.NodeMessage
 	(*Hello)(nil),               // 5: rxvision.fleet.v1.Hello
-	(*NodeChanged)(nil),         // 6: rxvision.fleet.v1.NodeChanged
-	(*Heartbeat)(nil),           // 7: rxvision.fleet.v1.Heartbeat
-	(*AllocUpdates)(nil),        // 8: rxvision.fleet.v1.AllocUpdates
-	(*ServerMessage)(nil),       // 9: rxvision.fleet.v1.ServerMessage
-	(*Welcome)(nil),             // 10: rxvision.fleet.v1.Welcome
-	(*Ack)(nil),                 // 11: rxvision.fleet.v1.Ack
-	(*Desired)(nil),             // 12: rxvision.fleet.v1.Desired
-	(*Call)(nil),                // 13: rxvision.fleet.v1.Call
-	(*LogsRequest)(nil),         // 14: rxvision.fleet.v1.LogsRequest
-	(*FileRequest)(nil),         // 15: rxvision.fleet.v1.FileRequest
-	(*NodeStatsRequest)(nil),    // 16: rxvision.fleet.v1.NodeStatsRequest
-	(*AllocStatsRequest)(nil),   // 17: rxvision.fleet.v1.AllocStatsRequest
-	(*RestartRequest)(nil),      // 18: rxvision.fleet.v1.RestartRequest
-	(*SignalRequest)(nil),       // 19: rxvision.fleet.v1.SignalRequest
-	(*CheckModelRequest)(nil),   // 20: rxvision.fleet.v1.CheckModelRequest
-	(*AnswerChunk)(nil),         // 21: rxvision.fleet.v1.AnswerChunk
-	(*Error)(nil),               // 22: rxvision.fleet.v1.Error
-	(*AnswerInput)(nil),         // 23: rxvision.fleet.v1.AnswerInput
-	(*RoutesRequest)(nil),       // 24: rxvision.fleet.v1.RoutesRequest
-	(*RoutesUpdate)(nil),        // 25: rxvision.fleet.v1.RoutesUpdate
-	(*ModelRoute)(nil),          // 26: rxvision.fleet.v1.ModelRoute
-	(*VersionRoute)(nil),        // 27: rxvision.fleet.v1.VersionRoute
-	(*Endpoint)(nil),            // 28: rxvision.fleet.v1.Endpoint
-	(*ArtifactRequest)(nil),     // 29: rxvision.fleet.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),       // 30: rxvision.fleet.v1.ArtifactChunk
-	(*EnrollRequest)(nil),       // 31: rxvision.fleet.v1.EnrollRequest
-	(*RenewRequest)(nil),        // 32: rxvision.fleet.v1.RenewRequest
-	(*SignWorkerRequest)(nil),   // 33: rxvision.fleet.v1.SignWorkerRequest
-	(*Certificate)(nil),         // 34: rxvision.fleet.v1.Certificate
-	(*ResolveTokenRequest)(nil), // 35: rxvision.fleet.v1.ResolveTokenRequest
-	(*ResolveTokenReply)(nil),   // 36: rxvision.fleet.v1.ResolveTokenReply
-	nil,                         // 37: rxvision.fleet.v1.ModelRoute.AliasesEntry
+	(*KnownAlloc)(nil),          // 6: rxvision.fleet.v1.KnownAlloc
+	(*NodeChanged)(nil),         // 7: rxvision.fleet.v1.NodeChanged
+	(*Heartbeat)(nil),           // 8: rxvision.fleet.v1.Heartbeat
+	(*AllocUpdates)(nil),        // 9: rxvision.fleet.v1.AllocUpdates
+	(*ServerMessage)(nil),       // 10: rxvision.fleet.v1.ServerMessage
+	(*Welcome)(nil),             // 11: rxvision.fleet.v1.Welcome
+	(*Ack)(nil),                 // 12: rxvision.fleet.v1.Ack
+	(*Desired)(nil),             // 13: rxvision.fleet.v1.Desired
+	(*Call)(nil),                // 14: rxvision.fleet.v1.Call
+	(*LogsRequest)(nil),         // 15: rxvision.fleet.v1.LogsRequest
+	(*FileRequest)(nil),         // 16: rxvision.fleet.v1.FileRequest
+	(*NodeStatsRequest)(nil),    // 17: rxvision.fleet.v1.NodeStatsRequest
+	(*AllocStatsRequest)(nil),   // 18: rxvision.fleet.v1.AllocStatsRequest
+	(*RestartRequest)(nil),      // 19: rxvision.fleet.v1.RestartRequest
+	(*SignalRequest)(nil),       // 20: rxvision.fleet.v1.SignalRequest
+	(*CheckModelRequest)(nil),   // 21: rxvision.fleet.v1.CheckModelRequest
+	(*AnswerChunk)(nil),         // 22: rxvision.fleet.v1.AnswerChunk
+	(*Error)(nil),               // 23: rxvision.fleet.v1.Error
+	(*AnswerInput)(nil),         // 24: rxvision.fleet.v1.AnswerInput
+	(*RoutesRequest)(nil),       // 25: rxvision.fleet.v1.RoutesRequest
+	(*RoutesUpdate)(nil),        // 26: rxvision.fleet.v1.RoutesUpdate
+	(*ModelRoute)(nil),          // 27: rxvision.fleet.v1.ModelRoute
+	(*VersionRoute)(nil),        // 28: rxvision.fleet.v1.VersionRoute
+	(*Endpoint)(nil),            // 29: rxvision.fleet.v1.Endpoint
+	(*ArtifactRequest)(nil),     // 30: rxvision.fleet.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),       // 31: rxvision.fleet.v1.ArtifactChunk
+	(*EnrollRequest)(nil),       // 32: rxvision.fleet.v1.EnrollRequest
+	(*RenewRequest)(nil),        // 33: rxvision.fleet.v1.RenewRequest
+	(*SignWorkerRequest)(nil),   // 34: rxvision.fleet.v1.SignWorkerRequest
+	(*Certificate)(nil),         // 35: rxvision.fleet.v1.Certificate
+	(*ResolveTokenRequest)(nil), // 36: rxvision.fleet.v1.ResolveTokenRequest
+	(*ResolveTokenReply)(nil),   // 37: rxvision.fleet.v1.ResolveTokenReply
+	nil,                         // 38: rxvision.fleet.v1.ModelRoute.AliasesEntry
 }
 var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	1,  // 0: rxvision.fleet.v1.SessionsReport.held:type_name -> rxvision.fleet.v1.NodeHeard
 	1,  // 1: rxvision.fleet.v1.SessionsReport.gone:type_name -> rxvision.fleet.v1.NodeHeard
-	13, // 2: rxvision.fleet.v1.PeerCall.call:type_name -> rxvision.fleet.v1.Call
+	14, // 2: rxvision.fleet.v1.PeerCall.call:type_name -> rxvision.fleet.v1.Call
 	5,  // 3: rxvision.fleet.v1.NodeMessage.hello:type_name -> rxvision.fleet.v1.Hello
-	8,  // 4: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
-	7,  // 5: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
-	6,  // 6: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
-	10, // 7: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
-	12, // 8: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
-	11, // 9: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
-	13, // 10: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
-	7,  // 11: rxvision.fleet.v1.ServerMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
-	14, // 12: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
-	15, // 13: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
-	16, // 14: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
-	17, // 15: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
-	18, // 16: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
-	19, // 17: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
-	20, // 18: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
-	22, // 19: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
-	26, // 20: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
-	37, // 21: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
-	27, // 22: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
-	28, // 23: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
-	4,  // 24: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
-	21, // 25: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
-	24, // 26: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
-	29, // 27: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	31, // 28: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
-	32, // 29: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
-	33, // 30: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
-	35, // 31: rxvision.fleet.v1.Fleet.ResolveToken:input_type -> rxvision.fleet.v1.ResolveTokenRequest
-	0,  // 32: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
-	3,  // 33: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
-	29, // 34: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	9,  // 35: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
-	23, // 36: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
-	25, // 37: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
-	30, // 38: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	34, // 39: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
-	34, // 40: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
-	34, // 41: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
-	36, // 42: rxvision.fleet.v1.Fleet.ResolveToken:output_type -> rxvision.fleet.v1.ResolveTokenReply
-	2,  // 43: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
-	21, // 44: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
-	30, // 45: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	35, // [35:46] is the sub-list for method output_type
-	24, // [24:35] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	9,  // 4: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
+	8,  // 5: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	7,  // 6: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
+	6,  // 7: rxvision.fleet.v1.Hello.known:type_name -> rxvision.fleet.v1.KnownAlloc
+	11, // 8: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
+	13, // 9: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
+	12, // 10: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
+	14, // 11: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
+	8,  // 12: rxvision.fleet.v1.ServerMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	15, // 13: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
+	16, // 14: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
+	17, // 15: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
+	18, // 16: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
+	19, // 17: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
+	20, // 18: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
+	21, // 19: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
+	23, // 20: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
+	27, // 21: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
+	38, // 22: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
+	28, // 23: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
+	29, // 24: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
+	4,  // 25: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
+	22, // 26: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
+	25, // 27: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
+	30, // 28: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	32, // 29: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
+	33, // 30: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
+	34, // 31: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
+	36, // 32: rxvision.fleet.v1.Fleet.ResolveToken:input_type -> rxvision.fleet.v1.ResolveTokenRequest
+	0,  // 33: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
+	3,  // 34: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
+	30, // 35: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	10, // 36: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
+	24, // 37: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
+	26, // 38: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
+	31, // 39: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	35, // 40: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
+	35, // 41: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
+	35, // 42: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
+	37, // 43: rxvision.fleet.v1.Fleet.ResolveToken:output_type -> rxvision.fleet.v1.ResolveTokenReply
+	2,  // 44: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
+	22, // 45: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
+	31, // 46: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	36, // [36:47] is the sub-list for method output_type
+	25, // [25:36] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_fleet_pb_fleet_proto_init() }
@@ -2766,14 +2852,14 @@ func file_fleet_pb_fleet_proto_init() {
 		(*NodeMessage_Heartbeat)(nil),
 		(*NodeMessage_Node)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[9].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[10].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
 		(*ServerMessage_Desired)(nil),
 		(*ServerMessage_Ack)(nil),
 		(*ServerMessage_Call)(nil),
 		(*ServerMessage_Heartbeat)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[13].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[14].OneofWrappers = []any{
 		(*Call_Logs)(nil),
 		(*Call_File)(nil),
 		(*Call_NodeStats)(nil),
@@ -2788,7 +2874,7 @@ func file_fleet_pb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_pb_fleet_proto_rawDesc), len(file_fleet_pb_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

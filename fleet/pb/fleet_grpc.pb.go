@@ -40,7 +40,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type FleetClient interface {
 	// Attach is a node's one long-lived stream. The node says Hello first; the
-	// server answers Welcome, then a full Desired, then differences and calls.
+	// server answers Welcome, then a Desired that is full or says what differs from
+	// what the node knows, then differences and calls.
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[NodeMessage, ServerMessage], error)
 	// Answer carries the answer to one Call, on a stream of its own, so that a
 	// long log does not hold up the node's stream. The node's first chunk names
@@ -180,7 +181,8 @@ func (c *fleetClient) ResolveToken(ctx context.Context, in *ResolveTokenRequest,
 // for forward compatibility.
 type FleetServer interface {
 	// Attach is a node's one long-lived stream. The node says Hello first; the
-	// server answers Welcome, then a full Desired, then differences and calls.
+	// server answers Welcome, then a Desired that is full or says what differs from
+	// what the node knows, then differences and calls.
 	Attach(grpc.BidiStreamingServer[NodeMessage, ServerMessage]) error
 	// Answer carries the answer to one Call, on a stream of its own, so that a
 	// long log does not hold up the node's stream. The node's first chunk names

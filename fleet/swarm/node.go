@@ -32,6 +32,8 @@ const (
 	muteCheck = 50 * time.Millisecond
 	// deviceCheck is how often an allocation looks whether its devices are free.
 	deviceCheck = 50 * time.Millisecond
+	// spareJobs is how many job versions a node knows without need before it forgets them.
+	spareJobs = 256
 )
 
 // node is one simulated agent.
@@ -44,15 +46,16 @@ type node struct {
 	identity []grpc.DialOption // these two are of connect's goroutine
 	ttl      time.Duration     // as a server last named it; 0: none ever did
 
-	mu      sync.Mutex
-	said    uint64 // revision of the last report of an allocation
-	mute    bool
-	allocs  map[string]*alloc
-	active  map[string]*alloc // those that will change by themselves or are to be reported
-	batch   map[jobVersion]bool
-	holders map[string]*alloc // device → the allocation that runs on it
-	seq     uint64
-	unacked map[uint64]*sentReport
+	mu       sync.Mutex
+	timeline string // of what the node was told, as servers name it; "": it may lack some
+	said     uint64 // revision of the last report of an allocation
+	mute     bool
+	allocs   map[string]*alloc
+	active   map[string]*alloc // those that will change by themselves or are to be reported
+	batch    map[jobVersion]bool
+	holders  map[string]*alloc // device → the allocation that runs on it
+	seq      uint64
+	unacked  map[uint64]*sentReport
 }
 
 type jobVersion struct {
@@ -183,6 +186,7 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 		return 0, err
 	}
 	hello := &pb.Hello{Protocol: 1, Node: cluster.Marshal(n.record), Session: rand.Text(), Any: tries >= len(n.swarm.cfg.Servers)}
+	hello.Timeline, hello.Known = n.knows()
 	if err := stream.Send(&pb.NodeMessage{Message: &pb.NodeMessage_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
@@ -315,7 +319,6 @@ func (n *node) newStream() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.unacked)
-	clear(n.batch) // the servers send again what allocations need
 	for _, a := range n.active {
 		a.sent = a.acked
 	}
@@ -510,6 +513,21 @@ func (n *node) report(a *alloc) *cluster.Allocation {
 	return out
 }
 
+// knows is what a hello says that the node needs not be told again.
+func (n *node) knows() (timeline string, known []*pb.KnownAlloc) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.timeline == "" {
+		return "", nil
+	}
+	for id, a := range n.allocs {
+		if !a.gone {
+			known = append(known, &pb.KnownAlloc{Id: id, Index: a.AllocModifyIndex})
+		}
+	}
+	return n.timeline, known
+}
+
 // desire takes over what the servers want of the node.
 func (n *node) desire(d *pb.Desired) error {
 	now := time.Now()
@@ -543,8 +561,24 @@ func (n *node) desire(d *pb.Desired) error {
 				n.forget(id, now)
 			}
 		}
+		n.timeline = d.Timeline
+	} else if d.Timeline != n.timeline { // the first parts of something full
+		n.timeline = ""
+	}
+	if (d.Full || d.Gone != nil) && len(n.batch) > 2*len(n.allocs)+spareJobs { // the last part of it
+		n.dropJobs()
 	}
 	return nil
+}
+
+// dropJobs forgets the job versions that no allocation needs. Hold mu.
+func (n *node) dropJobs() {
+	used := map[jobVersion]bool{}
+	for _, a := range n.allocs {
+		v := jobVersion{a.JobKey(), a.JobVersion}
+		used[v] = n.batch[v]
+	}
+	n.batch = used
 }
 
 // want takes one allocation over. Hold mu.
