@@ -57,26 +57,28 @@ func (n *node[V]) below(key string) int {
 
 // ascend calls fn for all keys with the prefix, in order, until it returns false.
 func (t *tree[V]) ascend(prefix string, fn func(key string, v V) bool) {
+	t.from(prefix, func(key string, v V) bool { return strings.HasPrefix(key, prefix) && fn(key, v) })
+}
+
+// from calls fn for all keys that are not smaller than key, in order, until it returns false.
+func (t *tree[V]) from(key string, fn func(key string, v V) bool) {
 	if t.root != nil {
-		t.root.ascend(prefix, fn)
+		t.root.from(key, fn)
 	}
 }
 
-func (n *node[V]) ascend(prefix string, fn func(string, V) bool) bool {
+func (n *node[V]) from(key string, fn func(string, V) bool) bool {
 	if n.kids != nil {
-		for i := n.below(prefix); i < len(n.kids); i++ {
-			if i > 0 && n.keys[i] > prefix && !strings.HasPrefix(n.keys[i], prefix) {
-				return false
-			}
-			if !n.kids[i].ascend(prefix, fn) {
+		for _, kid := range n.kids[n.below(key):] {
+			if !kid.from(key, fn) {
 				return false
 			}
 		}
 		return true
 	}
-	i, _ := slices.BinarySearch(n.keys, prefix)
+	i, _ := slices.BinarySearch(n.keys, key)
 	for ; i < len(n.keys); i++ {
-		if !strings.HasPrefix(n.keys[i], prefix) || !fn(n.keys[i], n.vals[i]) {
+		if !fn(n.keys[i], n.vals[i]) {
 			return false
 		}
 	}

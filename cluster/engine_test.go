@@ -76,6 +76,19 @@ func TestTreeAgainstMap(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Fatalf("prefix %q:\n%v\nwant\n%v", prefix, got, want)
 			}
+			want, got = nil, nil
+			for _, k := range slices.Sorted(maps.Keys(m.model)) {
+				if k >= prefix {
+					want = append(want, k)
+				}
+			}
+			m.tree.from(prefix, func(k string, _ int) bool {
+				got = append(got, k)
+				return true
+			})
+			if !slices.Equal(got, want) {
+				t.Fatalf("from %q:\n%v\nwant\n%v", prefix, got, want)
+			}
 		}
 		for k, v := range m.model {
 			if got, ok := m.tree.get(k); !ok || got != v {
@@ -486,6 +499,59 @@ func TestWatchesFireForTheirChangeOnly(t *testing.T) {
 	}
 	if woken == 0 || still == 0 {
 		t.Errorf("%d woken, %d not", woken, still)
+	}
+}
+
+// TestOpenEvalsFrom: a reader that has seen an older state reads on from there and
+// misses nothing, and its watch fires for every change of an open evaluation.
+func TestOpenEvalsFrom(t *testing.T) {
+	r := seeded(t)
+	s := NewState()
+	ws := WatchSet{}
+	seen := s.Snapshot().OpenEvals(nil)
+	s.Snapshot().OpenEvalsFrom(ws, 1)
+	news, still := 0, 0
+	for i, entry := range randomLog(newHarness(t), r) {
+		before := s.Snapshot()
+		if _, err := s.Apply(uint64(i+1), entry); err != nil {
+			t.Fatal(err)
+		}
+		now := s.Snapshot()
+		open := now.OpenEvals(nil)
+		changed := !slices.Equal(open, seen)
+		if fired := hasFired(ws); changed && !fired {
+			t.Fatalf("at %d the open evaluations have changed and nobody is told", i)
+		} else if !fired {
+			still++
+			continue
+		}
+		seen, ws = open, WatchSet{}
+		for _, snap := range []*Snapshot{now, before} { // the second registers too late
+			from := uint64(r.IntN(i + 3))
+			var want []*Evaluation
+			for _, e := range snap.OpenEvals(nil) {
+				if e.ModifyIndex >= from {
+					want = append(want, e)
+				}
+			}
+			if got := snap.OpenEvalsFrom(ws, from); !slices.Equal(got, want) {
+				t.Fatalf("at %d from %d: %d evaluations, want %d", i, from, len(got), len(want))
+			}
+			if len(want) > 0 {
+				news++
+			}
+			if snap == now && hasFired(ws) {
+				t.Fatalf("at %d a fresh watch has fired", i)
+			}
+		}
+		if changed && !hasFired(ws) {
+			t.Fatalf("at %d a watch on the state before does not tell that it has changed", i)
+		}
+		ws = WatchSet{}
+		now.OpenEvalsFrom(ws, 1<<60)
+	}
+	if news == 0 || still == 0 {
+		t.Errorf("%d looks with news, %d changes that are none of its", news, still)
 	}
 }
 

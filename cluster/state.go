@@ -110,9 +110,9 @@ var Tables = []*Table{
 		key: func(v any) string { return v.(*Evaluation).ID },
 		by: map[string]func(any) string{
 			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
-			"open": func(v any) string {
+			"open": func(v any) string { // by its last change: see OpenEvalsFrom
 				if e := v.(*Evaluation); !e.Terminal() {
-					return e.Status
+					return seq(e.ModifyIndex)
 				}
 				return ""
 			},
@@ -351,9 +351,31 @@ func (s *Snapshot) EvalsByJob(ws WatchSet, k JobKey) []*Evaluation {
 	return list[Evaluation](s.txn, ws, TableEvals, "job", k.Namespace, k.ID)
 }
 
-// OpenEvals returns the evaluations that are not terminal: pending and blocked.
+// OpenEvals returns the evaluations that are not terminal, pending and blocked, in the
+// order of their last changes.
 func (s *Snapshot) OpenEvals(ws WatchSet) []*Evaluation {
 	return list[Evaluation](s.txn, ws, TableEvals, "open_prefix", "")
+}
+
+// OpenEvalsFrom returns those of OpenEvals that were changed at the index or later: what
+// is new to a reader who has seen an older snapshot. ws tells of any change of an open
+// evaluation, an older one's end included; it may fire once too often.
+func (s *Snapshot) OpenEvalsFrom(ws WatchSet, index uint64) (open []*Evaluation) {
+	q := newQuery(TableEvals, "open_prefix", nil)
+	rows := s.txn.rows[q.table.number]
+	byChange := rows.by[q.by]
+	byChange.from(seq(index), func(_ string, x *set) bool {
+		return x.each(func(at slot) bool {
+			open = append(open, rows.records.get(at).(*Evaluation))
+			return true
+		})
+	})
+	if ws != nil { // a change of a record moves it in this index, so nothing needs to be compared one by one
+		s.txn.hub.watch(ws, watchKey{TableEvals, "open"}, "", true, func(now *view) bool {
+			return now.rows[q.table.number].by[q.by].root == byChange.root
+		})
+	}
+	return open
 }
 
 // Alloc returns an allocation by its whole ID, with TaskStates and Metrics. The lists

@@ -2,98 +2,246 @@ package scheduler
 
 import (
 	"cmp"
+	"container/heap"
 	"context"
-	"slices"
+	"maps"
 	"sync"
+	"time"
 
 	"github.com/rxvision/rxvision/cluster"
 )
 
 // queue orders the open evaluations of the state. It holds each of them once:
 // waiting for its time, blocked until room appears, or ready. What is ready is
-// given out by priority and age, one evaluation of a job at a time. It is as big
-// as the state's table of open evaluations, never bigger.
+// given out by priority and age, one evaluation of a job at a time.
+//
+// A look at the state (sync) costs what has changed since the last one, however much
+// is open: it reads only the evaluations that were changed. So of one that has ended
+// the queue does not hear; it is found out when a worker has taken it and gives it
+// back by ended, or by a look at everything (sweep), which comes from time to time
+// and when the queue has grown to twice of what was open at the last.
 type queue struct {
-	mu       sync.Mutex
-	items    map[string]*item // by evaluation ID
-	jobs     map[cluster.JobKey]bool
-	ready    []*item // sorted, the next one last
+	mu      sync.Mutex
+	items   map[string]*item // by evaluation ID
+	lines   map[cluster.JobKey]*line
+	ready   pile[*line] // of jobs that no worker has, the next one first
+	waiting pile[*item] // by time
+	blocked pile[*item] // by the index up to which there is no room
+	back    []*item     // given back since the last sync, which finds out where they belong
+	out     int         // items that workers have
+
+	seen     uint64 // changes up to this index are known
+	capacity uint64 // the last index at which room appeared
+	now      cluster.Time
 	paused   bool
-	syncs    uint64
+	unswept  bool         // everything must be looked at
+	swept    cluster.Time // when it was
+	open     int          // and how much there was
+
 	changed  chan struct{} // closed and replaced when something may have become ready
 	returned chan struct{} // closed and replaced when sync must look again
 }
 
+// When everything is looked at again.
+const (
+	sweepEvery = 10 * time.Second // if anything has changed
+	sweepOver  = 1024             // items that the queue may hold beyond twice of what was open
+)
+
 // item is one evaluation.
 type item struct {
+	spot
 	eval     *cluster.Evaluation
-	attempts int          // plans of it that were refused
-	until    cluster.Time // not before
-	tried    uint64       // a blocked one: the index up to which there is no room for it
-	out      bool         // a worker has it; until it gives it back, eval does not change
-	seen     uint64       // the sync that saw it last
+	attempts int                 // plans of it that were refused
+	until    cluster.Time        // not before
+	tried    uint64              // a blocked one: the index up to which there is no room for it
+	in       *pile[*item]        // where it is; nil: a worker has it, or it was just given back
+	out      bool                // a worker has it; until it gives it back, eval does not change
+	fresh    *cluster.Evaluation // what sync has seen of it while it was out, nil for nothing
+}
+
+// line is what is ready of one job. It is there while it has items or a worker has one of them.
+type line struct {
+	spot
+	pile[*item]
+	job cluster.JobKey
+	out bool // a worker has an evaluation of the job: the line is not in ready
+}
+
+func newLine(job cluster.JobKey) *line {
+	return &line{job: job, pile: pile[*item]{before: func(a, b *item) bool { return before(a.eval, b.eval) < 0 }}}
 }
 
 func newQueue() *queue {
 	return &queue{
-		items: map[string]*item{}, jobs: map[cluster.JobKey]bool{},
+		items: map[string]*item{}, lines: map[cluster.JobKey]*line{}, unswept: true,
+		ready:   pile[*line]{before: func(a, b *line) bool { return before(a.list[0].eval, b.list[0].eval) < 0 }},
+		waiting: pile[*item]{before: func(a, b *item) bool { return a.until < b.until }},
+		blocked: pile[*item]{before: func(a, b *item) bool { return a.tried < b.tried }},
 		changed: make(chan struct{}), returned: make(chan struct{}),
 	}
 }
 
-// counts are how many evaluations the queue holds.
+// counts are how many evaluations the queue holds. Those that have ended count until
+// that is found out.
 type counts struct{ ready, waiting, blocked int }
 
-// sync takes over what the state holds: its open evaluations, and capacity, the
-// last index at which room appeared. It gives the next time at which an
-// evaluation falls due, 0 for none.
-func (q *queue) sync(open []*cluster.Evaluation, capacity uint64, paused bool, now cluster.Time) (next cluster.Time, c counts) {
+// sync takes over what the state holds: its open evaluations, of which read gives
+// those that were changed at an index or later, and capacity, the last index at which
+// room appeared. It gives the next time at which the state should be looked at though
+// it has not changed, 0 for none.
+func (q *queue) sync(read func(from uint64) []*cluster.Evaluation, capacity uint64, paused bool, now cluster.Time) (next cluster.Time, c counts) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.paused = paused
-	q.syncs++
-	for _, e := range open {
-		i := q.items[e.ID]
-		if i == nil {
-			i = &item{tried: e.SnapshotIndex}
-			q.items[e.ID] = i
-		}
-		if !i.out && (i.eval == nil || i.eval.ModifyIndex != e.ModifyIndex) {
-			i.eval = e
-			i.until = max(i.until, e.WaitUntil)
-		}
-		i.seen = q.syncs
+	q.capacity, q.paused, q.now = capacity, paused, now
+	swept := q.unswept || now >= q.swept.Add(sweepEvery)
+	if !swept {
+		q.catchUp(read(q.seen + 1))
+		swept = len(q.items) > 2*q.open+sweepOver
 	}
-	q.ready = q.ready[:0]
-	for id, i := range q.items {
-		switch {
-		case i.out:
-		case i.seen != q.syncs:
-			delete(q.items, id)
-		case i.eval.Status == cluster.EvalStatusBlocked && i.tried >= capacity:
-			c.blocked++
-		case i.until > now:
-			c.waiting++
-			if next == 0 || i.until < next {
-				next = i.until
-			}
-		default:
-			c.ready++
-			q.ready = append(q.ready, i)
-		}
+	if swept {
+		q.sweep(read(0))
 	}
-	slices.SortFunc(q.ready, func(a, b *item) int { return -before(a.eval, b.eval) })
-	q.wake()
+	if q.waiting.Len() > 0 {
+		next = q.waiting.list[0].until
+	}
+	if at := q.swept.Add(sweepEvery); !swept && len(q.items) > 0 && (next == 0 || at < next) {
+		next = at
+	}
+	if q.ready.Len() > 0 {
+		q.wake()
+	}
+	c.waiting, c.blocked = q.waiting.Len(), q.blocked.Len()
+	c.ready = len(q.items) - q.out - c.waiting - c.blocked
 	return next, c
 }
 
-// forget drops what is known of blocked evaluations: the state was replaced.
+// catchUp takes over changes.
+func (q *queue) catchUp(changed []*cluster.Evaluation) {
+	for _, i := range q.back {
+		q.add(i)
+	}
+	q.back = nil
+	for _, e := range changed {
+		q.see(e)
+	}
+	for q.blocked.Len() > 0 && q.blocked.list[0].tried < q.capacity {
+		i := q.blocked.list[0]
+		q.remove(i)
+		q.add(i)
+	}
+	for q.waiting.Len() > 0 && q.waiting.list[0].until <= q.now {
+		i := q.waiting.list[0]
+		q.remove(i)
+		q.add(i)
+	}
+}
+
+// sweep makes the queue anew of all open evaluations, and of what is known of them.
+func (q *queue) sweep(open []*cluster.Evaluation) {
+	known := q.items
+	q.items = make(map[string]*item, len(open)+q.out)
+	q.waiting.list, q.blocked.list, q.ready.list, q.back = nil, nil, nil, nil
+	maps.DeleteFunc(q.lines, func(_ cluster.JobKey, l *line) bool {
+		l.list = nil
+		return !l.out
+	})
+	for id, i := range known {
+		i.in = nil
+		if i.out {
+			q.items[id] = i
+		}
+	}
+	for _, e := range open {
+		if i := known[e.ID]; i != nil {
+			q.items[e.ID] = i
+		}
+		q.see(e)
+	}
+	q.unswept, q.swept, q.open = false, q.now, len(open)
+}
+
+// see takes over an evaluation as it is now.
+func (q *queue) see(e *cluster.Evaluation) {
+	q.seen = max(q.seen, e.ModifyIndex)
+	i := q.items[e.ID]
+	switch {
+	case i == nil:
+		i = &item{tried: e.SnapshotIndex}
+		q.items[e.ID] = i
+	case i.out:
+		i.fresh = e
+		return
+	default:
+		q.remove(i)
+	}
+	i.set(e)
+	q.add(i)
+}
+
+func (i *item) set(e *cluster.Evaluation) {
+	if i.eval == nil || i.eval.ModifyIndex != e.ModifyIndex {
+		i.eval = e
+		i.until = max(i.until, e.WaitUntil)
+	}
+}
+
+// add puts an item where it belongs.
+func (q *queue) add(i *item) {
+	switch {
+	case i.eval.Status == cluster.EvalStatusBlocked && i.tried >= q.capacity:
+		i.in = &q.blocked
+	case i.until > q.now:
+		i.in = &q.waiting
+	default:
+		l := q.lines[i.eval.JobKey()]
+		if l == nil {
+			l = newLine(i.eval.JobKey())
+			q.lines[l.job] = l
+		}
+		i.in = &l.pile
+		heap.Push(i.in, i)
+		q.moved(l)
+		return
+	}
+	heap.Push(i.in, i)
+}
+
+// remove takes an item out of where it is, if it is anywhere.
+func (q *queue) remove(i *item) {
+	if i.in == nil {
+		return
+	}
+	heap.Remove(i.in, i.at)
+	if i.in != &q.waiting && i.in != &q.blocked {
+		q.moved(q.lines[i.eval.JobKey()])
+	}
+	i.in = nil
+}
+
+// moved brings a line to its place after its items have changed.
+func (q *queue) moved(l *line) {
+	switch in := l.at < q.ready.Len() && q.ready.list[l.at] == l; {
+	case l.out:
+	case l.Len() == 0:
+		heap.Remove(&q.ready, l.at)
+		delete(q.lines, l.job)
+	case in:
+		heap.Fix(&q.ready, l.at)
+	default:
+		heap.Push(&q.ready, l)
+	}
+}
+
+// forget makes the next sync look at everything and drops what is known of blocked
+// evaluations: the state was replaced.
 func (q *queue) forget() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, i := range q.items {
 		i.tried = 0
 	}
+	q.unswept, q.seen = true, 0
 }
 
 // before orders evaluations: higher priority first, then those that wait for the
@@ -119,7 +267,7 @@ func (q *queue) wake() {
 }
 
 // take waits for ready evaluations and gives at most max of them, each of
-// another job. Each must be given back by done or again.
+// another job. Each must be given back by ended, done or again.
 func (q *queue) take(ctx context.Context, max int) ([]*item, error) {
 	for {
 		q.mu.Lock()
@@ -138,50 +286,97 @@ func (q *queue) take(ctx context.Context, max int) ([]*item, error) {
 }
 
 func (q *queue) takeReady(max int) (batch []*item) {
-	if q.paused {
-		return nil
-	}
-	var left []*item // of jobs that a worker has, in reverse order
-	for len(q.ready) > 0 && len(batch) < max {
-		i := q.ready[len(q.ready)-1]
-		q.ready = q.ready[:len(q.ready)-1]
-		if q.jobs[i.eval.JobKey()] {
-			left = append(left, i)
-			continue
-		}
-		q.jobs[i.eval.JobKey()], i.out = true, true
+	for !q.paused && q.ready.Len() > 0 && len(batch) < max {
+		l := heap.Pop(&q.ready).(*line)
+		i := heap.Pop(&l.pile).(*item)
+		i.in, i.out, l.out = nil, true, true
+		q.out++
 		batch = append(batch, i)
 	}
-	slices.Reverse(left)
-	q.ready = append(q.ready, left...)
 	return batch
 }
 
-// done gives an evaluation back that was answered; tried is the index up to which
-// there is no room for it, if it stays blocked.
+// ended gives an evaluation back that is open no more.
+func (q *queue) ended(i *item) {
+	q.giveBack(i, func() { i.tried, i.attempts = 0, 0 }, true)
+}
+
+// done gives an evaluation back that was answered and is still open; tried is the
+// index up to which there is no room for it.
 func (q *queue) done(i *item, tried uint64) {
-	q.back(i, func() { i.tried, i.attempts = max(i.tried, tried), 0 })
+	q.giveBack(i, func() { i.tried, i.attempts = max(i.tried, tried), 0 }, false)
 }
 
 // again gives an evaluation back to be planned anew, not before until.
 func (q *queue) again(i *item, attempts int, until cluster.Time) {
-	q.back(i, func() { i.tried, i.attempts, i.until = 0, attempts, until })
+	q.giveBack(i, func() { i.tried, i.attempts, i.until = 0, attempts, until }, false)
 }
 
-func (q *queue) back(i *item, change func()) {
+func (q *queue) giveBack(i *item, change func(), ended bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	change()
 	i.out = false
-	delete(q.jobs, i.eval.JobKey())
+	q.out--
+	l := q.lines[i.eval.JobKey()]
+	if l.out = false; l.Len() > 0 {
+		heap.Push(&q.ready, l)
+		q.wake()
+	} else {
+		delete(q.lines, l.job)
+	}
+	// One that was open in a look after it was taken may be so again, in a state that has
+	// taken the place of the worker's: it stays until a worker finds that it is not.
+	if ended && i.fresh == nil {
+		delete(q.items, i.eval.ID)
+		return
+	}
+	if i.fresh != nil {
+		i.set(i.fresh)
+		i.fresh = nil
+	}
+	q.back = append(q.back, i)
 	close(q.returned)
 	q.returned = make(chan struct{})
-	q.wake()
 }
 
-// returns gives a channel that is closed when an evaluation is given back.
+// returns gives a channel that is closed when sync must look again at an evaluation
+// that was given back.
 func (q *queue) returns() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.returned
+}
+
+// pile is a heap whose elements know where they lie in it.
+type pile[T interface{ lie(at int) }] struct {
+	list   []T
+	before func(a, b T) bool
+}
+
+// spot is the place of an element in its pile.
+type spot struct{ at int }
+
+func (s *spot) lie(at int) { s.at = at }
+
+func (p *pile[T]) Len() int           { return len(p.list) }
+func (p *pile[T]) Less(i, j int) bool { return p.before(p.list[i], p.list[j]) }
+
+func (p *pile[T]) Swap(i, j int) {
+	p.list[i], p.list[j] = p.list[j], p.list[i]
+	p.list[i].lie(i)
+	p.list[j].lie(j)
+}
+
+func (p *pile[T]) Push(x any) {
+	x.(T).lie(len(p.list))
+	p.list = append(p.list, x.(T))
+}
+
+func (p *pile[T]) Pop() any {
+	last := len(p.list) - 1
+	x := p.list[last]
+	clear(p.list[last:])
+	p.list = p.list[:last]
+	return x
 }

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -652,59 +651,4 @@ func cpuTime(tb testing.TB) time.Duration {
 		tb.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-func TestQueueOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		q := newQueue()
-		eval := func(id, job string, priority int, create uint64, change ...func(*cluster.Evaluation)) *cluster.Evaluation {
-			e := &cluster.Evaluation{ID: id, JobID: job, Priority: priority, CreateIndex: create, ModifyIndex: create, Status: cluster.EvalStatusPending}
-			for _, c := range change {
-				c(e)
-			}
-			return e
-		}
-		blocked := func(e *cluster.Evaluation) { e.Status, e.SnapshotIndex = cluster.EvalStatusBlocked, 50 }
-		later := func(e *cluster.Evaluation) { e.WaitUntil = 1000 }
-		replacing := func(e *cluster.Evaluation) { blocked(e); e.TriggeredBy = cluster.TriggerRollingUpdate }
-		open := []*cluster.Evaluation{
-			eval("old", "a", 50, 1), eval("same-job", "a", 50, 2), eval("high", "b", 90, 9), eval("later", "c", 99, 1, later),
-			eval("blocked", "d", 50, 3, blocked), eval("young", "e", 50, 8), eval("replacing", "f", 50, 9, replacing),
-		}
-		ids := func(batch []*item) string {
-			var out []string
-			for _, i := range batch {
-				out = append(out, i.eval.ID)
-			}
-			return strings.Join(out, " ")
-		}
-		next, c := q.sync(open, 50, false, 10)
-		if next != 1000 || c != (counts{ready: 4, waiting: 1, blocked: 2}) {
-			t.Fatalf("next %d, counts %+v", next, c)
-		}
-		first := q.takeReady(10)
-		if got := ids(first); got != "high old young" {
-			t.Fatalf("taken: %s", got)
-		}
-		q.sync(open, 51, false, 1000)
-		second := q.takeReady(10)
-		if got := ids(second); got != "later replacing blocked" {
-			t.Fatalf("with room, and its time come: %s", got)
-		}
-		q.done(first[1], 0) // of job a: the other of that job may go
-		if got := ids(q.takeReady(10)); got != "same-job" {
-			t.Fatalf("after the first of the job: %s", got)
-		}
-		q.done(second[2], 51)
-		q.sync(open[4:5], 51, false, 1000)
-		if got := ids(q.takeReady(10)); got != "" {
-			t.Fatalf("tried in vain, yet given out: %s", got)
-		}
-		q.sync(nil, 52, true, 1000)
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := q.take(ctx, 1); !errors.Is(err, context.Canceled) {
-			t.Fatalf("take after the end: %v", err)
-		}
-	})
 }

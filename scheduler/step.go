@@ -43,24 +43,28 @@ func (s *Steps) Plan(snap *cluster.Snapshot, now cluster.Time, max int) (b *Batc
 		s.state = snap.Abandoned()
 		s.queue.forget()
 	}
-	next, _ = s.queue.sync(snap.OpenEvals(nil), snap.Index(nil, cluster.IndexCapacity), snap.SchedulerConfig(nil).PauseEvalBroker, now)
+	open := func(from uint64) []*cluster.Evaluation { return snap.OpenEvalsFrom(nil, from) }
+	next, _ = s.queue.sync(open, snap.Index(nil, cluster.IndexCapacity), snap.SchedulerConfig(nil).PauseEvalBroker, now)
 	b = &Batch{steps: s}
 	view := s.cache.View(snap)
-	for _, i := range s.queue.takeReady(max) {
-		eval := snap.Eval(nil, i.eval.ID)
-		if eval == nil || eval.Terminal() {
-			s.queue.done(i, 0)
-			continue
+	for len(b.items) == 0 {
+		taken := s.queue.takeReady(max)
+		if len(taken) == 0 {
+			return nil, next
 		}
-		r := planOne(view, snap, eval, now, s.newID)
-		if unchanged(eval, r) {
-			s.queue.done(i, r.Eval.SnapshotIndex)
-			continue
+		for _, i := range taken {
+			eval := snap.Eval(nil, i.eval.ID)
+			if eval == nil || eval.Terminal() {
+				s.queue.ended(i)
+				continue
+			}
+			r := planOne(view, snap, eval, now, s.newID)
+			if unchanged(eval, r) {
+				s.queue.done(i, r.Eval.SnapshotIndex)
+				continue
+			}
+			b.items, b.results = append(b.items, i), append(b.results, r)
 		}
-		b.items, b.results = append(b.items, i), append(b.results, r)
-	}
-	if len(b.items) == 0 {
-		return nil, next
 	}
 	return b, next
 }
@@ -89,7 +93,7 @@ func (b *Batch) Settle(res cluster.Result, err error, now cluster.Time) []cluste
 		}
 		if why := q.settle(i, b.results[n], out); why != "" {
 			cmds = append(cmds, failure(i.eval, why, now, b.steps.newID))
-			q.done(i, 0)
+			q.again(i, 0, 0) // until that is applied
 		}
 	}
 	return cmds

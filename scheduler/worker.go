@@ -31,7 +31,8 @@ func (s *Scheduler) follow(ctx context.Context, q *queue) error {
 		ws.Add(q.returns())
 		capacity := snap.Index(ws, cluster.IndexCapacity)
 		paused := snap.SchedulerConfig(ws).PauseEvalBroker
-		next, c := q.sync(snap.OpenEvals(ws), capacity, paused, now())
+		open := func(from uint64) []*cluster.Evaluation { return snap.OpenEvalsFrom(ws, from) }
+		next, c := q.sync(open, capacity, paused, now())
 		s.metrics.queued(c)
 		return next
 	})
@@ -76,15 +77,18 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 		}
 		return nil
 	}
-	view := w.cache.View(snap)
+	var view *place.View // of a batch with something to plan
 	var items []*item
 	var results []*place.Result
 	var plans []*submission
 	for _, i := range batch {
 		eval := snap.Eval(nil, i.eval.ID)
 		if eval == nil || eval.Terminal() {
-			w.queue.done(i, 0)
+			w.queue.ended(i)
 			continue
+		}
+		if view == nil {
+			view = w.cache.View(snap)
 		}
 		r := w.plan(view, snap, eval)
 		if unchanged(eval, r) {
@@ -188,7 +192,7 @@ func (q *queue) settle(i *item, r *place.Result, out outcome) (why string) {
 	case r.Eval.Status == cluster.EvalStatusBlocked:
 		q.done(i, r.Eval.SnapshotIndex)
 	default:
-		q.done(i, 0)
+		q.ended(i)
 	}
 	return ""
 }
@@ -198,10 +202,12 @@ func (w *worker) fail(ctx context.Context, i *item, why string) error {
 	w.metrics.failed.Inc()
 	e := i.eval
 	_, err := w.apply(ctx, failure(e, why, now(), newID))
-	w.queue.done(i, 0)
-	if err != nil && ctx.Err() == nil {
-		w.log.Error("a failed evaluation could not be stored", "eval", e.ID, "job", e.JobID, "error", err)
-		return nil
+	switch {
+	case err == nil:
+		w.queue.ended(i)
+	case ctx.Err() == nil:
+		w.log.Error("a failed evaluation could not be stored; trying again", "eval", e.ID, "job", e.JobID, "in", maxBackoff, "error", err)
+		w.queue.again(i, 0, now().Add(maxBackoff))
 	}
 	return ctx.Err()
 }
