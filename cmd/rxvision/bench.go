@@ -297,7 +297,7 @@ func benchServe(ctx context.Context, b benchFlags, r *benchRun) error {
 		for _, n := range []int{1, 8, 32} {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n, DisableCompression: true}}
 			s, err := closedLoop(ctx, n, b.each, func(ctx context.Context, _ int) error {
-				return inferOnce(ctx, client, target, form.header, form.body)
+				return requestOnce(ctx, client, http.MethodPost, target, form.header, form.body)
 			})
 			client.CloseIdleConnections()
 			if err != nil {
@@ -312,8 +312,9 @@ func benchServe(ctx context.Context, b benchFlags, r *benchRun) error {
 	return nil
 }
 
-func inferOnce(ctx context.Context, client *http.Client, target string, header http.Header, body []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
+// requestOnce makes a request and reads the answer, which must be 200.
+func requestOnce(ctx context.Context, client *http.Client, method, target string, header http.Header, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

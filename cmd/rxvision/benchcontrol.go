@@ -252,11 +252,50 @@ func (p *controlPlane) call(ctx context.Context, method string, s *benchServer, 
 	case err != nil:
 		return err
 	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
+		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After")) // 0: it does not say
+		return &refusal{resp.StatusCode, time.Duration(seconds) * time.Second, fmt.Sprintf("%s %s: %s: %s", method, path, resp.Status, answer)}
 	case out == nil:
 		return nil
 	}
 	return json.Unmarshal(answer, out)
+}
+
+// refusal is an answer other than 200.
+type refusal struct {
+	status int
+	after  time.Duration // what Retry-After says
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// How a call goes on that a server has no time for: for how long, and the pauses, which double.
+const (
+	patience   = 2 * time.Minute
+	firstPause = 50 * time.Millisecond
+	longPause  = 2 * time.Second
+)
+
+// insist makes a call again while a server answers that it shall be tried later; any other error ends it. The call may have
+// been carried out all the same, so it must be one that can be made twice.
+func insist(ctx context.Context, call func() error) error {
+	began := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		err := call()
+		var r *refusal
+		if !errors.As(err, &r) || r.status != http.StatusServiceUnavailable && r.status != http.StatusTooManyRequests {
+			return err
+		}
+		wait := max(pause, r.after)
+		if time.Since(began)+wait > patience {
+			return fmt.Errorf("not accepted within %s: %w", patience, err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		}
+	}
 }
 
 // leader waits until a majority names the same leader.

@@ -155,20 +155,7 @@ func (n *peer) leader(ctx context.Context) (*peerServer, error) {
 // put makes one durable write at a server.
 func (n *peer) put(ctx context.Context, s *peerServer, id, job string) error {
 	path, body := n.write(id, job)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.base+path, strings.NewReader(body))
-	if err != nil {
-		return err
-	}
-	resp, err := n.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, answer)
-	}
-	return err
+	return requestOnce(ctx, n.client, http.MethodPut, s.base+path, http.Header{}, []byte(body))
 }
 
 // writes measures accepted writes as benchWrites does.

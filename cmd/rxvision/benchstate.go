@@ -156,7 +156,11 @@ func (p *controlPlane) fill(ctx context.Context, c controlFlags, out io.Writer) 
 	for i := range clients {
 		go func() {
 			for k := range next {
-				if err := p.call(fillCtx, http.MethodPut, p.servers[i%len(p.servers)], "/v1/jobs", benchJob(fmt.Sprintf("fill-%d", k), c.perJob, "dc1"), nil); err != nil {
+				job := benchJob(fmt.Sprintf("fill-%d", k), c.perJob, "dc1")
+				err := insist(fillCtx, func() error {
+					return p.call(fillCtx, http.MethodPut, p.servers[i%len(p.servers)], "/v1/jobs", job, nil)
+				})
+				if err != nil {
 					failed <- err
 					cancel()
 					return

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestInsist answers a call as a server under load does.
+func TestInsist(t *testing.T) {
+	busy := &refusal{http.StatusServiceUnavailable, 0, "this server lags behind"}
+	for name, test := range map[string]struct {
+		answers []error // the last one again and again
+		calls   int
+		atLeast time.Duration
+		want    error
+	}{
+		"accepted at once":  {[]error{nil}, 1, 0, nil},
+		"accepted later":    {[]error{busy, busy, nil}, 3, 2 * firstPause, nil},
+		"told when":         {[]error{&refusal{http.StatusTooManyRequests, 7 * time.Second, "later"}, nil}, 2, 7 * time.Second, nil},
+		"refused for good":  {[]error{busy, &refusal{http.StatusBadRequest, 0, "no job"}}, 2, firstPause, &refusal{}},
+		"no answer":         {[]error{context.DeadlineExceeded}, 1, 0, context.DeadlineExceeded},
+		"never":             {[]error{busy}, 65, patience - longPause, busy},
+		"told to come late": {[]error{&refusal{http.StatusServiceUnavailable, time.Hour, "in an hour"}}, 1, 0, &refusal{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				calls, began := 0, time.Now()
+				err := insist(t.Context(), func() error {
+					calls++
+					return test.answers[min(calls, len(test.answers))-1]
+				})
+				var r *refusal
+				if errors.As(test.want, &r) != errors.As(err, &r) || (err == nil) != (test.want == nil) {
+					t.Errorf("ended with %v, want %v", err, test.want)
+				}
+				if calls != test.calls {
+					t.Errorf("%d calls, want %d", calls, test.calls)
+				}
+				if took := time.Since(began); took < test.atLeast || took > patience {
+					t.Errorf("took %s, want %s to %s", took, test.atLeast, patience)
+				}
+			})
+		})
+	}
+}
+
+// TestInsistEnds ends the wait with the context.
+func TestInsistEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := insist(ctx, func() error { return &refusal{http.StatusServiceUnavailable, 0, "busy"} })
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "busy") {
+			t.Errorf("ended with %v", err)
+		}
+	})
+}
+
+// TestCallTellsRefusal reads status and Retry-After from a server's answer.
+func TestCallTellsRefusal(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "3")
+		http.Error(w, "busy", http.StatusServiceUnavailable)
+	}))
+	defer s.Close()
+	p := &controlPlane{client: s.Client()}
+	err := p.call(t.Context(), http.MethodPut, &benchServer{http: strings.TrimPrefix(s.URL, "https://")}, "/v1/jobs", "{}", nil)
+	var r *refusal
+	if !errors.As(err, &r) || r.status != http.StatusServiceUnavailable || r.after != 3*time.Second || !strings.Contains(r.Error(), "busy") {
+		t.Errorf("the refusal is %+v", err)
+	}
+}
