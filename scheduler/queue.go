@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
-	"maps"
 	"sync"
 	"time"
 
@@ -37,6 +36,7 @@ type queue struct {
 	unswept  bool         // everything must be looked at
 	swept    cluster.Time // when it was
 	open     int          // and how much there was
+	sweeps   uint64
 
 	changed  chan struct{} // closed and replaced when something may have become ready
 	returned chan struct{} // closed and replaced when sync must look again
@@ -58,6 +58,7 @@ type item struct {
 	in       *pile[*item]        // where it is; nil: a worker has it, or it was just given back
 	out      bool                // a worker has it; until it gives it back, eval does not change
 	fresh    *cluster.Evaluation // what sync has seen of it while it was out, nil for nothing
+	sweep    uint64              // the newest that has seen it
 }
 
 // line is what is ready of one job. It is there while it has items or a worker has one of them.
@@ -137,46 +138,36 @@ func (q *queue) catchUp(changed []*cluster.Evaluation) {
 	}
 }
 
-// sweep makes the queue anew of all open evaluations, and of what is known of them.
+// sweep takes over all open evaluations and drops what is not among them.
 func (q *queue) sweep(open []*cluster.Evaluation) {
-	known := q.items
-	q.items = make(map[string]*item, len(open)+q.out)
-	q.waiting.list, q.blocked.list, q.ready.list, q.back = nil, nil, nil, nil
-	maps.DeleteFunc(q.lines, func(_ cluster.JobKey, l *line) bool {
-		l.list = nil
-		return !l.out
-	})
-	for id, i := range known {
-		i.in = nil
-		if i.out {
-			q.items[id] = i
-		}
-	}
-	for _, e := range open {
-		if i := known[e.ID]; i != nil {
-			q.items[e.ID] = i
-		}
-		q.see(e)
-	}
 	q.unswept, q.swept, q.open = false, q.now, len(open)
+	q.sweeps++
+	q.catchUp(open)
+	for id, i := range q.items {
+		if !i.out && i.sweep != q.sweeps {
+			q.remove(i)
+			delete(q.items, id)
+		}
+	}
 }
 
 // see takes over an evaluation as it is now.
 func (q *queue) see(e *cluster.Evaluation) {
 	q.seen = max(q.seen, e.ModifyIndex)
 	i := q.items[e.ID]
-	switch {
-	case i == nil:
+	if i == nil {
 		i = &item{tried: e.SnapshotIndex}
 		q.items[e.ID] = i
+	}
+	i.sweep = q.sweeps
+	switch {
 	case i.out:
 		i.fresh = e
-		return
-	default:
+	case i.in == nil || i.eval.ModifyIndex != e.ModifyIndex:
 		q.remove(i)
+		i.set(e)
+		q.add(i)
 	}
-	i.set(e)
-	q.add(i)
 }
 
 func (i *item) set(e *cluster.Evaluation) {
@@ -239,7 +230,10 @@ func (q *queue) forget() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, i := range q.items {
-		i.tried = 0
+		if i.tried = 0; i.in != nil { // else it comes back, or is about to be looked at
+			q.remove(i)
+			q.back = append(q.back, i)
+		}
 	}
 	q.unswept, q.seen = true, 0
 }
