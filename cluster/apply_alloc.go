@@ -278,6 +278,7 @@ func (t *tx) putAlloc(a, old *Allocation, desired bool) {
 // and a word of an allocation that was unknown, ask for an evaluation of the job.
 func (t *tx) updateAllocs(c *UpdateAllocs) {
 	var failed, progressed, reconnected []JobKey
+	advanced := map[string]bool{} // deployments that go on
 	for _, u := range c.Allocs {
 		old := t.Alloc(nil, u.ID)
 		if old == nil || (c.NodeID != "" && old.NodeID != c.NodeID) || (u.NodeID != "" && old.NodeID != u.NodeID) ||
@@ -299,7 +300,11 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		}
 		health := mergeHealth(&a, u.DeploymentStatus, t.index, Time(t.stamp.Time))
 		t.putAlloc(&a, old, false)
-		if health != nil && t.countHealth(&a, *health) {
+		switch {
+		case health == nil || !t.countHealth(&a, *health):
+		case *health:
+			advanced[a.DeploymentID] = true
+		default:
 			progressed = append(progressed, a.JobKey())
 		}
 		if old.ClientStatus == AllocClientUnknown && !a.ServerTerminal() {
@@ -310,6 +315,11 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 	}
 	t.evalJobs(reconnected, TriggerReconnect, nil)
 	t.evalJobs(failed, TriggerAllocFailure, nil)
+	for _, id := range sortedKeys(advanced) {
+		if d := t.Deployment(nil, id); t.unfinished(d) {
+			progressed = append(progressed, d.JobKey())
+		}
+	}
 	t.evalJobs(progressed, TriggerDeploymentWatcher, nil)
 }
 

@@ -80,8 +80,8 @@ func (t *tx) uncountHealthy(a *Allocation) {
 	t.changeGroup(a, func(g *DeploymentState) { g.HealthyAllocs = max(g.HealthyAllocs-1, 0) })
 }
 
-// countHealth adds an allocation's health. It says whether the job needs an
-// evaluation: the deployment goes on with the next batch, or has just failed.
+// countHealth adds an allocation's health. It says whether the job may need an
+// evaluation: the deployment goes on, or has just failed.
 func (t *tx) countHealth(a *Allocation, healthy bool) bool {
 	if healthy && a.Terminal() {
 		return false // it was, while it lived
@@ -114,5 +114,25 @@ func (t *tx) countHealth(a *Allocation, healthy bool) bool {
 		}
 	}
 	t.setDeploymentStatus(&DeploymentStatusUpdate{d.ID, DeploymentSuccessful, DeploymentDescSuccessful})
+	return false
+}
+
+// unfinished says whether a deployment has more to place or to promote. One whose
+// allocations are all there only waits for their health, which is no reason to plan.
+func (t *tx) unfinished(d *Deployment) bool {
+	if !d.Active() {
+		return false
+	}
+	placed := map[string]int{}
+	for _, a := range t.AllocsByDeployment(nil, d.ID) {
+		if !a.Terminal() {
+			placed[a.TaskGroup]++
+		}
+	}
+	for name, g := range d.TaskGroups {
+		if g.HealthyAllocs < g.DesiredTotal && placed[name] < g.DesiredTotal || g.DesiredCanaries > 0 && !g.Promoted {
+			return true
+		}
+	}
 	return false
 }

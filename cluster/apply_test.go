@@ -249,6 +249,53 @@ func TestDeploymentFollowsHealth(t *testing.T) {
 	}
 }
 
+// TestHealthIsEvaluatedWhileThereIsMoreToPlace: in a rollout each healthy allocation
+// asks for the next; when all are there, their health is no reason to plan.
+func TestHealthIsEvaluatedWhileThereIsMoreToPlace(t *testing.T) {
+	h := newHarness(t)
+	n := testNode(h.id())
+	h.must(&RegisterNode{Node: n})
+	d := &Deployment{
+		ID: h.id(), Namespace: "default", JobID: "a", Status: DeploymentRunning,
+		TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 3, ProgressDeadline: time.Minute}},
+	}
+	first, _ := h.place(testJob("a", 3), n, d)
+	place := func() *Allocation {
+		t.Helper()
+		res := h.must(&RegisterJob{Job: testJob("a", 3), EvalID: h.id()})
+		e := h.Snapshot().Eval(nil, res.EvalID)
+		a := testAlloc(h, e, h.Snapshot().Job(nil, first.JobKey()), n)
+		a.DeploymentID = d.ID
+		h.must(&ApplyPlans{Plans: []*Plan{{
+			EvalID: e.ID, EvalEpoch: e.ModifyIndex, Namespace: a.Namespace, JobID: a.JobID, Place: []*Allocation{a}, Evals: []*Evaluation{answered(e)},
+		}}})
+		return a
+	}
+	yes := true
+	healthy := func(a *Allocation) (evals int) {
+		before := len(h.Snapshot().EvalsByJob(nil, a.JobKey()))
+		h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{
+			ID: a.ID, ClientStatus: AllocClientRunning, DeploymentStatus: &AllocDeploymentStatus{Healthy: &yes},
+		}}})
+		return len(h.Snapshot().EvalsByJob(nil, a.JobKey())) - before
+	}
+	if got := healthy(first); got != 1 {
+		t.Errorf("%d evaluations for the first healthy one of a rollout, want 1", got)
+	}
+	second, third := place(), place()
+	if got := healthy(second); got != 0 {
+		t.Errorf("%d evaluations for one of a group that is all there, want none", got)
+	}
+	h.must(&UpdateAllocs{NodeID: n.ID, Allocs: []*Allocation{{ID: second.ID, ClientStatus: AllocClientFailed}}})
+	if got := healthy(third); got != 1 {
+		t.Errorf("%d evaluations for one of a group that lacks one, want 1", got)
+	}
+	fourth := place()
+	if got := healthy(fourth); got != 0 || h.Snapshot().Deployment(nil, d.ID).Status != DeploymentSuccessful {
+		t.Errorf("%d evaluations, and the deployment %+v", got, h.Snapshot().Deployment(nil, d.ID))
+	}
+}
+
 func TestModelsArePinned(t *testing.T) {
 	h := newHarness(t)
 	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
