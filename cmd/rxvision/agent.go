@@ -35,22 +35,11 @@ stay reachable for at least two days.
 SIGHUP reads the CA's file and the log level again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plain := map[string]string{"http-addr": c.HTTPAddr}
-			if !identity.tls() {
-				plain["address"] = net.JoinHostPort(c.Address, "0") // of workers
-			}
 			log, level, err := newLeveledLogger(cmd.ErrOrStderr(), logLevel)
-			if err := errors.Join(err, identity.check(c.Servers), loopbackOnly(plain)); err != nil {
+			if err != nil {
 				return err
 			}
-			c.Log, c.Metrics, c.Version, c.Meta = log, newMetrics(), version, map[string]string{}
-			for _, kv := range meta {
-				k, v, ok := strings.Cut(kv, "=")
-				if !ok || k == "" {
-					return fmt.Errorf("--meta %q: want KEY=VALUE", kv)
-				}
-				c.Meta[k] = v
-			}
+			c.Log, c.Metrics, c.Version = log, newMetrics(), version
 			c.ORTLibrary = ortLibrary(ort)
 			if dir, err := filepath.Abs(c.DataDir); err == nil {
 				c.DataDir = dir
@@ -101,6 +90,21 @@ SIGHUP reads the CA's file and the log level again.`,
 	f.StringVar(&nvml, "nvml-library", "", "NVIDIA's management library; default: libnvidia-ml.so.1 where it usually is, none is fine")
 	f.Int64Var(&c.CacheBytes, "artifact-cache-bytes", agent.DefaultCacheBytes, "bound of the artifact cache")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	addConfig(cmd, "log-level")
+	addConfig(cmd, func() error {
+		plain := map[string]string{"http-addr": c.HTTPAddr}
+		if !identity.tls() {
+			plain["address"] = net.JoinHostPort(c.Address, "0") // of workers
+		}
+		faults := []error{identity.check(c.Servers), loopbackOnly(plain)}
+		c.Meta = map[string]string{}
+		for _, kv := range meta {
+			k, v, ok := strings.Cut(kv, "=")
+			if !ok || k == "" {
+				faults = append(faults, fmt.Errorf("--meta %q: want KEY=VALUE", kv))
+			}
+			c.Meta[k] = v
+		}
+		return errors.Join(faults...)
+	}, "log-level")
 	return cmd
 }

@@ -44,8 +44,16 @@ const (
 )
 
 // addConfig gives a daemon's command the flag --config and marks which of its
-// other flags can be reloaded.
-func addConfig(cmd *cobra.Command, reload ...string) {
+// other flags can be reloaded. What check finds wrong with the settings is told
+// together with what cannot be read of them.
+func addConfig(cmd *cobra.Command, check func() error, reload ...string) {
+	cmd.PersistentPreRunE = func(run *cobra.Command, _ []string) error {
+		err := loadSettings(run)
+		if run == cmd { // and no command below it
+			err = errors.Join(err, check())
+		}
+		return err
+	}
 	// SIGHUP must not end a daemon that is still starting, before reload.run hears it.
 	cmd.PreRun = func(*cobra.Command, []string) { signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) }
 	cmd.Flags().StringSlice("config", nil, "HCL file, or folder of *.hcl files, with settings named as the flags; may be given several times")
@@ -61,6 +69,12 @@ type setting struct {
 	flag  string
 	value cty.Value
 	at    hcl.Range
+}
+
+// loadSettings sets the flags that the command line has not set, and tells
+// everything that cannot be read.
+func loadSettings(cmd *cobra.Command) error {
+	return errors.Join(flagsFromEnv(cmd), loadConfig(cmd))
 }
 
 // loadConfig sets the flags that neither the command line nor the environment

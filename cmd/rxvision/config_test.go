@@ -21,7 +21,7 @@ func daemon() *cobra.Command {
 	f.Duration("gc-eval-threshold", 0, "")
 	f.String("tls-cert", "", "")
 	f.String("log-level", "info", "")
-	addConfig(cmd, "log-level")
+	addConfig(cmd, func() error { return nil }, "log-level")
 	return cmd
 }
 

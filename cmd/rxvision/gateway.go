@@ -46,7 +46,7 @@ SIGHUP reads certificates and the log level again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, level, err := newLeveledLogger(cmd.ErrOrStderr(), logLvl)
-			if err := errors.Join(err, g.check()); err != nil {
+			if err != nil {
 				return err
 			}
 			if err := os.MkdirAll(g.dataDir, 0o700); err != nil {
@@ -78,7 +78,7 @@ SIGHUP reads certificates and the log level again.`,
 	f.DurationVar(&g.Hold, "hold", gateway.DefaultHold, "how long a request waits for a replica")
 	f.DurationVar(&g.Timeout, "timeout", gateway.DefaultTimeout, "of a whole request")
 	f.StringVar(&logLvl, "log-level", "info", "debug, info, warn or error")
-	addConfig(cmd, "log-level")
+	addConfig(cmd, func() error { return g.check() }, "log-level")
 	return cmd
 }
 

@@ -104,11 +104,9 @@ A flag may be written with one dash or two.
 
 Exit codes: 0 done; 1 failed, with the reason on stderr; 2 a job is registered but
 could not be placed whole; 3 a checked file is no model that can be served.`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return errors.Join(flagsFromEnv(cmd), loadConfig(cmd))
-		},
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return loadSettings(cmd) },
 	}
 	root.AddCommand(
 		newDev(), newServer(), newAgent(), newGateway(), newWorker(),

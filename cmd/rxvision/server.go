@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,9 +66,6 @@ take it out for good: rxvision server leave, or --leave-on-terminate.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := c.check(); err != nil {
-			return err
-		}
 		log, level, err := newLeveledLogger(cmd.ErrOrStderr(), c.logLevel)
 		if err != nil {
 			return err
@@ -112,7 +110,7 @@ take it out for good: rxvision server leave, or --leave-on-terminate.`,
 	f.DurationVar(&r.DeploymentGCThreshold, "deployment-gc-threshold", time.Hour, "how long a deployment that has ended is kept")
 	f.DurationVar(&r.NodeGCThreshold, "node-gc-threshold", 24*time.Hour, "how long a node that is down is kept")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
-	addConfig(cmd, "log-level")
+	addConfig(cmd, func() error { return c.check() }, "log-level")
 	cmd.AddCommand(newServerRebuild(), newServerLeave())
 	return cmd
 }
@@ -121,6 +119,12 @@ take it out for good: rxvision server leave, or --leave-on-terminate.`,
 func (c *serverConfig) check() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if c.name == "" {
+		fault("--name is needed: it tells operators which server it is")
+	}
+	if c.dataDir == "" {
+		fault("--data-dir is needed")
+	}
 	if !slices.Contains([]int{0, 1, 3, 5}, c.expect) {
 		fault("--bootstrap-expect %d: a region has 1, 3 or 5 servers; 0 joins one that is there", c.expect)
 	}
@@ -131,38 +135,58 @@ func (c *serverConfig) check() error {
 		fault("--region: %w", err)
 	}
 	for i, a := range c.join {
-		if _, _, err := net.SplitHostPort(a); err != nil {
+		if _, port, err := net.SplitHostPort(a); err != nil || !isPort(port) {
 			fault("--retry-join %q (the %d.): want HOST:PORT of a server's Raft address", a, i+1)
 		}
 	}
 	r := c.retention
-	for _, d := range []time.Duration{r.JobGCInterval, r.JobGCThreshold, r.EvalGCThreshold, r.BatchEvalGCThreshold, r.DeploymentGCThreshold, r.NodeGCThreshold} {
-		if d <= 0 {
-			fault("the --…-gc-… settings are durations above zero, not %s", d)
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"job-gc-interval", r.JobGCInterval}, {"job-gc-threshold", r.JobGCThreshold}, {"eval-gc-threshold", r.EvalGCThreshold},
+		{"batch-eval-gc-threshold", r.BatchEvalGCThreshold}, {"deployment-gc-threshold", r.DeploymentGCThreshold}, {"node-gc-threshold", r.NodeGCThreshold},
+	} {
+		if d.value <= 0 {
+			fault("--%s %s: want a duration above zero", d.flag, d.value)
 		}
+	}
+	if err := setLevel(new(slog.LevelVar), c.logLevel); err != nil {
+		fault("--log-level %w", err)
 	}
 	addrs := map[string]string{"http-addr": c.http, "rpc-addr": c.rpc, "raft-addr": c.raft}
 	if c.dev {
 		faults = append(faults, loopbackOnly(addrs))
 		c.acl = false
 	} else {
-		for _, name := range []string{"tls-ca", "tls-cert", "tls-key", "node-ca-cert", "node-ca-key"} {
-			if map[string]string{"tls-ca": c.ca, "tls-cert": c.cert, "tls-key": c.key, "node-ca-cert": c.nodeCert, "node-ca-key": c.nodeKey}[name] == "" {
-				fault("--%s is needed: servers speak TLS (rxvision tls ca create, rxvision tls cert create --server); --dev runs one without, on loopback", name)
+		whole := true
+		for _, f := range []struct{ flag, file string }{
+			{"tls-ca", c.ca}, {"tls-cert", c.cert}, {"tls-key", c.key}, {"node-ca-cert", c.nodeCert}, {"node-ca-key", c.nodeKey},
+		} {
+			if f.file == "" {
+				whole = false
+				fault("--%s is needed: servers speak TLS (rxvision tls ca create, rxvision tls cert create --server); --dev runs one without, on loopback", f.flag)
 			}
+		}
+		if whole { // read here to tell what is wrong with them beside all else
+			_, err := loadServerKeys(*c, slog.New(slog.DiscardHandler), nil)
+			faults = append(faults, err)
 		}
 	}
 	for _, a := range []struct {
 		name, bind string
 		advertise  *string
 	}{{"http", c.http, &c.httpAdvertise}, {"rpc", c.rpc, &c.rpcAdvertise}, {"raft", c.raft, &c.raftAdvertise}} {
+		flag := a.name + "-advertise"
 		if *a.advertise == "" {
-			*a.advertise = a.bind
+			*a.advertise, flag = a.bind, a.name+"-addr"
 		}
 		host, port, err := net.SplitHostPort(*a.advertise)
 		switch {
 		case err != nil:
-			fault("--%s-advertise %q: want HOST:PORT", a.name, *a.advertise)
+			fault("--%s %q: want HOST:PORT", flag, *a.advertise)
+		case !isPort(port):
+			fault("--%s %q: %q is no port", flag, *a.advertise, port)
 		case host == "" || net.ParseIP(host).IsUnspecified():
 			fault("--%s-advertise is needed: nobody can reach %q", a.name, *a.advertise)
 		case port == "0" && *a.advertise != a.bind:
@@ -170,6 +194,11 @@ func (c *serverConfig) check() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 // serverKeys are a server's certificates; nil with --dev.
