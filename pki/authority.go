@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	// skew is how far a certificate's beginning lies back, since clocks differ.
-	skew = 5 * time.Minute
+	// skew is how far a certificate's beginning lies back: a process whose clock is behind by less accepts what has just
+	// been signed. It costs nothing, as a certificate's end counts from now.
+	skew = time.Hour
 	// maxCN bounds a common name (RFC 5280, A.1: ub-common-name).
 	maxCN = 64
 	// maxCSR bounds a certificate request, in bytes.
@@ -75,7 +76,7 @@ func (a *Authority) NewNodeCA(life time.Duration, now time.Time) (*Authority, er
 	_, v6, _ := net.ParseCIDR("::/0")
 	template := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: cn("rxvision node CA of region " + a.Region)},
-		NotBefore: now.Add(-skew), NotAfter: earlier(now.Add(life), a.Cert.NotAfter),
+		NotBefore: later(now.Add(-skew), a.Cert.NotBefore), NotAfter: earlier(now.Add(life), a.Cert.NotAfter),
 		KeyUsage: x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		ExcludedDNSDomains: []string{""}, ExcludedIPRanges: []*net.IPNet{v4, v6}, ExcludedEmailAddresses: []string{""},
 		PermittedDNSDomainsCritical: true,

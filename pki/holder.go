@@ -215,7 +215,7 @@ func (h *Holder) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		leaf := h.material.Leaf()
-		if leaf == nil {
+		if leaf == nil || !Due(leaf, h.cfg.RenewAt, time.Now()) { // else it came meanwhile, by Ensure or Enroll
 			continue
 		}
 		if err := h.renew(ctx); err != nil && ctx.Err() == nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -728,6 +729,60 @@ func TestHolder(t *testing.T) {
 	}
 	if c, err := lost.Material().Client(Only(RoleServer)).GetClientCertificate(nil); err != nil || len(c.Certificate) != 0 {
 		t.Errorf("a client that has none shows %v, %v", c, err)
+	}
+}
+
+// TestHolderRenewsWhenDue gets the first certificate while Run waits for one: it is not renewed before its time.
+func TestHolderRenewsWhenDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRegion(t, "global")
+		f := &remote{r: r, life: time.Hour, enrolled: make(chan []byte, 10), renewed: make(chan []byte, 10)}
+		h, err := OpenHolder(HolderConfig{Dir: r.path("identity"), CA: r.caFile, Identity: Identity{RoleNode, "global", "n1"}, Remote: f})
+		must(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- h.Keep(ctx) }()
+		time.Sleep(30 * time.Minute) // virtual
+		if len(f.enrolled) != 1 || len(f.renewed) != 0 {
+			t.Errorf("before it is due: %d enrolments, %d renewals", len(f.enrolled), len(f.renewed))
+		}
+		time.Sleep(16 * time.Minute)
+		if len(f.enrolled) != 1 || len(f.renewed) != 1 {
+			t.Errorf("when it is due: %d enrolments, %d renewals", len(f.enrolled), len(f.renewed))
+		}
+		cancel()
+		must(t, <-done)
+	})
+}
+
+// TestClocksBehind looks at fresh certificates by clocks that are behind the issuer's.
+func TestClocksBehind(t *testing.T) {
+	now := time.Now()
+	ca, err := NewCA("global", 24*time.Hour, now.Add(-skew/2))
+	must(t, err)
+	node, err := ca.NewNodeCA(24*time.Hour, now)
+	must(t, err)
+	key, err := NewKey()
+	must(t, err)
+	id := Identity{RoleNode, "global", "n1"}
+	chain, err := node.Issue(id, Names{}, key.Public(), time.Hour, now)
+	must(t, err)
+	certs, err := ParseChain(chain)
+	must(t, err)
+	m := &Material{cfg: Config{Region: "global"}, log: slog.New(slog.DiscardHandler)}
+	m.current.Store(&loaded{pool: pool([]*x509.Certificate{ca.Cert})})
+	for behind, fine := range map[time.Duration]bool{0: true, skew - time.Minute: true, skew + time.Minute: false} {
+		if _, err := m.Verify(certs, Only(RoleNode), x509.ExtKeyUsageClientAuth, now.Add(-behind)); (err == nil) != fine {
+			t.Errorf("by a clock that is %s behind: %v", behind, err)
+		}
+	}
+	early, err := node.Issue(id, Names{}, key.Public(), time.Hour, now.Add(-skew/2))
+	must(t, err)
+	if certs, err = ParseChain(early); err != nil || certs[0].NotBefore.Before(node.Cert.NotBefore) {
+		t.Errorf("a certificate begins before its CA: %v, %v, %v", certs[0].NotBefore, node.Cert.NotBefore, err)
+	}
+	if life := Life(certs[0]); life > time.Hour {
+		t.Errorf("it lives %s", life)
 	}
 }
 

@@ -244,7 +244,7 @@ func (e *enroller) identity(ctx context.Context, nodeID, name string) ([]grpc.Di
 	wire.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if life := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore); time.Until(cert.Leaf.NotAfter) < life/lateness {
+		if time.Until(cert.Leaf.NotAfter) < pki.Life(cert.Leaf)/lateness {
 			next, err := e.ask(info.Context(), key, func(ctx context.Context, c pb.FleetClient) (*pb.Certificate, error) {
 				return c.Renew(ctx, &pb.RenewRequest{Csr: csr, Expired: cert.Certificate})
 			})
