@@ -217,9 +217,7 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 	case *UpdateEvals:
 		t.putEvals(c.Evals)
 	case *ApplyPlans:
-		for _, p := range c.Plans {
-			res.Plans = append(res.Plans, t.applyPlan(p))
-		}
+		res.Plans = t.applyPlans(c)
 	case *UpdateAllocs:
 		t.updateAllocs(c)
 	case *UpdateTransitions:

@@ -450,6 +450,12 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 					continue
 				}
 				p := &Plan{EvalID: e.ID, EvalEpoch: e.ModifyIndex, Namespace: e.Namespace, JobID: e.JobID, Evals: []*Evaluation{answered(e)}}
+				p.Evals[0].SnapshotIndex = snap.Index(nil)
+				for _, other := range snap.EvalsByJob(nil, e.JobKey()) {
+					if r.IntN(2) == 0 {
+						p.Answers = append(p.Answers, other.ID)
+					}
+				}
 				if j := snap.Job(nil, e.JobKey()); j != nil && !j.Stop {
 					p.JobVersion = j.Version
 					n := nodes[r.IntN(len(nodes))]

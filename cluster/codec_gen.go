@@ -557,6 +557,7 @@ var (
 		Deployment        *Deployment
 		DeploymentUpdates []*DeploymentStatusUpdate
 		Evals             []*Evaluation
+		Answers           []string
 	}{})
 	_ = PlanAnnotations(struct{ DesiredTGUpdates map[string]*DesiredUpdates }{})
 	_ = PlanResult(struct {
@@ -5553,8 +5554,9 @@ func appendPlan(b []byte, v *Plan) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 12)
+	b = appendMapLen(b, 13)
 	b = appendBool(append(b, "\xa9"+"AllAtOnce"...), v.AllAtOnce)
+	b = appendList(append(b, "\xa7"+"Answers"...), v.Answers, appendStr)
 	b = appendDeployment(append(b, "\xaa"+"Deployment"...), v.Deployment)
 	b = appendList(append(b, "\xb1"+"DeploymentUpdates"...), v.DeploymentUpdates, appendDeploymentStatusUpdate)
 	b = appendUint(append(b, "\xa9"+"EvalEpoch"...), v.EvalEpoch)
@@ -5571,6 +5573,7 @@ func appendPlan(b []byte, v *Plan) []byte {
 
 var keysOfPlan = []string{
 	"AllAtOnce",
+	"Answers",
 	"Deployment",
 	"DeploymentUpdates",
 	"EvalEpoch",
@@ -5590,27 +5593,29 @@ func decodePlan(d *decoder, v *Plan) {
 		switch d.field(keysOfPlan, &next) {
 		case 0: // AllAtOnce
 			v.AllAtOnce = d.bool()
-		case 1: // Deployment
+		case 1: // Answers
+			v.Answers = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 2: // Deployment
 			v.Deployment = decodePtr(d, decodeDeployment)
-		case 2: // DeploymentUpdates
+		case 3: // DeploymentUpdates
 			v.DeploymentUpdates = decodeBlock(d, decodeDeploymentStatusUpdate)
-		case 3: // EvalEpoch
+		case 4: // EvalEpoch
 			v.EvalEpoch = d.uint()
-		case 4: // EvalID
+		case 5: // EvalID
 			v.EvalID = d.str()
-		case 5: // Evals
+		case 6: // Evals
 			v.Evals = decodeEach(d, decodeEvaluation)
-		case 6: // JobID
+		case 7: // JobID
 			v.JobID = d.str()
-		case 7: // JobModifyIndex
+		case 8: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 8: // JobVersion
+		case 9: // JobVersion
 			v.JobVersion = d.uint()
-		case 9: // Namespace
+		case 10: // Namespace
 			v.Namespace = d.str()
-		case 10: // Place
+		case 11: // Place
 			v.Place = decodeEach(d, decodeAllocation)
-		case 11: // Stop
+		case 12: // Stop
 			v.Stop = decodeBlock(d, decodeAllocStop)
 		default:
 			d.skip()
@@ -5619,6 +5624,7 @@ func decodePlan(d *decoder, v *Plan) {
 }
 
 func copyPlan(v *Plan) {
+	v.Answers = copyList(v.Answers, nil)
 	v.Deployment = copyPtr(v.Deployment, copyDeployment)
 	v.DeploymentUpdates = copyList(v.DeploymentUpdates, func(v **DeploymentStatusUpdate) { *v = copyPtr(*v, nil) })
 	v.Evals = copyList(v.Evals, func(v **Evaluation) { *v = copyPtr(*v, copyEvaluation) })

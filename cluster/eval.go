@@ -99,6 +99,10 @@ type Plan struct {
 	DeploymentUpdates []*DeploymentStatusUpdate
 	// Evals updates the plan's evaluation and creates follow-ups and blocked ones.
 	Evals []*Evaluation
+	// Answers names other pending evaluations of the job, as they were in the snapshot that
+	// the plan was made on (SnapshotIndex of the plan's evaluation): it answers them as well.
+	// At most MaxAnswered.
+	Answers []string
 }
 
 // AllocStop is the stop of one allocation within a plan.

@@ -519,7 +519,8 @@ func (p *planner) newEval(trigger, description string) *cluster.Evaluation {
 
 // finish writes the answer: the evaluation is complete, or stays blocked when it
 // was and still lacks something; a first failure leaves a blocked evaluation
-// behind. Older blocked ones of the job are cancelled: there is one at most.
+// behind. Older blocked ones of the job are cancelled: there is one at most. Other
+// pending ones are answered by the same plan, unless theirs would have a higher priority.
 func (p *planner) finish() {
 	r := p.result
 	e := *p.in.Eval
@@ -557,11 +558,15 @@ func (p *planner) finish() {
 	if r.More {
 		return
 	}
-	for _, old := range p.reader.EvalsByJob(nil, e.JobKey()) {
-		if old.Status == cluster.EvalStatusBlocked && old.ID != e.ID {
-			c := *old
+	for _, other := range p.reader.EvalsByJob(nil, e.JobKey()) {
+		switch {
+		case other.ID == e.ID:
+		case other.Status == cluster.EvalStatusBlocked:
+			c := *other
 			c.Status, c.StatusDescription = cluster.EvalStatusCanceled, DescNewerEval
 			evals = append(evals, &c)
+		case other.Answerable() && other.Priority <= e.Priority && len(r.Plan.Answers) < cluster.MaxAnswered:
+			r.Plan.Answers = append(r.Plan.Answers, other.ID)
 		}
 	}
 	r.Plan.Evals = append(evals, p.followups...)
