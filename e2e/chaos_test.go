@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -367,30 +368,41 @@ func chaos(t *testing.T, d time.Duration, all bool) {
 	}
 }
 
-// settle waits until every server runs, has applied the same, and work has
-// drained; then their states must be equal.
+// settle waits until every server runs, all were seen at an equal index, and work has
+// drained; at each such index their states must be equal. Indexes move on, since the
+// leader still collects what has ended, and a hash takes its time: servers are asked at once.
 func (r *region) settle() {
 	r.t.Helper()
 	r.leader()
-	type stateHash struct {
-		Index uint64
-		Hash  string
-	}
-	var hashes []stateHash
+	seen := map[uint64]map[string]int{} // index → hash → servers that had it, by their bits
 	r.await("all servers have applied the same index", func() bool {
-		hashes = make([]stateHash, len(r.servers))
+		type stateHash struct {
+			Index uint64
+			Hash  string
+		}
+		hashes := make([]stateHash, len(r.servers))
+		var wg sync.WaitGroup
 		for i := range r.servers {
-			if !r.get(i, "/v1/operator/state-hash?stale", &hashes[i]) || hashes[i].Index != hashes[0].Index {
-				return false
+			wg.Go(func() { r.get(i, "/v1/operator/state-hash?stale", &hashes[i]) })
+		}
+		wg.Wait()
+		for i, h := range hashes {
+			if h.Index == 0 {
+				continue // no answer
+			}
+			if seen[h.Index] == nil {
+				seen[h.Index] = map[string]int{}
+			}
+			seen[h.Index][h.Hash] |= 1 << i
+			if len(seen[h.Index]) > 1 {
+				r.t.Fatalf("at index %d the servers' states differ: %v", h.Index, seen[h.Index])
+			}
+			if seen[h.Index][h.Hash] == 1<<len(r.servers)-1 {
+				return true
 			}
 		}
-		return true
+		return false
 	})
-	for i, h := range hashes {
-		if h != hashes[0] {
-			r.t.Errorf("at index %d the state of s%d is not that of s1: %s, %s", h.Index, i+1, h.Hash, hashes[0].Hash)
-		}
-	}
 	r.await("no evaluation is left to do", func() bool {
 		var evals []struct{ ID string }
 		return r.get(0, `/v1/evaluations?filter=Status+==+"pending"`, &evals) && len(evals) == 0
