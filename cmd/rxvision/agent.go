@@ -39,6 +39,7 @@ SIGHUP reads the CA's file and the log level again.`,
 			if err != nil {
 				return err
 			}
+			c := c // the settings stay as they were given: a reload compares them
 			c.Log, c.Metrics, c.Version = log, newMetrics(), version
 			c.ORTLibrary = ortLibrary(ort)
 			if dir, err := filepath.Abs(c.DataDir); err == nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -71,7 +72,7 @@ take it out for good: rxvision server leave, or --leave-on-terminate.`,
 			return err
 		}
 		r := &reload{cmd: cmd, fresh: newServer, log: log, apply: func(_, value string) error { return setLevel(level, value) }}
-		return runServer(cmd.Context(), c, log, r)
+		return runServer(cmd.Context(), c.complete(), log, r)
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -116,7 +117,7 @@ take it out for good: rxvision server leave, or --leave-on-terminate.`,
 }
 
 // check reports everything that is wrong with the settings at once.
-func (c *serverConfig) check() error {
+func (c serverConfig) check() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if c.name == "" {
@@ -157,43 +158,52 @@ func (c *serverConfig) check() error {
 	addrs := map[string]string{"http-addr": c.http, "rpc-addr": c.rpc, "raft-addr": c.raft}
 	if c.dev {
 		faults = append(faults, loopbackOnly(addrs))
-		c.acl = false
 	} else {
-		whole := true
+		named := true
 		for _, f := range []struct{ flag, file string }{
 			{"tls-ca", c.ca}, {"tls-cert", c.cert}, {"tls-key", c.key}, {"node-ca-cert", c.nodeCert}, {"node-ca-key", c.nodeKey},
 		} {
 			if f.file == "" {
-				whole = false
+				named = false
 				fault("--%s is needed: servers speak TLS (rxvision tls ca create, rxvision tls cert create --server); --dev runs one without, on loopback", f.flag)
 			}
 		}
-		if whole { // read here to tell what is wrong with them beside all else
-			_, err := loadServerKeys(*c, slog.New(slog.DiscardHandler), nil)
+		if named { // read here to tell what is wrong with them beside all else
+			_, err := loadServerKeys(c, slog.New(slog.DiscardHandler), nil)
 			faults = append(faults, err)
 		}
 	}
-	for _, a := range []struct {
-		name, bind string
-		advertise  *string
-	}{{"http", c.http, &c.httpAdvertise}, {"rpc", c.rpc, &c.rpcAdvertise}, {"raft", c.raft, &c.raftAdvertise}} {
+	whole := c.complete()
+	for _, a := range []struct{ name, bind, given, advertise string }{
+		{"http", c.http, c.httpAdvertise, whole.httpAdvertise}, {"rpc", c.rpc, c.rpcAdvertise, whole.rpcAdvertise}, {"raft", c.raft, c.raftAdvertise, whole.raftAdvertise},
+	} {
 		flag := a.name + "-advertise"
-		if *a.advertise == "" {
-			*a.advertise, flag = a.bind, a.name+"-addr"
+		if a.given == "" {
+			flag = a.name + "-addr"
 		}
-		host, port, err := net.SplitHostPort(*a.advertise)
+		host, port, err := net.SplitHostPort(a.advertise)
 		switch {
 		case err != nil:
-			fault("--%s %q: want HOST:PORT", flag, *a.advertise)
+			fault("--%s %q: want HOST:PORT", flag, a.advertise)
 		case !isPort(port):
-			fault("--%s %q: %q is no port", flag, *a.advertise, port)
+			fault("--%s %q: %q is no port", flag, a.advertise, port)
 		case host == "" || net.ParseIP(host).IsUnspecified():
-			fault("--%s-advertise is needed: nobody can reach %q", a.name, *a.advertise)
-		case port == "0" && *a.advertise != a.bind:
-			fault("--%s-advertise %q: want a port", a.name, *a.advertise)
+			fault("--%s-advertise is needed: nobody can reach %q", a.name, a.advertise)
+		case port == "0" && a.advertise != a.bind:
+			fault("--%s-advertise %q: want a port", a.name, a.advertise)
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// complete is the configuration with what follows from its settings. The settings themselves stay as they were given: a
+// reload compares them.
+func (c serverConfig) complete() serverConfig {
+	c.httpAdvertise = cmp.Or(c.httpAdvertise, c.http)
+	c.rpcAdvertise = cmp.Or(c.rpcAdvertise, c.rpc)
+	c.raftAdvertise = cmp.Or(c.raftAdvertise, c.raft)
+	c.acl = c.acl && !c.dev
+	return c
 }
 
 func isPort(s string) bool {

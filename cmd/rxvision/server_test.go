@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,6 +80,28 @@ node_ca {
 	}
 	if t.Failed() {
 		t.Log(err)
+	}
+}
+
+// TestServerReloadsUnchanged reloads a configuration that nobody has changed.
+func TestServerReloadsUnchanged(t *testing.T) {
+	file := writeConfig(t, "s1.hcl", `dev = true
+http_addr = "127.0.0.1:1"
+`)
+	cmd := newServer()
+	if err := cmd.ParseFlags([]string{"--config", file}); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.PersistentPreRunE(cmd, nil); err != nil {
+		t.Fatal(err)
+	}
+	var told strings.Builder
+	r := &reload{cmd: cmd, fresh: newServer, log: slog.New(slog.NewTextHandler(&told, nil)), apply: func(name, _ string) error {
+		t.Errorf("%s was reloaded", name)
+		return nil
+	}}
+	if err := r.once(); err != nil || told.Len() > 0 {
+		t.Errorf("reloaded: %v, %s", err, &told)
 	}
 }
 
