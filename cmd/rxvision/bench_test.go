@@ -23,6 +23,8 @@ func TestInsist(t *testing.T) {
 		"accepted at once":  {[]error{nil}, 1, 0, nil},
 		"accepted later":    {[]error{busy, busy, nil}, 3, 2 * firstPause, nil},
 		"told when":         {[]error{&refusal{http.StatusTooManyRequests, 7 * time.Second, "later"}, nil}, 2, 7 * time.Second, nil},
+		"nobody leads":      {[]error{&refusal{http.StatusInternalServerError, 0, "No cluster leader"}, nil}, 2, firstPause, nil},
+		"a fault of theirs": {[]error{&refusal{http.StatusInternalServerError, 0, "panic"}}, 1, 0, &refusal{}},
 		"refused for good":  {[]error{busy, &refusal{http.StatusBadRequest, 0, "no job"}}, 2, firstPause, &refusal{}},
 		"no answer":         {[]error{context.DeadlineExceeded}, 1, 0, context.DeadlineExceeded},
 		"never":             {[]error{busy}, 65, patience - longPause, busy},

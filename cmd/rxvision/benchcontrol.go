@@ -269,6 +269,15 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
+// later says whether it is to be tried later. That nobody leads is a 500, as nomad has it.
+func (r *refusal) later() bool {
+	switch r.status {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		return true
+	}
+	return r.status == http.StatusInternalServerError && strings.Contains(r.text, "No cluster leader")
+}
+
 // How a call goes on that a server has no time for: for how long, and the pauses, which double.
 const (
 	patience   = 2 * time.Minute
@@ -283,7 +292,7 @@ func insist(ctx context.Context, call func() error) error {
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		err := call()
 		var r *refusal
-		if !errors.As(err, &r) || r.status != http.StatusServiceUnavailable && r.status != http.StatusTooManyRequests {
+		if !errors.As(err, &r) || !r.later() {
 			return err
 		}
 		wait := max(pause, r.after)
