@@ -1,5 +1,7 @@
 package cluster
 
+import "slices"
+
 func (t *tx) setFleetHold(c *SetFleetHold) *Error {
 	old := t.FleetHold(nil)
 	if c.Hold == nil {
@@ -8,11 +10,8 @@ func (t *tx) setFleetHold(c *SetFleetHold) *Error {
 		}
 		t.delete(TableFleetHold, old)
 		t.touch(IndexCapacity) // what waited for the nodes may go elsewhere now
-		for _, n := range t.Nodes(nil, "") {
-			if n.Status == NodeStatusDisconnected {
-				t.evalNode(n, TriggerNodeUpdate)
-			}
-		}
+		away := slices.DeleteFunc(t.Nodes(nil, ""), func(n *Node) bool { return n.Status != NodeStatusDisconnected })
+		t.evalNodes(away, TriggerNodeUpdate)
 		return nil
 	}
 	if c.Hold.Reason == "" {

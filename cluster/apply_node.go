@@ -44,7 +44,17 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 	}
 	t.putNode(n)
 	if old.Status != n.Status {
-		t.evalNode(n, TriggerNodeUpdate)
+		// Only of what was given up is there something to decide: the rest runs on, and
+		// a thousand nodes may come back at once.
+		var keys []JobKey
+		for _, a := range t.AllocsByNode(nil, n.ID) {
+			if a.ClientStatus == AllocClientUnknown && !a.ServerTerminal() {
+				keys = append(keys, a.JobKey())
+			}
+		}
+		t.evalJobs(keys, TriggerNodeUpdate, func(e *Evaluation) {
+			e.NodeID, e.NodeModifyIndex = n.ID, t.index
+		})
 	}
 	return nil
 }
@@ -71,19 +81,30 @@ func (t *tx) nodeEvent(n *Node, message string, details map[string]string) {
 // that includes work that was asked to stop, and work of purged jobs: nobody else
 // will say that it has ended.
 func (t *tx) evalNode(n *Node, trigger string) {
-	lost := n.Silent() || t.Node(nil, n.ID) == nil
-	var keys []JobKey
-	for _, a := range t.AllocsByNode(nil, n.ID) {
-		if !a.Terminal() || lost && !a.ClientTerminal() {
-			keys = append(keys, a.JobKey())
+	t.evalNodes([]*Node{n}, trigger)
+}
+
+// evalNodes is evalNode for several at once: a job with work on many of them is
+// evaluated once, for the first.
+func (t *tx) evalNodes(nodes []*Node, trigger string) {
+	seen := map[JobKey]bool{}
+	for _, n := range nodes {
+		lost := n.Silent() || t.Node(nil, n.ID) == nil
+		var keys []JobKey
+		for _, a := range t.AllocsByNode(nil, n.ID) {
+			if k := a.JobKey(); !seen[k] && (!a.Terminal() || lost && !a.ClientTerminal()) {
+				seen[k] = true
+				keys = append(keys, k)
+			}
 		}
+		t.evalJobs(keys, trigger, func(e *Evaluation) {
+			e.NodeID, e.NodeModifyIndex = n.ID, t.index
+		})
 	}
-	t.evalJobs(keys, trigger, func(e *Evaluation) {
-		e.NodeID, e.NodeModifyIndex = n.ID, t.index
-	})
 }
 
 func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
+	var changed []*Node
 	for _, u := range c.Updates {
 		old := t.Node(nil, u.NodeID)
 		if old == nil || old.Status == u.Status || (u.Index != 0 && u.Index != old.ModifyIndex) {
@@ -94,9 +115,10 @@ func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
 			status = NodeStatusDisconnected
 		}
 		if status != old.Status {
-			t.evalNode(t.setNodeStatus(old, status, u.Message), TriggerNodeUpdate)
+			changed = append(changed, t.setNodeStatus(old, status, u.Message))
 		}
 	}
+	t.evalNodes(changed, TriggerNodeUpdate)
 }
 
 func (t *tx) setNodeStatus(old *Node, status, message string) *Node {
