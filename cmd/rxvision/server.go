@@ -145,8 +145,12 @@ func (c serverConfig) check() error {
 		flag  string
 		value time.Duration
 	}{
-		{"job-gc-interval", r.JobGCInterval}, {"job-gc-threshold", r.JobGCThreshold}, {"eval-gc-threshold", r.EvalGCThreshold},
-		{"batch-eval-gc-threshold", r.BatchEvalGCThreshold}, {"deployment-gc-threshold", r.DeploymentGCThreshold}, {"node-gc-threshold", r.NodeGCThreshold},
+		{"job-gc-interval", r.JobGCInterval},
+		{"job-gc-threshold", r.JobGCThreshold},
+		{"eval-gc-threshold", r.EvalGCThreshold},
+		{"batch-eval-gc-threshold", r.BatchEvalGCThreshold},
+		{"deployment-gc-threshold", r.DeploymentGCThreshold},
+		{"node-gc-threshold", r.NodeGCThreshold},
 	} {
 		if d.value <= 0 {
 			fault("--%s %s: want a duration above zero", d.flag, d.value)
