@@ -395,6 +395,7 @@ func TestCommandLineOperators(t *testing.T) {
 
 	e := snap.EvalsByJob(nil, cluster.JobKey{Namespace: "default", ID: "web"})[0]
 	c.run("eval list", "job-register web default <none> complete false")
+	c.run("job eval -detach web", "Created eval ID")
 	c.run("eval list -per-page=1", "Results have been paginated")
 	c.run("eval status "+e.ID[:8], "Status = complete", "Job ID = web")
 	d := snap.Deployments(nil, "")[0]
