@@ -351,6 +351,97 @@ func TestFlippedByteInSnapshot(t *testing.T) {
 	}
 }
 
+// A process ends while a segment is sealed: the last batch is whole and the next segment not made yet, or its index is there
+// and its end is not.
+func TestCrashWhileASegmentIsSealed(t *testing.T) {
+	const size = 64 << 10
+	quiet := slog.New(slog.DiscardHandler)
+	entry := func(i uint64) *raft.Log { return &raft.Log{Index: i, Data: bytes.Repeat([]byte{byte(i)}, 5000)} }
+	dir := t.TempDir()
+	if err := createStable(dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	open := func(dir string) (*walLog, *stable) {
+		st, err := openStable(dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := openWAL(dir, st, size, quiet, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w, st
+	}
+	stop := func(w *walLog, st *stable) {
+		if err := errors.Join(w.Close(), st.close()); err != nil {
+			t.Error(err)
+		}
+	}
+	w, st := open(dir)
+	var marks, sealed []byte
+	var before, last uint64 // entries in front of the sealing batch, and with it
+	for i := uint64(1); last == 0; i++ {
+		marks = mustRead(t, filepath.Join(dir, stableFile))
+		if err := w.StoreLog(entry(i)); err != nil {
+			t.Fatal(err)
+		}
+		names, err := logFiles(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := mustRead(t, filepath.Join(dir, names[0])); len(b) > 0 {
+			if _, entries, index := walWhole(b); index > 0 {
+				sealed, before, last = b, entries-1, entries
+			}
+		}
+	}
+	stop(w, st)
+	end, _, _ := walWhole(sealed)
+	torn := bytes.Clone(sealed)
+	clear(torn[end-walFrameHead:])
+	for name, c := range map[string]struct {
+		file []byte
+		last uint64
+	}{"whole": {sealed, last}, "torn": {torn, before}} {
+		for _, change := range []string{"append", "shorten"} {
+			dir := t.TempDir()
+			if err := os.Mkdir(filepath.Join(dir, walFolder), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			mustWrite(t, filepath.Join(dir, stableFile), string(marks))
+			mustWrite(t, filepath.Join(dir, walFolder, "00000000000000000001-0000000000000000.wal"), string(c.file))
+			w, st := open(dir)
+			last := c.last
+			if got, err := w.LastIndex(); err != nil || got != last {
+				t.Fatalf("%s: the log ends at %d, want %d (%v)", name, got, last, err)
+			}
+			if change == "shorten" {
+				if err := w.DeleteRange(last, last); err != nil {
+					t.Errorf("%s: shorten: %v", name, err)
+				}
+				last--
+			}
+			for range 2 { // and as the next start finds it
+				for range 30 { // over several segments
+					last++
+					if err := w.StoreLog(entry(last)); err != nil {
+						t.Fatalf("%s, %s: entry %d: %v", name, change, last, err)
+					}
+				}
+				stop(w, st)
+				w, st = open(dir)
+				for i := uint64(1); i <= last; i++ {
+					var l raft.Log
+					if err := w.GetLog(i, &l); err != nil || l.Index != i || !bytes.Equal(l.Data, entry(i).Data) {
+						t.Fatalf("%s, %s: entry %d is %d: %v", name, change, i, l.Index, err)
+					}
+				}
+			}
+			stop(w, st)
+		}
+	}
+}
+
 // A power failure tears the last write to a segment: pages of it are there, others not.
 func TestTornLastWriteOfSegment(t *testing.T) {
 	random := mustSeed(t)

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -310,7 +311,7 @@ type walLog struct {
 	wal *wal.WAL
 
 	writing sync.Mutex
-	failed  bool // a write failed: raft-wal takes no more until it is opened anew
+	failed  bool // the tail must be settled and raft-wal opened anew before it takes more: a write failed, or was cut short
 }
 
 func openWAL(dir string, st *stable, segment int, l *slog.Logger, readOnly bool) (*walLog, error) {
@@ -383,6 +384,8 @@ func (w *walLog) checkTail(tail types.SegmentInfo) error {
 			return &Damage{File: path, What: fmt.Sprintf("the log behind entry %d", last), Cause: fmt.Errorf("whole entries at byte %d follow others, from byte %d on, that cannot be read", at, end)}
 		}
 	}
+	whole, _, index := walWhole(b)
+	w.failed = index > 0 || whole < len(bytes.TrimRight(b, "\x00"))
 	return nil
 }
 
@@ -415,6 +418,40 @@ func walFrame(b []byte, at int) (kind byte, size int) {
 		return 0, 0
 	}
 	return kind, size
+}
+
+// walWhole finds the end of a segment as raft-wal does, which checks the last batch only: behind which byte, after how many
+// entries, and where their index begins, 0 in a segment that is not sealed.
+func walWhole(b []byte) (end int, entries uint64, index int) {
+	type batch struct {
+		from, commit, end, index int
+		entries                  uint64
+	}
+	last := batch{end: walFileHead}
+	before, n, list := last, uint64(0), 0
+	for at := walFileHead; ; {
+		kind, size := walFrame(b, at)
+		switch kind {
+		case walEntry:
+			n++
+		case walIndex:
+			list = at + walFrameHead
+		case walCommit:
+			next := batch{from: last.end, commit: at, end: at + size, index: list, entries: n}
+			if last.entries == 0 {
+				next.from = 0 // the first one covers the file's header too
+			}
+			before, last = last, next
+		}
+		if kind != 0 {
+			at += size
+			continue
+		}
+		if last.commit > 0 && n == last.entries && crc32.Checksum(b[last.from:last.commit], castagnoli) != binary.LittleEndian.Uint32(b[last.commit+4:]) {
+			last = before
+		}
+		return last.end, last.entries, last.index
+	}
 }
 
 // walBatch says whether a whole batch begins there.
@@ -511,13 +548,63 @@ func (w *walLog) write(f func(*wal.WAL) error) error {
 	if err == nil {
 		err = w.read(f)
 	}
-	if errors.Is(err, wal.ErrSealed) { // the next segment could not be made, which raft-wal tells nobody
-		if err = w.open(); err == nil {
+	if errors.Is(err, wal.ErrSealed) {
+		w.failed = true
+		if err = w.ready(); err == nil {
 			err = w.read(f)
 		}
 	}
 	w.failed = err != nil
 	return err
+}
+
+// settle does what raft-wal leaves undone at the end of its tail, where it would take a segment for sealed, or its index for
+// being elsewhere, for good. A segment that was sealed when the process ended is noted as such. What a torn batch has left
+// is removed: raft-wal believes the index in it. A next segment that could not be made is made by opening.
+func (w *walLog) settle() error {
+	meta := &walMeta{w.stable, w.files.readOnly}
+	state, err := meta.Load("")
+	if err != nil || len(state.Segments) == 0 {
+		return err
+	}
+	tail := &state.Segments[len(state.Segments)-1]
+	path := filepath.Join(w.dir, segment.FileName(*tail))
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	end, entries, index := walWhole(b)
+	if last, err := w.LastIndex(); err != nil || max(last+1, tail.BaseIndex) != tail.BaseIndex+entries {
+		return err // raft-wal sees it otherwise: nothing is guessed
+	}
+	if index == 0 {
+		return clearFile(path, end, len(bytes.TrimRight(b, "\x00")))
+	}
+	tail.SealTime, tail.MaxIndex, tail.IndexStart = time.Now(), tail.BaseIndex+entries-1, uint64(index)
+	next := types.SegmentInfo{
+		ID: state.NextSegmentID, BaseIndex: tail.MaxIndex + 1, MinIndex: tail.MaxIndex + 1,
+		Codec: tail.Codec, CreateTime: time.Now(), SizeLimit: uint32(w.segment),
+	}
+	state.Segments, state.NextSegmentID = append(state.Segments, next), state.NextSegmentID+1
+	return meta.CommitState(state)
+}
+
+// clearFile overwrites a part of a file with zeros.
+func clearFile(path string, from, to int) error {
+	if from >= to {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, to-from), int64(from))
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // Ready implements logStore.
@@ -531,7 +618,10 @@ func (w *walLog) ready() error {
 	if !w.failed {
 		return nil
 	}
-	err := w.open()
+	err := w.settle()
+	if err == nil {
+		err = w.open()
+	}
 	w.failed = err != nil
 	return err
 }
