@@ -118,6 +118,7 @@ type Agent struct {
 	client       pb.FleetClient // of the stream that is up, nil when none is
 	conns        map[string]*grpc.ClientConn
 	warned       map[string]bool
+	pulse        pulse
 	reintroduced time.Time // when the node last tried to enrol again; of connect's goroutine
 
 	told     map[string]told // by allocation, as servers named them and as it is stored

@@ -192,6 +192,7 @@ func (a *Agent) session(ctx context.Context, address string, at *attempt) (serve
 	})
 	defer calls.wg.Wait()
 	defer cancel(nil)
+	defer func() { a.pulse.end(time.Now()) }()
 	var since time.Time
 	defer func() {
 		if !since.IsZero() {
@@ -200,7 +201,7 @@ func (a *Agent) session(ctx context.Context, address string, at *attempt) (serve
 	}()
 	for {
 		if welcome.Answers {
-			watch.Reset(ttl / 2) // a heartbeat is answered in less
+			watch.Reset(a.pulse.patience(ttl)) // a heartbeat is answered in less
 		}
 		m, err := stream.Recv()
 		watch.Stop()
@@ -215,6 +216,8 @@ func (a *Agent) session(ctx context.Context, address string, at *attempt) (serve
 			if since.IsZero() {
 				since = time.Now()
 			}
+		case *pb.ServerMessage_Heartbeat:
+			a.pulse.end(time.Now())
 		case *pb.ServerMessage_Ack:
 			a.updates.ack(m.Ack.Seq)
 		case *pb.ServerMessage_Call:
@@ -266,6 +269,7 @@ func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, ttl time
 			beat.Reset(ttl / 4)
 			continue
 		case <-beat.C:
+			a.pulse.beat(time.Now())
 			m.Message = &pb.NodeMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}
 		case <-a.nodeChanged:
 			m.Message = &pb.NodeMessage_Node{Node: &pb.NodeChanged{Node: cluster.Marshal(a.nodeRecord())}}

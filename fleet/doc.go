@@ -30,6 +30,8 @@
 //   - A server that stood still (a paused process) begins to count anew, and so does
 //     what it tells others of its nodes. One that is late (an overloaded machine, seen
 //     by its own timers) reads heartbeats as late, and adds that.
+//   - When more than half of all nodes are later than a heartbeat, it is not the nodes:
+//     all get as many times longer, at most three TTLs (silenceLimit).
 //   - A node of which nobody knows, after all servers were away, gets absentGrace:
 //     agents back off for up to 5 s.
 //

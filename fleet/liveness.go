@@ -175,7 +175,9 @@ func (j *judge) count(nodes []*cluster.Node, now time.Time) census {
 			delete(j.fell, id)
 		}
 	}
-	for _, n := range nodes {
+	silences := make([]time.Duration, len(nodes))
+	var ready []time.Duration
+	for i, n := range nodes {
 		heard, known := s.lastHeard(n.ID, now, j.ttl)
 		if known {
 			delete(j.absent, n.ID)
@@ -190,24 +192,53 @@ func (j *judge) count(nodes []*cluster.Node, now time.Time) census {
 		if start := j.since.Add(-j.ttl / 2); heard.Before(start) {
 			heard = start // a fresh leader gives the others' reports half a TTL to come
 		}
-		silence := now.Sub(heard)
-		switch {
+		silences[i] = now.Sub(heard)
+		if n.Status != cluster.NodeStatusDisconnected {
+			ready = append(ready, silences[i])
+		}
+	}
+	limit := silenceLimit(ready, j.ttl)
+	for i, n := range nodes {
+		switch silence := silences[i]; {
 		case n.Status == cluster.NodeStatusDisconnected:
 			c.lost++
-			if silence > j.ttl {
+			if silence > limit {
 				c.out = append(c.out, n)
 			}
 			continue
-		case silence > j.ttl:
+		case silence > limit:
 			c.silent = append(c.silent, n)
 			c.quiet++
-		case silence > j.ttl/2:
+		case silence > limit/2:
 			c.quiet++
 		}
 		c.ready++
 		delete(j.fell, n.ID)
 	}
 	return c
+}
+
+// Late heartbeats.
+const (
+	medianNodes = 8 // fewer say nothing about all
+	maxSilence  = 3 // TTLs
+)
+
+// silenceLimit is how long a node may be silent when those that count as there have been
+// silent for so long: a TTL; longer when more than half of them are later than a
+// heartbeat (a quarter of the TTL), since then it is not the nodes, but servers or
+// network have too much to do. When half are silent for a whole TTL they are gone. It
+// sorts silences.
+func silenceLimit(silences []time.Duration, ttl time.Duration) time.Duration {
+	if len(silences) < medianNodes {
+		return ttl
+	}
+	slices.Sort(silences)
+	median := silences[len(silences)/2]
+	if median > ttl {
+		return ttl
+	}
+	return min(max(ttl, 4*median), maxSilence*ttl)
 }
 
 // many says whether so many of some nodes are silent that replacements pause.

@@ -273,3 +273,39 @@ func TestTTLGrowsWithTheRegion(t *testing.T) {
 		r.neverDown(20*time.Second, many)
 	})
 }
+
+// TestSilenceLimit: nodes that are all late are given time; such as are gone are not, be
+// they few or most.
+func TestSilenceLimit(t *testing.T) {
+	const ttl = 4 * time.Second
+	silences := func(late, gone int, lateness, silence time.Duration) (all []time.Duration) {
+		for i := range 100 {
+			switch {
+			case i < gone:
+				all = append(all, silence)
+			case i < gone+late:
+				all = append(all, lateness)
+			default:
+				all = append(all, time.Duration(i)*ttl/4/100)
+			}
+		}
+		return all
+	}
+	for name, test := range map[string]struct {
+		silences []time.Duration
+		want     time.Duration
+	}{
+		"all is well":                {silences(0, 0, 0, 0), ttl},
+		"a few are gone":             {silences(0, 20, 0, 5*ttl), ttl},
+		"nearly half are gone":       {silences(0, 45, 0, 5*ttl), ttl},
+		"most are gone":              {silences(0, 80, 0, ttl+1), ttl},
+		"all are late by half a TTL": {silences(100, 0, ttl/2, 0), 2 * ttl},
+		"late, and some are gone":    {silences(70, 30, ttl/2, 5*ttl), 2 * ttl},
+		"all are late by a TTL":      {silences(100, 0, ttl, 0), maxSilence * ttl},
+		"too few to tell":            {silences(100, 0, ttl/2, 0)[:medianNodes-1], ttl},
+	} {
+		if got := silenceLimit(test.silences, ttl); got != test.want {
+			t.Errorf("%s: %s, want %s", name, got, test.want)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"iter"
 	mathrand "math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -45,6 +46,8 @@ type node struct {
 
 	identity []grpc.DialOption // these two are of connect's goroutine
 	ttl      time.Duration     // as a server last named it; 0: none ever did
+	beat     atomic.Int64      // when the oldest heartbeat without an answer was sent, nanoseconds since the swarm began; 0: there is none
+	slow     time.Duration     // the slowest answer lately; of connect's goroutine
 
 	mu       sync.Mutex
 	timeline string // of what the node was told, as servers name it; "": it may lack some
@@ -193,6 +196,7 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 	n.newStream()
 	var since time.Time
 	defer func() {
+		n.answered()
 		if !since.IsZero() {
 			served = time.Since(since)
 			n.swarm.attached.Add(-1)
@@ -231,6 +235,8 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 				n.swarm.attached.Add(1)
 				opened()
 			}
+		case *pb.ServerMessage_Heartbeat:
+			n.answered()
 		case *pb.ServerMessage_Ack:
 			n.ack(m.Ack.Seq)
 		case *pb.ServerMessage_Call:
@@ -240,8 +246,15 @@ func (n *node) session(ctx context.Context, server string, tries int) (served ti
 			return 0, errors.New("the server's first message is not welcome")
 		}
 		if !n.muted() {
-			watch.Reset(ttl / 2)
+			watch.Reset(min(max(ttl/2, 3*n.slow), ttl))
 		}
+	}
+}
+
+// answered notes how long an answer took that came, or never will.
+func (n *node) answered() {
+	if sent := n.beat.Swap(0); sent != 0 {
+		n.slow = max(n.slow-n.slow/8, time.Since(n.swarm.began)-time.Duration(sent))
 	}
 }
 
@@ -295,6 +308,7 @@ func (n *node) send(ctx context.Context, stream grpc.ClientStream, ttls <-chan t
 			n.ring() // there may be more
 		case !now.Before(beat):
 			m.Message = &pb.NodeMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}
+			n.beat.CompareAndSwap(0, int64(now.Sub(n.swarm.began)))
 			beat = now.Add(every)
 		}
 		if m.Message != nil {

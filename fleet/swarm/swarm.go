@@ -101,6 +101,7 @@ func (c *Config) defaults() error {
 type Swarm struct {
 	cfg     Config
 	nodes   []*node
+	began   time.Time
 	first   uint64        // revision of what nodes say first
 	opening chan struct{} // a slot per node that is on its way to its first session
 
@@ -204,6 +205,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{cfg: cfg, conns: map[connKey]*grpc.ClientConn{}, opening: make(chan struct{}, maxOpening)}
 	now := time.Now() // a later swarm of the same nodes begins with higher numbers, also within a second
+	s.began = now
 	s.first = cluster.Revision(uint64(now.Unix()), uint32(now.Nanosecond()))
 	for i := range cfg.Count {
 		s.nodes = append(s.nodes, newNode(s, i))
