@@ -302,7 +302,7 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		t.putAlloc(&a, old, false)
 		switch {
 		case health == nil || !t.countHealth(&a, *health):
-		case *health:
+		case *health && t.stamp.Rules >= rulesSparse:
 			advanced[a.DeploymentID] = true
 		default:
 			progressed = append(progressed, a.JobKey())

@@ -48,7 +48,7 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 		// a thousand nodes may come back at once.
 		var keys []JobKey
 		for _, a := range t.AllocsByNode(nil, n.ID) {
-			if a.ClientStatus == AllocClientUnknown && !a.ServerTerminal() {
+			if a.ClientStatus == AllocClientUnknown && !a.ServerTerminal() || t.stamp.Rules < rulesSparse && !a.Terminal() {
 				keys = append(keys, a.JobKey())
 			}
 		}
@@ -89,6 +89,9 @@ func (t *tx) evalNode(n *Node, trigger string) {
 func (t *tx) evalNodes(nodes []*Node, trigger string) {
 	seen := map[JobKey]bool{}
 	for _, n := range nodes {
+		if t.stamp.Rules < rulesSparse {
+			clear(seen)
+		}
 		lost := n.Silent() || t.Node(nil, n.ID) == nil
 		var keys []JobKey
 		for _, a := range t.AllocsByNode(nil, n.ID) {

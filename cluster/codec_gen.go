@@ -2612,9 +2612,10 @@ func appendApplyPlans(b []byte, v *ApplyPlans) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendList(append(b, "\xa5"+"Plans"...), v.Plans, appendPlan)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -2622,6 +2623,7 @@ func appendApplyPlans(b []byte, v *ApplyPlans) []byte {
 var keysOfApplyPlans = []string{
 	"Plans",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -2633,7 +2635,9 @@ func decodeApplyPlans(d *decoder, v *ApplyPlans) {
 			v.Plans = decodeBlock(d, decodePlan)
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -2810,9 +2814,10 @@ func appendBootstrapACL(b []byte, v *BootstrapACL) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
 	b = appendUint(append(b, "\xaa"+"ResetIndex"...), v.ResetIndex)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendACLToken(append(b, "\xa5"+"Token"...), v.Token)
 	return b
@@ -2821,6 +2826,7 @@ func appendBootstrapACL(b []byte, v *BootstrapACL) []byte {
 var keysOfBootstrapACL = []string{
 	"RequestID",
 	"ResetIndex",
+	"Rules",
 	"Time",
 	"Token",
 }
@@ -2833,9 +2839,11 @@ func decodeBootstrapACL(d *decoder, v *BootstrapACL) {
 			v.RequestID = d.text()
 		case 1: // ResetIndex
 			v.ResetIndex = d.uint()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
-		case 3: // Token
+		case 4: // Token
 			v.Token = decodePtr(d, decodeACLToken)
 		default:
 			d.skip()
@@ -2927,8 +2935,9 @@ func appendCreateIntroToken(b []byte, v *CreateIntroToken) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendIntroToken(append(b, "\xa5"+"Token"...), v.Token)
 	return b
@@ -2936,6 +2945,7 @@ func appendCreateIntroToken(b []byte, v *CreateIntroToken) []byte {
 
 var keysOfCreateIntroToken = []string{
 	"RequestID",
+	"Rules",
 	"Time",
 	"Token",
 }
@@ -2946,9 +2956,11 @@ func decodeCreateIntroToken(d *decoder, v *CreateIntroToken) {
 		switch d.field(keysOfCreateIntroToken, &next) {
 		case 0: // RequestID
 			v.RequestID = d.text()
-		case 1: // Time
+		case 1: // Rules
+			v.Rules = d.uint()
+		case 2: // Time
 			v.Time = d.int()
-		case 2: // Token
+		case 3: // Token
 			v.Token = decodePtr(d, decodeIntroToken)
 		default:
 			d.skip()
@@ -2964,9 +2976,10 @@ func appendCreateModelVersion(b []byte, v *CreateModelVersion) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xab"+"Description"...), v.Description)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendModelVersion(append(b, "\xa7"+"Version"...), v.Version)
 	return b
@@ -2975,6 +2988,7 @@ func appendCreateModelVersion(b []byte, v *CreateModelVersion) []byte {
 var keysOfCreateModelVersion = []string{
 	"Description",
 	"RequestID",
+	"Rules",
 	"Time",
 	"Version",
 }
@@ -2987,9 +3001,11 @@ func decodeCreateModelVersion(d *decoder, v *CreateModelVersion) {
 			v.Description = d.str()
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
-		case 3: // Version
+		case 4: // Version
 			v.Version = decodePtr(d, decodeModelVersion)
 		default:
 			d.skip()
@@ -3005,9 +3021,10 @@ func appendDeleteACLPolicies(b []byte, v *DeleteACLPolicies) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendList(append(b, "\xa5"+"Names"...), v.Names, appendStr)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -3015,6 +3032,7 @@ func appendDeleteACLPolicies(b []byte, v *DeleteACLPolicies) []byte {
 var keysOfDeleteACLPolicies = []string{
 	"Names",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -3026,7 +3044,9 @@ func decodeDeleteACLPolicies(d *decoder, v *DeleteACLPolicies) {
 			v.Names = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -3042,10 +3062,11 @@ func appendDeleteACLTokens(b []byte, v *DeleteACLTokens) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendList(append(b, "\xab"+"AccessorIDs"...), v.AccessorIDs, appendStr)
 	b = appendBool(append(b, "\xab"+"OnlyExpired"...), v.OnlyExpired)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -3054,6 +3075,7 @@ var keysOfDeleteACLTokens = []string{
 	"AccessorIDs",
 	"OnlyExpired",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -3067,7 +3089,9 @@ func decodeDeleteACLTokens(d *decoder, v *DeleteACLTokens) {
 			v.OnlyExpired = d.bool()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -3083,10 +3107,11 @@ func appendDeleteIntroTokens(b []byte, v *DeleteIntroTokens) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendList(append(b, "\xab"+"Enrollments"...), v.Enrollments, func(b []byte, v EnrollmentKey) []byte { return appendEnrollmentKey(b, &v) })
 	b = appendList(append(b, "\xa3"+"IDs"...), v.IDs, appendStr)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -3095,6 +3120,7 @@ var keysOfDeleteIntroTokens = []string{
 	"Enrollments",
 	"IDs",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -3108,7 +3134,9 @@ func decodeDeleteIntroTokens(d *decoder, v *DeleteIntroTokens) {
 			v.IDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -3315,7 +3343,7 @@ func appendDeregisterJob(b []byte, v *DeregisterJob) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 8)
+	b = appendMapLen(b, 9)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
 	b = appendInt(append(b, "\xac"+"EvalPriority"...), int64(v.EvalPriority))
 	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
@@ -3323,6 +3351,7 @@ func appendDeregisterJob(b []byte, v *DeregisterJob) []byte {
 	b = appendBool(append(b, "\xaf"+"NoShutdownDelay"...), v.NoShutdownDelay)
 	b = appendBool(append(b, "\xa5"+"Purge"...), v.Purge)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -3335,6 +3364,7 @@ var keysOfDeregisterJob = []string{
 	"NoShutdownDelay",
 	"Purge",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -3356,7 +3386,9 @@ func decodeDeregisterJob(d *decoder, v *DeregisterJob) {
 			v.Purge = d.bool()
 		case 6: // RequestID
 			v.RequestID = d.text()
-		case 7: // Time
+		case 7: // Rules
+			v.Rules = d.uint()
+		case 8: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -3371,9 +3403,10 @@ func appendDeregisterNode(b []byte, v *DeregisterNode) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -3381,6 +3414,7 @@ func appendDeregisterNode(b []byte, v *DeregisterNode) []byte {
 var keysOfDeregisterNode = []string{
 	"NodeID",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -3392,7 +3426,9 @@ func decodeDeregisterNode(d *decoder, v *DeregisterNode) {
 			v.NodeID = d.str()
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -5876,13 +5912,14 @@ func appendReap(b []byte, v *Reap) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 8)
+	b = appendMapLen(b, 9)
 	b = appendList(append(b, "\xa6"+"Allocs"...), v.Allocs, appendStr)
 	b = appendList(append(b, "\xab"+"Deployments"...), v.Deployments, appendStr)
 	b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, appendStr)
 	b = appendList(append(b, "\xa4"+"Jobs"...), v.Jobs, func(b []byte, v JobKey) []byte { return appendJobKey(b, &v) })
 	b = appendList(append(b, "\xa5"+"Nodes"...), v.Nodes, appendStr)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendList(append(b, "\xa8"+"Versions"...), v.Versions, func(b []byte, v JobVersionKey) []byte { return appendJobVersionKey(b, &v) })
 	return b
@@ -5895,6 +5932,7 @@ var keysOfReap = []string{
 	"Jobs",
 	"Nodes",
 	"RequestID",
+	"Rules",
 	"Time",
 	"Versions",
 }
@@ -5915,9 +5953,11 @@ func decodeReap(d *decoder, v *Reap) {
 			v.Nodes = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
 		case 5: // RequestID
 			v.RequestID = d.text()
-		case 6: // Time
+		case 6: // Rules
+			v.Rules = d.uint()
+		case 7: // Time
 			v.Time = d.int()
-		case 7: // Versions
+		case 8: // Versions
 			v.Versions = decodeList(d, decodeJobVersionKey)
 		default:
 			d.skip()
@@ -5938,7 +5978,7 @@ func appendRegisterJob(b []byte, v *RegisterJob) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 9)
+	b = appendMapLen(b, 10)
 	b = appendBool(append(b, "\xac"+"EnforceIndex"...), v.EnforceIndex)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
 	b = appendInt(append(b, "\xac"+"EvalPriority"...), int64(v.EvalPriority))
@@ -5946,6 +5986,7 @@ func appendRegisterJob(b []byte, v *RegisterJob) []byte {
 	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
 	b = appendBool(append(b, "\xae"+"PreserveCounts"...), v.PreserveCounts)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendJobSubmission(append(b, "\xaa"+"Submission"...), v.Submission)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
@@ -5959,6 +6000,7 @@ var keysOfRegisterJob = []string{
 	"JobModifyIndex",
 	"PreserveCounts",
 	"RequestID",
+	"Rules",
 	"Submission",
 	"Time",
 }
@@ -5981,9 +6023,11 @@ func decodeRegisterJob(d *decoder, v *RegisterJob) {
 			v.PreserveCounts = d.bool()
 		case 6: // RequestID
 			v.RequestID = d.text()
-		case 7: // Submission
+		case 7: // Rules
+			v.Rules = d.uint()
+		case 8: // Submission
 			v.Submission = decodePtr(d, decodeJobSubmission)
-		case 8: // Time
+		case 9: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6000,10 +6044,11 @@ func appendRegisterNode(b []byte, v *RegisterNode) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
 	b = appendNode(append(b, "\xa4"+"Node"...), v.Node)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -6012,6 +6057,7 @@ var keysOfRegisterNode = []string{
 	"KeyHash",
 	"Node",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -6025,7 +6071,9 @@ func decodeRegisterNode(d *decoder, v *RegisterNode) {
 			v.Node = decodePtr(d, decodeNode)
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6041,8 +6089,9 @@ func appendRegisterServer(b []byte, v *RegisterServer) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendServer(append(b, "\xa6"+"Server"...), v.Server)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
@@ -6050,6 +6099,7 @@ func appendRegisterServer(b []byte, v *RegisterServer) []byte {
 
 var keysOfRegisterServer = []string{
 	"RequestID",
+	"Rules",
 	"Server",
 	"Time",
 }
@@ -6060,9 +6110,11 @@ func decodeRegisterServer(d *decoder, v *RegisterServer) {
 		switch d.field(keysOfRegisterServer, &next) {
 		case 0: // RequestID
 			v.RequestID = d.text()
-		case 1: // Server
+		case 1: // Rules
+			v.Rules = d.uint()
+		case 2: // Server
 			v.Server = decodePtr(d, decodeServer)
-		case 2: // Time
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6078,10 +6130,11 @@ func appendRemoveServer(b []byte, v *RemoveServer) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 5)
+	b = appendMapLen(b, 6)
 	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
 	b = appendBool(append(b, "\xa4"+"Left"...), v.Left)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendStr(append(b, "\xa5"+"Start"...), v.Start)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
@@ -6091,6 +6144,7 @@ var keysOfRemoveServer = []string{
 	"ID",
 	"Left",
 	"RequestID",
+	"Rules",
 	"Start",
 	"Time",
 }
@@ -6105,9 +6159,11 @@ func decodeRemoveServer(d *decoder, v *RemoveServer) {
 			v.Left = d.bool()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Start
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Start
 			v.Start = d.str()
-		case 4: // Time
+		case 5: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6700,10 +6756,11 @@ func appendSetAlias(b []byte, v *SetAlias) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 5)
+	b = appendMapLen(b, 6)
 	b = appendStr(append(b, "\xa5"+"Alias"...), v.Alias)
 	b = appendStr(append(b, "\xa5"+"Model"...), v.Model)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
 	return b
@@ -6713,6 +6770,7 @@ var keysOfSetAlias = []string{
 	"Alias",
 	"Model",
 	"RequestID",
+	"Rules",
 	"Time",
 	"Version",
 }
@@ -6727,9 +6785,11 @@ func decodeSetAlias(d *decoder, v *SetAlias) {
 			v.Model = d.str()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
-		case 4: // Version
+		case 5: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -6744,11 +6804,12 @@ func appendSetAutopilotConfig(b []byte, v *SetAutopilotConfig) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 5)
+	b = appendMapLen(b, 6)
 	b = appendBool(append(b, "\xaa"+"CheckIndex"...), v.CheckIndex)
 	b = appendAutopilotConfig(append(b, "\xa6"+"Config"...), v.Config)
 	b = appendUint(append(b, "\xa5"+"Index"...), v.Index)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -6758,6 +6819,7 @@ var keysOfSetAutopilotConfig = []string{
 	"Config",
 	"Index",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -6773,7 +6835,9 @@ func decodeSetAutopilotConfig(d *decoder, v *SetAutopilotConfig) {
 			v.Index = d.uint()
 		case 3: // RequestID
 			v.RequestID = d.text()
-		case 4: // Time
+		case 4: // Rules
+			v.Rules = d.uint()
+		case 5: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6789,9 +6853,10 @@ func appendSetClusterMeta(b []byte, v *SetClusterMeta) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa9"+"ClusterID"...), v.ClusterID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -6799,6 +6864,7 @@ func appendSetClusterMeta(b []byte, v *SetClusterMeta) []byte {
 var keysOfSetClusterMeta = []string{
 	"ClusterID",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -6810,7 +6876,9 @@ func decodeSetClusterMeta(d *decoder, v *SetClusterMeta) {
 			v.ClusterID = d.str()
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6825,9 +6893,10 @@ func appendSetFleetHold(b []byte, v *SetFleetHold) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendFleetHold(append(b, "\xa4"+"Hold"...), v.Hold)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -6835,6 +6904,7 @@ func appendSetFleetHold(b []byte, v *SetFleetHold) []byte {
 var keysOfSetFleetHold = []string{
 	"Hold",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -6846,7 +6916,9 @@ func decodeSetFleetHold(d *decoder, v *SetFleetHold) {
 			v.Hold = decodePtr(d, decodeFleetHold)
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -6862,10 +6934,11 @@ func appendSetJobStability(b []byte, v *SetJobStability) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 6)
+	b = appendMapLen(b, 7)
 	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
 	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendBool(append(b, "\xa6"+"Stable"...), v.Stable)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
@@ -6876,6 +6949,7 @@ var keysOfSetJobStability = []string{
 	"JobID",
 	"Namespace",
 	"RequestID",
+	"Rules",
 	"Stable",
 	"Time",
 	"Version",
@@ -6891,11 +6965,13 @@ func decodeSetJobStability(d *decoder, v *SetJobStability) {
 			v.Namespace = d.str()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Stable
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Stable
 			v.Stable = d.bool()
-		case 4: // Time
+		case 5: // Time
 			v.Time = d.int()
-		case 5: // Version
+		case 6: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -6910,11 +6986,12 @@ func appendSetSchedulerConfig(b []byte, v *SetSchedulerConfig) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 5)
+	b = appendMapLen(b, 6)
 	b = appendBool(append(b, "\xaa"+"CheckIndex"...), v.CheckIndex)
 	b = appendSchedulerConfiguration(append(b, "\xa6"+"Config"...), v.Config)
 	b = appendUint(append(b, "\xa5"+"Index"...), v.Index)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -6924,6 +7001,7 @@ var keysOfSetSchedulerConfig = []string{
 	"Config",
 	"Index",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -6939,7 +7017,9 @@ func decodeSetSchedulerConfig(d *decoder, v *SetSchedulerConfig) {
 			v.Index = d.uint()
 		case 3: // RequestID
 			v.RequestID = d.text()
-		case 4: // Time
+		case 4: // Rules
+			v.Rules = d.uint()
+		case 5: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7485,10 +7565,11 @@ func appendUpdateAllocs(b []byte, v *UpdateAllocs) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendList(append(b, "\xa6"+"Allocs"...), v.Allocs, appendAllocation)
 	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -7497,6 +7578,7 @@ var keysOfUpdateAllocs = []string{
 	"Allocs",
 	"NodeID",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -7510,7 +7592,9 @@ func decodeUpdateAllocs(d *decoder, v *UpdateAllocs) {
 			v.NodeID = d.str()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7526,9 +7610,10 @@ func appendUpdateDeployment(b []byte, v *UpdateDeployment) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendDeploymentStatusUpdate(append(b, "\xa6"+"Update"...), v.Update)
 	return b
@@ -7537,6 +7622,7 @@ func appendUpdateDeployment(b []byte, v *UpdateDeployment) []byte {
 var keysOfUpdateDeployment = []string{
 	"EvalID",
 	"RequestID",
+	"Rules",
 	"Time",
 	"Update",
 }
@@ -7549,9 +7635,11 @@ func decodeUpdateDeployment(d *decoder, v *UpdateDeployment) {
 			v.EvalID = d.str()
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
-		case 3: // Update
+		case 4: // Update
 			v.Update = decodeShared(d, func(d *decoder) *DeploymentStatusUpdate { return decodePtr(d, decodeDeploymentStatusUpdate) })
 		default:
 			d.skip()
@@ -7567,12 +7655,13 @@ func appendUpdateDrain(b []byte, v *UpdateDrain) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 7)
+	b = appendMapLen(b, 8)
 	b = appendBool(append(b, "\xa8"+"Complete"...), v.Complete)
 	b = appendBool(append(b, "\xac"+"MarkEligible"...), v.MarkEligible)
 	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
 	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendDrainStrategy(append(b, "\xa8"+"Strategy"...), v.Strategy)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
@@ -7584,6 +7673,7 @@ var keysOfUpdateDrain = []string{
 	"Meta",
 	"NodeID",
 	"RequestID",
+	"Rules",
 	"Strategy",
 	"Time",
 }
@@ -7602,9 +7692,11 @@ func decodeUpdateDrain(d *decoder, v *UpdateDrain) {
 			v.NodeID = d.str()
 		case 4: // RequestID
 			v.RequestID = d.text()
-		case 5: // Strategy
+		case 5: // Rules
+			v.Rules = d.uint()
+		case 6: // Strategy
 			v.Strategy = decodePtr(d, decodeDrainStrategy)
-		case 6: // Time
+		case 7: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7621,10 +7713,11 @@ func appendUpdateEligibility(b []byte, v *UpdateEligibility) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendStr(append(b, "\xab"+"Eligibility"...), v.Eligibility)
 	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -7633,6 +7726,7 @@ var keysOfUpdateEligibility = []string{
 	"Eligibility",
 	"NodeID",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -7646,7 +7740,9 @@ func decodeUpdateEligibility(d *decoder, v *UpdateEligibility) {
 			v.NodeID = d.str()
 		case 2: // RequestID
 			v.RequestID = d.text()
-		case 3: // Time
+		case 3: // Rules
+			v.Rules = d.uint()
+		case 4: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7661,9 +7757,10 @@ func appendUpdateEvals(b []byte, v *UpdateEvals) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, appendEvaluation)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -7671,6 +7768,7 @@ func appendUpdateEvals(b []byte, v *UpdateEvals) []byte {
 var keysOfUpdateEvals = []string{
 	"Evals",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -7682,7 +7780,9 @@ func decodeUpdateEvals(d *decoder, v *UpdateEvals) {
 			v.Evals = decodeEach(d, decodeEvaluation)
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7698,8 +7798,9 @@ func appendUpdateNodeStatus(b []byte, v *UpdateNodeStatus) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendList(append(b, "\xa7"+"Updates"...), v.Updates, func(b []byte, v NodeStatusUpdate) []byte { return appendNodeStatusUpdate(b, &v) })
 	return b
@@ -7707,6 +7808,7 @@ func appendUpdateNodeStatus(b []byte, v *UpdateNodeStatus) []byte {
 
 var keysOfUpdateNodeStatus = []string{
 	"RequestID",
+	"Rules",
 	"Time",
 	"Updates",
 }
@@ -7717,9 +7819,11 @@ func decodeUpdateNodeStatus(d *decoder, v *UpdateNodeStatus) {
 		switch d.field(keysOfUpdateNodeStatus, &next) {
 		case 0: // RequestID
 			v.RequestID = d.text()
-		case 1: // Time
+		case 1: // Rules
+			v.Rules = d.uint()
+		case 2: // Time
 			v.Time = d.int()
-		case 2: // Updates
+		case 3: // Updates
 			v.Updates = decodeList(d, decodeNodeStatusUpdate)
 		default:
 			d.skip()
@@ -7795,9 +7899,10 @@ func appendUpdateTransitions(b []byte, v *UpdateTransitions) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	b = appendMapLen(b, 5)
 	b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, appendEvaluation)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendMap(append(b, "\xab"+"Transitions"...), v.Transitions, func(b []byte, v DesiredTransition) []byte { return appendDesiredTransition(b, &v) })
 	return b
@@ -7806,6 +7911,7 @@ func appendUpdateTransitions(b []byte, v *UpdateTransitions) []byte {
 var keysOfUpdateTransitions = []string{
 	"Evals",
 	"RequestID",
+	"Rules",
 	"Time",
 	"Transitions",
 }
@@ -7818,9 +7924,11 @@ func decodeUpdateTransitions(d *decoder, v *UpdateTransitions) {
 			v.Evals = decodeEach(d, decodeEvaluation)
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
-		case 3: // Transitions
+		case 4: // Transitions
 			v.Transitions = decodeMap(d, decodeDesiredTransition)
 		default:
 			d.skip()
@@ -7837,9 +7945,10 @@ func appendUpsertACLPolicies(b []byte, v *UpsertACLPolicies) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendList(append(b, "\xa8"+"Policies"...), v.Policies, appendACLPolicy)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
 }
@@ -7847,6 +7956,7 @@ func appendUpsertACLPolicies(b []byte, v *UpsertACLPolicies) []byte {
 var keysOfUpsertACLPolicies = []string{
 	"Policies",
 	"RequestID",
+	"Rules",
 	"Time",
 }
 
@@ -7858,7 +7968,9 @@ func decodeUpsertACLPolicies(d *decoder, v *UpsertACLPolicies) {
 			v.Policies = decodeEach(d, decodeACLPolicy)
 		case 1: // RequestID
 			v.RequestID = d.text()
-		case 2: // Time
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
 			v.Time = d.int()
 		default:
 			d.skip()
@@ -7874,8 +7986,9 @@ func appendUpsertACLTokens(b []byte, v *UpsertACLTokens) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	b = appendMapLen(b, 4)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	b = appendList(append(b, "\xa6"+"Tokens"...), v.Tokens, appendACLToken)
 	return b
@@ -7883,6 +7996,7 @@ func appendUpsertACLTokens(b []byte, v *UpsertACLTokens) []byte {
 
 var keysOfUpsertACLTokens = []string{
 	"RequestID",
+	"Rules",
 	"Time",
 	"Tokens",
 }
@@ -7893,9 +8007,11 @@ func decodeUpsertACLTokens(d *decoder, v *UpsertACLTokens) {
 		switch d.field(keysOfUpsertACLTokens, &next) {
 		case 0: // RequestID
 			v.RequestID = d.text()
-		case 1: // Time
+		case 1: // Rules
+			v.Rules = d.uint()
+		case 2: // Time
 			v.Time = d.int()
-		case 2: // Tokens
+		case 3: // Tokens
 			v.Tokens = decodeEach(d, decodeACLToken)
 		default:
 			d.skip()
@@ -7911,12 +8027,13 @@ func appendUseIntroToken(b []byte, v *UseIntroToken) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 7)
+	b = appendMapLen(b, 8)
 	b = appendStr(append(b, "\xa7"+"KeyHash"...), v.KeyHash)
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
 	b = appendStr(append(b, "\xa8"+"NodeName"...), v.NodeName)
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
 	b = appendStr(append(b, "\xa4"+"Role"...), v.Role)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendStr(append(b, "\xaa"+"SecretHash"...), v.SecretHash)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
 	return b
@@ -7928,6 +8045,7 @@ var keysOfUseIntroToken = []string{
 	"NodeName",
 	"RequestID",
 	"Role",
+	"Rules",
 	"SecretHash",
 	"Time",
 }
@@ -7946,9 +8064,11 @@ func decodeUseIntroToken(d *decoder, v *UseIntroToken) {
 			v.RequestID = d.text()
 		case 4: // Role
 			v.Role = d.str()
-		case 5: // SecretHash
+		case 5: // Rules
+			v.Rules = d.uint()
+		case 6: // SecretHash
 			v.SecretHash = d.str()
-		case 6: // Time
+		case 7: // Time
 			v.Time = d.int()
 		default:
 			d.skip()

@@ -48,11 +48,24 @@ type Command interface {
 }
 
 // Stamp is what a proposer adds to each command: RequestID (a UUID) makes a
-// retry apply once, Time (unix nanoseconds) is the only clock the rules see.
+// retry apply once, Time (unix nanoseconds) is the only clock the rules see. Rules is
+// EncodeCommand's: a log is applied by the rules that it was written under, or what
+// came of an entry would not be what later entries build on.
 type Stamp struct {
 	RequestID string
 	Time      int64
+	Rules     uint64 // 0: those before they were numbered
 }
+
+// Versions of the rules.
+const (
+	// rulesSparse creates fewer evaluations: one for each job of all nodes that fall
+	// silent in one command, none for what runs on when a node is back, and none for
+	// the health of an allocation when nothing is left to place.
+	rulesSparse = 1
+
+	currentRules = rulesSparse
+)
 
 func (s *Stamp) stamp() *Stamp { return s }
 
@@ -295,6 +308,7 @@ func newCommand(k Kind) Command {
 
 // EncodeCommand makes a log entry: the kind's byte, then the body as Marshal writes it.
 func EncodeCommand(c Command) []byte {
+	c.stamp().Rules = currentRules
 	return marshal([]byte{byte(c.kind())}, c)
 }
 
