@@ -21,12 +21,15 @@ var update = flag.Bool("update", false, "write the golden files anew")
 type harness struct {
 	testing.TB
 	*State
-	index uint64
-	now   int64
-	ids   int
+	index  uint64
+	now    int64
+	ids    int
+	encode func(Command) []byte
 }
 
-func newHarness(tb testing.TB) *harness { return &harness{TB: tb, State: NewState(), now: 1e18} }
+func newHarness(tb testing.TB) *harness {
+	return &harness{TB: tb, State: NewState(), now: 1e18, encode: EncodeCommand}
+}
 
 func (h *harness) id() string {
 	h.ids++
@@ -38,7 +41,7 @@ func (h *harness) do(c Command) Result {
 	h.now += int64(time.Second)
 	*c.stamp() = Stamp{RequestID: h.id(), Time: h.now}
 	h.index++
-	res, err := h.Apply(h.index, EncodeCommand(c))
+	res, err := h.Apply(h.index, h.encode(c))
 	if err != nil {
 		h.Fatalf("apply %T: %v", c, err)
 	}
@@ -246,6 +249,37 @@ func TestDeploymentFollowsHealth(t *testing.T) {
 	}
 	if evals := s.EvalsByJob(nil, a.JobKey()); len(evals) != before+1 {
 		t.Errorf("%d evaluations after the failure, want %d", len(evals), before+1)
+	}
+}
+
+// TestRulesOfALog: silent nodes of one command evaluate a job once, and a node that is
+// back evaluates nothing of what runs on; a log from before that makes what it made.
+func TestRulesOfALog(t *testing.T) {
+	for _, test := range []struct{ rules, silent, back int }{{0, 2, 1}, {currentRules, 1, 0}} {
+		h := newHarness(t)
+		h.encode = func(c Command) []byte {
+			c.stamp().Rules = uint64(test.rules)
+			return marshal([]byte{byte(c.kind())}, c)
+		}
+		nodes := []*Node{testNode(h.id()), testNode(h.id())}
+		var updates []NodeStatusUpdate
+		var key JobKey
+		for _, n := range nodes {
+			h.must(&RegisterNode{Node: n})
+			a, _ := h.place(testJob("a", 2), n, nil)
+			updates, key = append(updates, NodeStatusUpdate{NodeID: n.ID, Status: NodeStatusDisconnected}), a.JobKey()
+		}
+		evals := func() int { return len(h.Snapshot().EvalsByJob(nil, key)) }
+		before := evals()
+		h.must(&UpdateNodeStatus{Updates: updates})
+		if got := evals() - before; got != test.silent {
+			t.Errorf("rules %d: %d evaluations for two silent nodes, want %d", test.rules, got, test.silent)
+		}
+		before = evals()
+		h.must(&RegisterNode{Node: testNode(nodes[0].ID)})
+		if got := evals() - before; got != test.back {
+			t.Errorf("rules %d: %d evaluations for a node that is back, want %d", test.rules, got, test.back)
+		}
 	}
 }
 
