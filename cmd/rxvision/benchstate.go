@@ -340,10 +340,14 @@ func benchCalm(ctx context.Context, c controlFlags, r *benchRun, dir string) (er
 	s, err := closedLoop(ctx, 32, c.calm, func(ctx context.Context, client int) error {
 		id := fmt.Sprintf("calm-%d", serials.Add(1))
 		server := p.servers[client%len(p.servers)]
-		if err := p.call(ctx, http.MethodPut, server, "/v1/jobs", benchJob(id, 1, "dc1"), nil); err != nil {
-			return err
+		for _, w := range []struct{ method, path, body string }{
+			{http.MethodPut, "/v1/jobs", benchJob(id, 1, "dc1")}, {http.MethodDelete, "/v1/job/" + id + "?purge=true", ""},
+		} {
+			if err := insist(ctx, func() error { return p.call(ctx, w.method, server, w.path, w.body, nil) }); err != nil {
+				return err
+			}
 		}
-		return p.call(ctx, http.MethodDelete, server, "/v1/job/"+id+"?purge=true", "", nil)
+		return nil
 	})
 	if err != nil {
 		return err
