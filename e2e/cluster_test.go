@@ -51,6 +51,42 @@ func TestThreeServers(t *testing.T) {
 	r.settle()
 }
 
+// TestFiveServers loses two of five, the leader among them, and goes on; with a third
+// it takes no writes, and goes on again when two are back.
+func TestFiveServers(t *testing.T) {
+	r := newRegion(t, 5, 5)
+	r.start()
+	r.bootstrapACL()
+	write := func(i int, id string) int {
+		status, _, err := r.call(http.MethodPut, i, "/v1/jobs", map[string]any{"Job": loadJob(id, "")})
+		if err != nil {
+			return 0
+		}
+		return status
+	}
+	leader := r.leader()
+	first, second, third, rest := leader, (leader+1)%5, (leader+2)%5, (leader+3)%5
+	r.servers[first].kill()
+	r.servers[second].kill()
+	r.await("a write through what is left of five", func() bool { return write(rest, "with-three") == http.StatusOK })
+	r.servers[third].kill()
+	if got := write(rest, "with-two"); got == http.StatusOK {
+		t.Error("two of five took a write")
+	}
+	r.start(second, third)
+	r.await("a write through four", func() bool { return write(rest, "with-four") == http.StatusOK })
+	r.start(first)
+	r.settle()
+	for i := range r.servers {
+		for _, id := range []string{"with-three", "with-four"} {
+			var job struct{ ID string }
+			if !r.get(i, "/v1/job/"+id+"?stale", &job) || job.ID != id {
+				t.Errorf("s%d does not know job %s", i+1, id)
+			}
+		}
+	}
+}
+
 // spawn runs a part of the platform on this host until the test ends.
 func (r *region) spawn(env []string, args ...string) *output {
 	r.t.Helper()
