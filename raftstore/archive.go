@@ -338,7 +338,7 @@ func (s *Store) restoreHere(ctx context.Context, r io.Reader) (*Info, error) {
 		return nil, err // from here on it is raft's
 	}
 	meta := raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: made.head.Index, Term: made.head.Term, Size: made.size}
-	err = s.raft.Restore(&meta, made, enqueueTimeout)
+	err = s.settle(func() error { return s.raft.Restore(&meta, made, enqueueTimeout) })
 	if fatal := s.Err(); fatal != nil {
 		return nil, fatal
 	}

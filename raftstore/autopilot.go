@@ -81,10 +81,64 @@ type pilot struct {
 }
 
 func (p *pilot) init(s *Store) {
-	p.Autopilot = autopilot.New(s.raft, &pilotView{s},
+	p.Autopilot = autopilot.New(pilotRaft{s.raft, s}, &pilotView{s},
 		autopilot.WithLogger(raftLogger(s.log)), autopilot.WithPromoter(careful{&p.promoter}),
 		autopilot.WithUpdateInterval(s.cfg.AutopilotInterval), autopilot.WithReconcileInterval(actEvery*s.cfg.AutopilotInterval))
 }
+
+// pilotRaft is raft for autopilot, which waits for each change that it asks for.
+type pilotRaft struct {
+	*raft.Raft
+	store *Store
+}
+
+// AddNonvoter implements autopilot.Raft.
+func (r pilotRaft) AddNonvoter(id raft.ServerID, addr raft.ServerAddress, prev uint64, timeout time.Duration) raft.IndexFuture {
+	return r.settle(func() raft.IndexFuture { return r.Raft.AddNonvoter(id, addr, prev, timeout) })
+}
+
+// AddVoter implements autopilot.Raft.
+func (r pilotRaft) AddVoter(id raft.ServerID, addr raft.ServerAddress, prev uint64, timeout time.Duration) raft.IndexFuture {
+	return r.settle(func() raft.IndexFuture { return r.Raft.AddVoter(id, addr, prev, timeout) })
+}
+
+// DemoteVoter implements autopilot.Raft.
+func (r pilotRaft) DemoteVoter(id raft.ServerID, prev uint64, timeout time.Duration) raft.IndexFuture {
+	return r.settle(func() raft.IndexFuture { return r.Raft.DemoteVoter(id, prev, timeout) })
+}
+
+// RemoveServer implements autopilot.Raft.
+func (r pilotRaft) RemoveServer(id raft.ServerID, prev uint64, timeout time.Duration) raft.IndexFuture {
+	return r.settle(func() raft.IndexFuture { return r.Raft.RemoveServer(id, prev, timeout) })
+}
+
+// LeadershipTransferToServer implements autopilot.Raft.
+func (r pilotRaft) LeadershipTransferToServer(id raft.ServerID, addr raft.ServerAddress) raft.Future {
+	return settled{err: r.store.settle(func() error { return r.Raft.LeadershipTransferToServer(id, addr).Error() })}
+}
+
+func (r pilotRaft) settle(ask func() raft.IndexFuture) raft.IndexFuture {
+	var index uint64
+	err := r.store.settle(func() error {
+		future := ask()
+		err := future.Error()
+		index = future.Index()
+		return err
+	})
+	if err != nil {
+		return settled{err: err}
+	}
+	return settled{index: index}
+}
+
+// settled is a future whose answer is there.
+type settled struct {
+	index uint64
+	err   error
+}
+
+func (f settled) Index() uint64 { return f.index }
+func (f settled) Error() error  { return f.err }
 
 // runPilot runs autopilot while this server leads.
 func (s *Store) runPilot() {
@@ -198,7 +252,7 @@ func (v *pilotView) RemoveFailedServer(server *autopilot.Server) {
 		defer end()
 		err := v.spare(string(server.ID))
 		if err == nil {
-			err = v.raft.RemoveServer(server.ID, 0, enqueueTimeout).Error()
+			err = v.settle(func() error { return v.raft.RemoveServer(server.ID, 0, enqueueTimeout).Error() })
 		}
 		if err != nil {
 			v.log.Warn("could not remove a dead server; trying again", "server", server.ID, "error", err)

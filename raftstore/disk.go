@@ -40,6 +40,7 @@ type disk struct {
 	log      *slog.Logger
 	dir      string
 	fail     func(error)
+	silence  func() // told before a goroutine of raft is ended without a failure
 	closing  <-chan struct{}
 	patience time.Duration         // writes over that are a stall
 	appends  prometheus.Histogram  // seconds
@@ -123,7 +124,7 @@ func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) 
 func (d *disk) StoreLogs(logs []*raft.Log) error {
 	write := func() error { return d.store(logs) }
 	if len(logs) == 1 && logs[0].Type == raft.LogNoop && d.voters.Load() == 1 {
-		return d.insist(write) // raft would step down and win the next term, over and over
+		return d.insist("the log", write) // raft would step down and win the next term, over and over
 	}
 	err := d.timed("append", write)
 	d.setFull(full(err))
@@ -292,26 +293,30 @@ func (d *disk) GetUint64(key []byte) (uint64, error) { return d.stable.GetUint64
 
 // Set implements raft.StableStore.
 func (d *disk) Set(key, value []byte) error {
-	return d.insist(func() error { return d.stable.put(map[string][]byte{string(key): value}) })
+	return d.insist("raft's term and vote", func() error { return d.stable.put(map[string][]byte{string(key): value}) })
 }
 
 // SetUint64 implements raft.StableStore.
 func (d *disk) SetUint64(key []byte, value uint64) error { return d.Set(key, logKey(value)) }
 
-// insist repeats what raft cannot do without, for as long as the disk is full.
-func (d *disk) insist(write func() error) error {
+// insist repeats what raft cannot do without, for as long as the disk is full. That
+// it succeeds does not mean that there is room again: it takes little or none.
+func (d *disk) insist(what string, write func() error) error {
 	for {
 		err := d.timed("insist", write)
-		d.setFull(full(err))
+		if full(err) {
+			d.setFull(true)
+		}
 		if err == nil || !d.running.Load() {
 			return err
 		}
 		if !full(err) {
-			return d.broken(fmt.Errorf("write raft's term and vote in %s: %w", d.dir, err))
+			return d.broken(fmt.Errorf("write %s in %s: %w", what, d.dir, err))
 		}
 		select {
 		case <-time.After(diskRetry):
 		case <-d.closing:
+			d.silence()
 			runtime.Goexit() // see broken
 		}
 	}
@@ -347,8 +352,8 @@ func (d *disk) timed(op string, write func() error) error {
 }
 
 // broken ends the store. Raft would panic on the error, in a goroutine of its
-// own, so that goroutine ends here instead; its deferred clean-up answers whoever
-// waits for it.
+// own, so that goroutine ends here instead; its deferred clean-up answers what it had
+// begun, and settle everyone else.
 func (d *disk) broken(err error) error {
 	if d.running.Load() {
 		d.fail(err)

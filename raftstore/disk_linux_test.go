@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
@@ -162,6 +164,149 @@ func TestBrokenDiskEndsTheStore(t *testing.T) {
 		mustHold(t, "reopened", dir, acked)
 		if _, err := os.Stat(filepath.Join(dir, failureFile)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the record of the failure is still there: %v", err)
+		}
+	}
+}
+
+// mustEnd waits for what must not take for ever.
+func mustEnd(t *testing.T, what string, f func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		t.Fatal(what + " does not end")
+		return nil
+	}
+}
+
+// mustStepDown opens a store whose disk is full until raft steps down; while it begins
+// to lead again, writing its first entry fails with err.
+func mustStepDown(t *testing.T, err error) (s *Store, failed <-chan struct{}) {
+	var fails atomic.Bool
+	begins := make(chan struct{})
+	var once sync.Once
+	s = mustOpen(t, t.TempDir(), func(c *Config) {
+		c.Heartbeat = 100 * time.Millisecond
+		c.fault = func(op string) error {
+			switch {
+			case !fails.Load():
+				return nil
+			case op == "append": // the leader steps down
+				return &os.PathError{Op: "write", Path: "the log", Err: syscall.ENOSPC}
+			case s.raft.State() == raft.Leader: // it is one again
+				once.Do(func() { close(begins) })
+				return err
+			}
+			return nil
+		}
+	})
+	mustApply(t, s, register("a"))
+	fails.Store(true)
+	if _, err := s.Apply(t.Context(), register("b")); cluster.CodeOf(err) != cluster.CodeUnavailable {
+		t.Errorf("write on a full disk: %v", err)
+	}
+	return s, begins
+}
+
+// The disk fails with the first entry of a new term. What raft is asked then it never
+// answers: everyone who waits for it gets the reason, and closing ends.
+func TestBrokenDiskWhileLeadershipBegins(t *testing.T) {
+	s, _ := mustStepDown(t, &os.PathError{Op: "sync", Path: "the log", Err: syscall.EIO})
+	mustBeFatal(t, s, "input/output error")
+	autopilot := pilotRaft{s.raft, s}
+	for what, ask := range map[string]func() error{
+		"write": func() error { return s.note(t.Context(), register("c")) },
+		"round": func() error {
+			p := &proposal{entries: [][]byte{{1}}, answer: make(chan []outcome, 1)}
+			s.propose([]*proposal{p})
+			return (<-p.answer)[0].err
+		},
+		"barrier":  s.barrier,
+		"snapshot": func() error { return s.settle(func() error { return s.raft.Snapshot().Error() }) },
+		"restore": func() error {
+			return s.settle(func() error { return s.raft.Restore(&raft.SnapshotMeta{}, strings.NewReader(""), 0) })
+		},
+		"new voter":   func() error { return autopilot.AddVoter("x", "127.0.0.1:1", 0, 0).Error() },
+		"new server":  func() error { return autopilot.AddNonvoter("x", "127.0.0.1:1", 0, 0).Error() },
+		"lost vote":   func() error { return autopilot.DemoteVoter("x", 0, 0).Error() },
+		"lost server": func() error { return autopilot.RemoveServer("x", 0, 0).Error() },
+		"new leader":  func() error { return autopilot.LeadershipTransferToServer("x", "127.0.0.1:1").Error() },
+		"transfer":    func() error { return s.transferHere("") },
+		"new cluster": func() error {
+			return s.settle(func() error { return s.raft.BootstrapCluster(raft.Configuration{}).Error() })
+		},
+		"linearizable": func() error { return s.ReadIndex(t.Context(), true) },
+	} {
+		if err := mustEnd(t, what, ask); !errors.Is(err, s.Err()) {
+			t.Errorf("%s: %v, want %v", what, err, s.Err())
+		}
+	}
+	if err := mustEnd(t, "close", s.Close); !errors.Is(err, s.Err()) {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// Closing while the first entry of a term waits for room: nothing has failed.
+func TestCloseOnFullDiskWhileLeadershipBegins(t *testing.T) {
+	s, begins := mustStepDown(t, &os.PathError{Op: "write", Path: "the log", Err: syscall.ENOSPC})
+	select {
+	case <-begins:
+	case <-time.After(patience):
+		t.Fatal("does not lead again")
+	}
+	if err := mustEnd(t, "close", s.Close); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// On a disk that is nearly full term and vote can still be written, in place: only an
+// entry that fits, or the probe, says that there is room again.
+func TestNearlyFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	log := testConfig(t, dir).Logger
+	st, err := openOrCreateStable(dir, LogBbolt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused atomic.Int32
+	d := &disk{
+		stable: st, log: log, dir: dir, appends: appendSeconds(), writes: map[int]time.Time{}, patience: time.Hour,
+		fault: func(string) error {
+			if refused.Add(-1) < 0 {
+				return nil
+			}
+			return &os.PathError{Op: "write", Path: "the log", Err: syscall.ENOSPC}
+		},
+	}
+	if d.entries, err = openLog(LogBbolt, dir, st, 0, log, false); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.close() })
+	d.running.Store(true)
+	d.voters.Store(1)
+	store := func(kind raft.LogType, index uint64) func() error {
+		return func() error { return d.StoreLog(&raft.Log{Index: index, Term: 1, Type: kind}) }
+	}
+	setTerm := func() error { return d.SetUint64([]byte("CurrentTerm"), 1) }
+	for _, c := range []struct {
+		what        string
+		write       func() error
+		refuse      int32
+		fails, full bool
+	}{
+		{"an entry that is refused", store(raft.LogCommand, 1), 1, true, true},
+		{"a term", setTerm, 0, false, true},
+		{"a lone leader's first entry", store(raft.LogNoop, 1), 0, false, true},
+		{"an entry that fits", store(raft.LogCommand, 2), 0, false, false},
+		{"a term that is refused at first", setTerm, 1, false, true},
+	} {
+		refused.Store(c.refuse)
+		err := c.write()
+		if (err != nil) != c.fails || d.isFull() != c.full {
+			t.Errorf("after %s: %v, full %v, want %v", c.what, err, d.isFull(), c.full)
 		}
 	}
 }

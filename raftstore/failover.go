@@ -184,7 +184,7 @@ func (s *Store) stepAside() {
 	}
 	for _, m := range s.configuration().Servers {
 		if m.Suffrage == raft.Voter && m.ID != s.id && s.status(string(m.ID)) == MemberAlive {
-			if err := s.raft.LeadershipTransfer().Error(); err != nil {
+			if err := s.settle(func() error { return s.raft.LeadershipTransfer().Error() }); err != nil {
 				s.log.Warn("could not hand the leadership over before the end", "error", err)
 			}
 			return

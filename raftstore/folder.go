@@ -277,7 +277,7 @@ func (s *Store) openDisk() error {
 		return err
 	}
 	s.disk = &disk{
-		stable: st, log: s.log, dir: dir, fail: s.failDisk, fault: s.cfg.fault, closing: s.closing, appends: appendSeconds(), writes: map[int]time.Time{},
+		stable: st, log: s.log, dir: dir, fail: s.failDisk, silence: s.silence, fault: s.cfg.fault, closing: s.closing, appends: appendSeconds(), writes: map[int]time.Time{},
 		patience: time.Hour, // until the timers are known
 	}
 	if st.healed != "" {
@@ -373,13 +373,16 @@ func syncFolder(dir string) error {
 // failDisk ends the store because of its disk. What the device did is recorded,
 // so that the next start does not trust it blindly.
 func (s *Store) failDisk(err error) {
+	if end, over := s.begin(); over == nil {
+		defer end() // Close waits for the record, which this disk may hold up
+	}
+	s.fail(err)
 	var damage *Damage
 	if !errors.As(err, &damage) {
 		if e := recordFailure(s.cfg.Dir, time.Now(), err); e != nil {
 			s.log.Error("could not record why the server ends", "error", e)
 		}
 	}
-	s.fail(err)
 }
 
 // unwritable makes an error of the device an *Unwritable.

@@ -162,8 +162,33 @@ func (p *proposals) next() []*proposal {
 	return round
 }
 
+// give answers a proposal that has no answer yet.
+func (p *proposal) give(out []outcome) {
+	select {
+	case p.answer <- out:
+	default:
+	}
+}
+
 // propose hands proposals to raft, waits until they are applied here and answers them.
 func (s *Store) propose(round []*proposal) {
+	err := s.settle(func() error {
+		s.proposeNow(round)
+		return nil
+	})
+	if err == nil {
+		return
+	}
+	for _, p := range round {
+		out := make([]outcome, len(p.entries))
+		for i := range out {
+			out[i].err = err
+		}
+		p.give(out)
+	}
+}
+
+func (s *Store) proposeNow(round []*proposal) {
 	var futures []raft.ApplyFuture
 	for _, p := range round {
 		for _, entry := range p.entries {
@@ -176,7 +201,7 @@ func (s *Store) propose(round []*proposal) {
 			out[i] = s.outcomeOf(futures[0])
 			futures = futures[1:]
 		}
-		p.answer <- out
+		p.give(out)
 	}
 }
 
@@ -365,8 +390,12 @@ func (r *rounds) run(ask func() uint64) {
 // barrier waits until all entries up to now are applied here, and notes how far
 // that is: the entries that raft writes for itself never reach the FSM.
 func (s *Store) barrier() error {
-	future := s.raft.Barrier(enqueueTimeout)
-	if err := future.Error(); err != nil {
+	var future raft.Future
+	err := s.settle(func() error {
+		future = s.raft.Barrier(enqueueTimeout)
+		return future.Error()
+	})
+	if err != nil {
 		return err
 	}
 	if f, ok := future.(raft.IndexFuture); ok {

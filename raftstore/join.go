@@ -432,7 +432,7 @@ func (s *Store) beginCluster(f *pb.Formation) {
 	for _, v := range f.Voters {
 		conf.Servers = append(conf.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.Id), Address: raft.ServerAddress(v.Addr)})
 	}
-	if err := s.raft.BootstrapCluster(conf).Error(); err != nil {
+	if err := s.settle(func() error { return s.raft.BootstrapCluster(conf).Error() }); err != nil {
 		s.log.Error("cannot begin the cluster", "error", err)
 		return
 	}

@@ -126,6 +126,28 @@ func (s *Store) catchUp() bool {
 	return true
 }
 
+// settle asks raft for something and waits for its answer, as everyone must who
+// waits for raft. A fault of the disk ends goroutines of raft, and what these had
+// been handed, or would have been, is never answered: settle gives the reason then,
+// and leaves a goroutine behind, for the process ends soon. What ask is given must
+// stay valid for it.
+func (s *Store) settle(ask func() error) error {
+	answer := make(chan error, 1)
+	go func() { answer <- ask() }()
+	select {
+	case err := <-answer:
+		if err != nil {
+			err = cmpErr(s.Err(), err)
+		}
+		return err
+	case <-s.mute:
+		return cmpErr(s.Err(), errClosing)
+	}
+}
+
+// silence says that raft may answer no longer.
+func (s *Store) silence() { s.muteOnce.Do(func() { close(s.mute) }) }
+
 // moveAddress records the address at which this leader listens now. (The others
 // learn it of a follower when that joins.)
 func (s *Store) moveAddress() {
@@ -134,7 +156,7 @@ func (s *Store) moveAddress() {
 		if m.ID != s.id || m.Address == here {
 			continue
 		}
-		if err := s.raft.AddVoter(s.id, here, 0, enqueueTimeout).Error(); err != nil {
+		if err := s.settle(func() error { return s.raft.AddVoter(s.id, here, 0, enqueueTimeout).Error() }); err != nil {
 			s.log.Warn("could not record this server's new address", "address", here, "error", err)
 		}
 	}

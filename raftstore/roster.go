@@ -291,7 +291,8 @@ func (s *Store) removeHere(id string) error {
 	}
 	s.removing.Store(id, true) // until the state knows, it may ask to come back
 	defer s.removing.Delete(id)
-	if err := s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout).Error(); err != nil {
+	err := s.settle(func() error { return s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout).Error() })
+	if err != nil {
 		return s.raftError("remove server "+id, err)
 	}
 	s.log.Info("removed a server", "server", id)
@@ -312,7 +313,7 @@ func (s *Store) transferHere(id string) error {
 		return nil
 	}
 	if id == "" {
-		return s.raftError("transfer leadership", s.raft.LeadershipTransfer().Error())
+		return s.raftError("transfer leadership", s.settle(func() error { return s.raft.LeadershipTransfer().Error() }))
 	}
 	for _, m := range s.configuration().Servers {
 		if string(m.ID) != id {
@@ -321,7 +322,8 @@ func (s *Store) transferHere(id string) error {
 		if m.Suffrage != raft.Voter {
 			return cluster.Errorf(cluster.CodeConflict, "server %s has no vote yet and cannot lead", id)
 		}
-		return s.raftError("transfer leadership", s.raft.LeadershipTransferToServer(m.ID, m.Address).Error())
+		err := s.settle(func() error { return s.raft.LeadershipTransferToServer(m.ID, m.Address).Error() })
+		return s.raftError("transfer leadership", err)
 	}
 	return notFound(id)
 }
@@ -333,7 +335,7 @@ func (s *Store) raftError(what string, err error) error {
 		return nil
 	case s.Err() != nil:
 		return s.Err()
-	case errors.Is(err, raft.ErrRaftShutdown):
+	case errors.Is(err, raft.ErrRaftShutdown), errors.Is(err, errClosing):
 		return errClosing
 	case lostLeader(err):
 		return cluster.ErrNoLeader

@@ -382,7 +382,7 @@ func (s *Store) Snapshot() error {
 		return err
 	}
 	defer end()
-	err = s.raft.Snapshot().Error()
+	err = s.settle(func() error { return s.raft.Snapshot().Error() })
 	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("snapshot: %w", err)
 	}

@@ -152,6 +152,8 @@ type Store struct {
 	failure    error
 	failedAt   time.Time
 	failOnce   sync.Once
+	mute       chan struct{} // closed when raft may answer no longer; see settle
+	muteOnce   sync.Once
 	closing    chan struct{}
 	ending     context.Context // ends with closing
 	end        context.CancelFunc
@@ -175,7 +177,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Logger,
 		weight: semaphore.NewWeighted(maxInFlight),
-		fatal:  make(chan error, 1), failed: make(chan struct{}), closing: make(chan struct{}),
+		fatal:  make(chan error, 1), failed: make(chan struct{}), mute: make(chan struct{}), closing: make(chan struct{}),
 		circle: newCircle(), start: newUUID(),
 	}
 	s.ending, s.end = context.WithCancel(context.Background())
@@ -407,6 +409,7 @@ func (s *Store) fail(err error) {
 	s.failOnce.Do(func() {
 		s.failure, s.failedAt = &failure{wayOut(s.cfg.Dir, err)}, time.Now()
 		close(s.failed)
+		s.silence()
 		s.log.Error("store has failed; the server must stop", "error", err)
 		s.fatal <- s.failure
 	})
