@@ -316,9 +316,40 @@ func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *re
 		case err != nil:
 			return err
 		default:
-			return serveStore(ctx, c, log, reg, keys, store, reload)
+			return whileSound(ctx, store, fatalLimit, func(ctx context.Context) error {
+				return serveStore(ctx, c, log, reg, keys, store, reload)
+			})
 		}
 	}
+}
+
+// fatalLimit bounds how long a server whose store has failed takes to end: its disk may
+// answer nothing any more.
+const fatalLimit = 10 * time.Second
+
+// whileSound serves until the store fails; then it ends serve and gives the reason,
+// after limit whether serve has ended or not.
+func whileSound(ctx context.Context, store interface{ Fatal() <-chan error }, limit time.Duration, serve func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx) }()
+	var reason error
+	select {
+	case err := <-done:
+		return err
+	case reason = <-store.Fatal():
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			reason = err // the store's own is in it: Close gives it, too
+		}
+	case <-time.After(limit):
+		reason = fmt.Errorf("%w; not everything ended within %v", reason, limit)
+	}
+	return fmt.Errorf("the store can go on no longer: %w", reason)
 }
 
 // serveReadOnly answers stale reads until the disk has recovered or ctx ends.
@@ -464,14 +495,6 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 	}
 	g.Go(func() error { return rpc.Serve(rpcListener) })
 	g.Go(func() error { return api.Serve(ctx, keys.https(httpListener), handler) })
-	g.Go(func() error {
-		select {
-		case err := <-store.Fatal():
-			return fmt.Errorf("the store can go on no longer: %w", err)
-		case <-ctx.Done():
-			return nil
-		}
-	})
 	g.Go(func() error {
 		<-ctx.Done()
 		rpc.Stop() // agents and gateways go on by themselves and come back

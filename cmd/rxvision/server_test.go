@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestServerTellsAllFaults makes one mistake in each setting that is checked.
@@ -113,5 +116,41 @@ func TestPlainServerStaysOnLoopback(t *testing.T) {
 	}
 	if err := cmd.PersistentPreRunE(cmd, nil); err == nil || !strings.Contains(err.Error(), "--rpc-addr") {
 		t.Errorf("a plain server on 10.0.0.1: %v", err)
+	}
+}
+
+// failing is a store that has failed.
+type failing chan error
+
+func (f failing) Fatal() <-chan error { return f }
+
+// TestServerEndsWithItsStore has a store fail under a server that ends by itself, and
+// under one that a dead disk holds.
+func TestServerEndsWithItsStore(t *testing.T) {
+	reason := errors.New("the disk is broken")
+	for what, c := range map[string]struct {
+		limit time.Duration
+		hangs bool
+	}{"ends": {time.Hour, false}, "hangs": {time.Millisecond, true}} {
+		store := failing(make(chan error, 1))
+		store <- reason
+		release, ended := make(chan struct{}), make(chan struct{})
+		err := whileSound(t.Context(), store, c.limit, func(ctx context.Context) error {
+			defer close(ended)
+			<-ctx.Done()
+			if c.hangs {
+				<-release
+			}
+			return reason
+		})
+		if !errors.Is(err, reason) || strings.Count(err.Error(), reason.Error()) != 1 || strings.Contains(err.Error(), "not everything ended") != c.hangs {
+			t.Errorf("%s: %v", what, err)
+		}
+		close(release)
+		<-ended
+	}
+	fault := errors.New("the address is in use")
+	if err := whileSound(t.Context(), failing(nil), time.Hour, func(context.Context) error { return fault }); !errors.Is(err, fault) {
+		t.Errorf("without a failure: %v", err)
 	}
 }
