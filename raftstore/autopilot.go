@@ -28,7 +28,7 @@ type ServerHealth struct {
 	ID, Name, Address, Version string
 	Status                     string // as Member's
 	Leader, Voter, Healthy     bool
-	LastContact                time.Duration // since it heard of the leader; 0 on the leader; negative: never, or it does not answer
+	LastContact                time.Duration // since it heard of the leader, or the leader of it if that is longer; 0 on the leader; negative: never
 	LastTerm, LastIndex        uint64        // of its log
 	StableSince                time.Time     // when Healthy changed last
 }
@@ -63,11 +63,25 @@ func (s *Store) healthHere() *Health {
 		h.Servers = append(h.Servers, ServerHealth{
 			ID: string(id), Name: v.Server.Name, Address: string(v.Server.Address), Version: v.Server.Version, Status: string(v.Server.NodeStatus),
 			Leader: v.State == autopilot.RaftLeader, Voter: v.HasVotingRights(), Healthy: v.Health.Healthy,
-			LastContact: v.Stats.LastContact, LastTerm: v.Stats.LastTerm, LastIndex: v.Stats.LastIndex, StableSince: v.Health.StableSince,
+			LastContact: s.contactOf(v), LastTerm: v.Stats.LastTerm, LastIndex: v.Stats.LastIndex, StableSince: v.Health.StableSince,
 		})
 	}
 	slices.SortFunc(h.Servers, func(a, b ServerHealth) int { return strings.Compare(a.ID, b.ID) })
 	return h
+}
+
+// contactOf is what a server says itself, and of one that does not answer how long ago
+// it did.
+func (s *Store) contactOf(v *autopilot.ServerState) time.Duration {
+	said := v.Stats.LastContact
+	if v.Health.Healthy || v.Server.ID == s.id || said < 0 {
+		return said
+	}
+	met := s.circle.get(string(v.Server.ID)).met
+	if met.IsZero() {
+		return -1
+	}
+	return max(said, time.Since(met))
 }
 
 // actEvery is how many judgements lie between two acts of autopilot.

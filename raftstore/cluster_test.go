@@ -917,6 +917,20 @@ func TestHealth(t *testing.T) {
 	if res := mustApply(t, s, &cluster.SetAutopilotConfig{Config: c, CheckIndex: true}); res.Updated {
 		t.Error("set although the index was another")
 	}
+	dead := g.leader() // of itself it said 0
+	g.crash(dead)
+	eventually(t, "a dead server's contact is told", func() bool {
+		h, err := s.Health(t.Context())
+		if err != nil {
+			return false
+		}
+		for _, v := range h.Servers {
+			if v.ID == dead.ID() && v.Status == MemberFailed {
+				return v.LastContact > 0 && !v.Healthy
+			}
+		}
+		return false
+	})
 }
 
 func formation(id string) *pb.Formation {

@@ -133,7 +133,7 @@ whole state, in memory only. Exit code 1 when it cannot be restored.`,
 			}
 			if asJSON {
 				err = printJSON(cmd.OutOrStdout(), describe(in))
-			} else {
+			} else if in.Fault == nil || in.Tables != nil {
 				err = printInspection(cmd.OutOrStdout(), in)
 			}
 			if err == nil && in.Fault != nil {

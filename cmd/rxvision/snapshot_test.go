@@ -48,7 +48,7 @@ func TestSnapshotInspect(t *testing.T) {
 	if err := os.WriteFile(bad, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, out := runs(t, "snapshot", "inspect", bad); code != exitError || !strings.Contains(out, "DAMAGED: snapshot archive is damaged") {
+	if code, out := runs(t, "snapshot", "inspect", bad); code != exitError || !strings.Contains(out, "cannot be restored: snapshot archive is damaged") || strings.Contains(out, "total") {
 		t.Errorf("code %d\n%s", code, out)
 	}
 }
