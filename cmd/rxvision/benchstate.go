@@ -54,7 +54,9 @@ func benchState(ctx context.Context, c controlFlags, r *benchRun, dir string) (e
 
 	write := func(ctx context.Context, client int) error {
 		job := benchJob(fmt.Sprintf("bench-%d", serials.Add(1)), 1, "nowhere")
-		return insist(ctx, func() error { return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", job, nil) })
+		return insist(ctx, func() error {
+			return p.call(ctx, http.MethodPut, p.servers[client%len(p.servers)], "/v1/jobs", job, nil)
+		})
 	}
 	quiet, err := closedLoop(ctx, 8, c.each, write)
 	if err != nil {
