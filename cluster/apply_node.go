@@ -1,5 +1,7 @@
 package cluster
 
+import "slices"
+
 // MaxNodes bounds how many nodes a region holds.
 const MaxNodes = 100_000
 
@@ -85,8 +87,10 @@ func (t *tx) evalNode(n *Node, trigger string) {
 }
 
 // evalNodes is evalNode for several at once: a job with work on many of them is
-// evaluated once, for the first.
+// evaluated once, for the first. While replacements pause that only shows the reason,
+// for which one open evaluation of a job will do; the end of the pause makes another.
 func (t *tx) evalNodes(nodes []*Node, trigger string) {
+	held := t.stamp.Rules >= rulesSparse && t.FleetHold(nil) != nil
 	seen := map[JobKey]bool{}
 	for _, n := range nodes {
 		if t.stamp.Rules < rulesSparse {
@@ -97,13 +101,20 @@ func (t *tx) evalNodes(nodes []*Node, trigger string) {
 		for _, a := range t.AllocsByNode(nil, n.ID) {
 			if k := a.JobKey(); !seen[k] && (!a.Terminal() || lost && !a.ClientTerminal()) {
 				seen[k] = true
-				keys = append(keys, k)
+				if !held || n.Status != NodeStatusDisconnected || !t.evaluates(k) {
+					keys = append(keys, k)
+				}
 			}
 		}
 		t.evalJobs(keys, trigger, func(e *Evaluation) {
 			e.NodeID, e.NodeModifyIndex = n.ID, t.index
 		})
 	}
+}
+
+// evaluates says whether an evaluation of the job is open.
+func (t *tx) evaluates(k JobKey) bool {
+	return slices.ContainsFunc(t.EvalsByJob(nil, k), func(e *Evaluation) bool { return !e.Terminal() })
 }
 
 func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {

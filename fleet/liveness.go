@@ -317,24 +317,39 @@ func (j *judge) mark(ctx context.Context, c census, hold *cluster.FleetHold, now
 			})
 		}
 	}
-	for batch := range slices.Chunk(updates, sweepBatch) {
+	logged := 0
+	for len(updates) > 0 {
+		batch := updates[:s.sweep(updates)]
+		updates = updates[len(batch):]
 		if _, err := s.cfg.Store.Apply(ctx, &cluster.UpdateNodeStatus{Updates: batch}); err != nil {
-			s.log.Warn("silent nodes could not be marked", "count", len(batch), "error", err)
-			return
+			s.log.Warn("silent nodes could not be marked; they will be at the next look", "count", len(batch)+len(updates), "error", err)
+			break
 		}
-		for i, u := range batch {
+		for _, u := range batch {
 			s.metrics.silenced.WithLabelValues(u.Status).Inc()
 			if u.Status == cluster.NodeStatusDown {
 				j.fell[u.NodeID] = now
 			}
-			if i < loggedNodes {
+			if logged++; logged <= loggedNodes {
 				s.log.Warn("node is silent", "node", u.NodeID, "status", u.Status, "ttl", j.ttl)
 			}
 		}
-		if more := len(batch) - loggedNodes; more > 0 {
-			s.log.Warn("more nodes are silent", "count", more)
+	}
+	if more := logged - loggedNodes; more > 0 {
+		s.log.Warn("more nodes are silent", "count", more)
+	}
+}
+
+// sweep is how many of the nodes change their status in one log entry: few enough that
+// applying it, which looks at all that they run, does not hold up others for long.
+func (s *Server) sweep(updates []cluster.NodeStatusUpdate) int {
+	snap, allocs := s.cfg.Store.State().Snapshot(), 0
+	for i, u := range updates {
+		if allocs += len(snap.AllocsByNode(nil, u.NodeID)); i > 0 && allocs > sweepAllocs {
+			return i
 		}
 	}
+	return len(updates)
 }
 
 // loggedNodes bounds how many silent nodes of one look are named in the log.

@@ -53,7 +53,7 @@ const (
 	maxReportBytes = 16 << 20 // … and their bytes
 	sendQueue      = 64
 	answerQueue    = 16
-	sweepBatch     = 2000 // nodes whose status changes in one log entry
+	sweepAllocs    = 10_000 // allocations on the nodes whose status changes in one log entry
 	artifactChunk  = 256 << 10
 	desiredPart    = 256 << 10 // bytes of one message of desired state: slow links still carry heartbeats
 	catchUpLimit   = 10 * time.Second
