@@ -446,7 +446,20 @@ func (s *Store) forwardRestore(ctx context.Context, r io.Reader) (*Info, error) 
 	if err := cluster.Unmarshal(restored.Info, info); err != nil {
 		return nil, err
 	}
-	return info, s.ReadIndex(ctx, false)
+	// It is restored. This server takes a large one over later than the leader did.
+	for {
+		err := s.ReadIndex(ctx, false)
+		if cluster.CodeOf(err) != cluster.CodeUnavailable || s.Err() != nil {
+			return info, err
+		}
+		select {
+		case <-time.After(s.cfg.MeetInterval):
+		case <-s.closing:
+			return info, err
+		case <-ctx.Done():
+			return info, err
+		}
+	}
 }
 
 func restoreError(err error) error {
