@@ -61,7 +61,8 @@ type Stamp struct {
 const (
 	// rulesSparse creates fewer evaluations: one for each job of all nodes that fall
 	// silent in one command, none for what runs on when a node is back, and none for
-	// the health of an allocation when nothing is left to place.
+	// the health of an allocation when nothing is left to place. While replacements
+	// pause, a job with an open evaluation gets none for a node that falls silent.
 	rulesSparse = 1
 
 	currentRules = rulesSparse

@@ -316,27 +316,32 @@ func (k *desired) resume(snap *cluster.Snapshot, allocs []*cluster.Allocation, h
 		}
 		knows[a.Id] = a.Index
 	}
-	told := func(a *cluster.Allocation, job bool) {
-		v := versionOf(a)
-		j := k.jobs[v]
-		if j == nil {
-			j = &jobTold{}
-			k.jobs[v] = j
-		}
-		j.allocs, j.told = j.allocs+1, j.told || job
-		k.allocs = append(k.allocs, a)
-	}
 	for _, a := range allocs {
 		if knows[a.ID] == a.AllocModifyIndex {
-			told(a, true)
+			k.jobOf(a).told = true
+			k.allocs = append(k.allocs, a)
 			delete(knows, a.ID)
 		}
 	}
 	for id := range knows { // it has changed or is gone
-		told(&cluster.Allocation{ID: id}, false)
+		a := &cluster.Allocation{ID: id}
+		k.jobOf(a)
+		k.allocs = append(k.allocs, a)
 	}
 	slices.SortFunc(k.allocs, func(a, b *cluster.Allocation) int { return cmp.Compare(a.ID, b.ID) })
 	return true
+}
+
+// jobOf counts one more allocation of its job's version.
+func (k *desired) jobOf(a *cluster.Allocation) *jobTold {
+	v := versionOf(a)
+	j := k.jobs[v]
+	if j == nil {
+		j = &jobTold{}
+		k.jobs[v] = j
+	}
+	j.allocs++
+	return j
 }
 
 // ids are those of all allocations.
@@ -368,13 +373,7 @@ func (k *desired) follow(snap *cluster.Snapshot, allocs []*cluster.Allocation) *
 		if was == a {
 			continue
 		}
-		v := versionOf(a)
-		j := k.jobs[v]
-		if j == nil {
-			j = &jobTold{}
-			k.jobs[v] = j
-		}
-		j.allocs++
+		j := k.jobOf(a)
 		if was != nil {
 			left = append(left, was)
 			if was.AllocModifyIndex == a.AllocModifyIndex {
