@@ -3,8 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -76,5 +80,45 @@ func TestCallTellsRefusal(t *testing.T) {
 	var r *refusal
 	if !errors.As(err, &r) || r.status != http.StatusServiceUnavailable || r.after != 3*time.Second || !strings.Contains(r.Error(), "busy") {
 		t.Errorf("the refusal is %+v", err)
+	}
+}
+
+// TestArchivedAllocs counts what an archive holds before any server is started for it.
+func TestArchivedAllocs(t *testing.T) {
+	path, content := fixture(t)
+	if n, err := archivedAllocs(path); err != nil || n == 0 {
+		t.Errorf("%d allocations: %v", n, err)
+	}
+	content[len(content)/2] ^= 1
+	bad := filepath.Join(t.TempDir(), "bad.snap")
+	if err := os.WriteFile(bad, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{bad: "damaged", "no/such.snap": "no such file", "bench_test.go": "neither"} {
+		code, out := runs(t, "bench", "control", "--part", "state", "--archive", path)
+		if code != exitError || !strings.Contains(out, "--archive "+path) || !strings.Contains(out, want) {
+			t.Errorf("code %d: %s", code, out)
+		}
+	}
+}
+
+// TestBootstrapAgain takes the management of a region whose token nobody here has.
+func TestBootstrapAgain(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "s1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	reset := bootstrapReset(filepath.Join(dir, "s1", bootstrapResetFile), slog.New(slog.DiscardHandler))
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Nomad-Token") != "" || reset() != 17 {
+			http.Error(w, "ACL bootstrap already done (reset index: 17)", http.StatusBadRequest)
+			return
+		}
+		fmt.Fprint(w, `{"SecretID":"new"}`)
+	}))
+	defer s.Close()
+	p := &controlPlane{dir: dir, client: s.Client(), token: "old", servers: []*benchServer{{name: "s1", http: strings.TrimPrefix(s.URL, "https://")}}}
+	if err := p.bootstrap(t.Context()); err != nil || p.token != "new" {
+		t.Errorf("token %q: %v", p.token, err)
 	}
 }

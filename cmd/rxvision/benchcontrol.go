@@ -29,9 +29,10 @@ type controlFlags struct {
 	*benchFlags
 	consul       string // the real one to measure beside it, or none
 	parts        []string
-	nodes        int // simulated agents
-	trials       int // of a failover
-	jobs, perJob int // of the large state
+	nodes        int    // simulated agents
+	trials       int    // of a failover
+	jobs, perJob int    // of the large state
+	archive      string // that the large state comes from instead, or none
 	calm         time.Duration
 }
 
@@ -49,7 +50,9 @@ on free ports of this machine, with simulated agents (bench nodes), and measures
   writes    accepted registrations per second at 1, 8, 32 and 64 clients, beside
             three real nomad servers when --nomad names one, and consul likewise
   failover  kill -9 of the leader to the first accepted write
-  state     memory, snapshot, restart and restore with many allocations
+  state     memory, snapshot, restart and restore with many allocations: of jobs
+            registered here, or of the region whose archive --archive names
+            (rxvision snapshot save), without its agents
   calm      leader changes under full load for a long time (not by default)`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,6 +72,7 @@ on free ports of this machine, with simulated agents (bench nodes), and measures
 	f.IntVar(&c.trials, "trials", 50, "failovers")
 	f.IntVar(&c.jobs, "jobs", 100_000, "jobs of the large state")
 	f.IntVar(&c.perJob, "allocations", 10, "allocations of each")
+	f.StringVar(&c.archive, "archive", "", "archive of a region to measure as the large state; default: one filled here")
 	f.DurationVar(&c.calm, "calm", 30*time.Minute, "how long the load of calm lasts")
 	return cmd
 }
@@ -159,12 +163,34 @@ func startControlPlane(ctx context.Context, dir string, n int) (_ *controlPlane,
 	if _, err := p.leader(ctx); err != nil {
 		return nil, err
 	}
-	var token struct{ SecretID string }
-	if err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/acl/bootstrap", "", &token); err != nil {
+	if err := p.bootstrap(ctx); err != nil {
 		return nil, err
 	}
-	p.token = token.SecretID
 	return p, nil
+}
+
+// bootstrap makes the management token, once more when there has been one: whoever
+// can write the servers' folders may.
+func (p *controlPlane) bootstrap(ctx context.Context) error {
+	var token struct{ SecretID string }
+	s := p.servers[0]
+	p.token = ""
+	try := func() error { return p.call(ctx, http.MethodPut, s, "/v1/acl/bootstrap", "", &token) }
+	err := try()
+	var index uint64
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		if _, told, ok := strings.Cut(r.text, "(reset index: "); ok {
+			if _, err := fmt.Sscan(told, &index); err != nil {
+				return fmt.Errorf("%q: %w", r.text, err)
+			}
+			if err := os.WriteFile(filepath.Join(p.dir, s.name, bootstrapResetFile), []byte(strconv.FormatUint(index, 10)), 0o600); err != nil {
+				return err
+			}
+			err = try()
+		}
+	}
+	p.token = token.SecretID
+	return err
 }
 
 // self runs this program to its end in the control plane's folder.

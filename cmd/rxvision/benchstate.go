@@ -9,14 +9,27 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/raftstore"
 )
 
-// benchState fills a region by the real path, jobs over the API and allocations
-// run by simulated agents, and measures what a server needs for it.
+// benchState brings a region to its size and measures what a server needs for it:
+// by the real path, jobs over the API and allocations run by simulated agents, or
+// out of an archive.
 func benchState(ctx context.Context, c controlFlags, r *benchRun, dir string) (err error) {
+	allocs := c.jobs * c.perJob
+	if c.archive != "" {
+		if allocs, err = archivedAllocs(c.archive); err != nil {
+			return err
+		}
+	}
 	p, err := startControlPlane(ctx, dir, 3)
 	if err != nil {
 		return err
@@ -26,32 +39,79 @@ func benchState(ctx context.Context, c controlFlags, r *benchRun, dir string) (e
 	if err != nil {
 		return err
 	}
-	detach, err := p.attach(ctx, c.nodes)
+	detach := func() error { return nil }
+	if c.archive != "" {
+		err = p.benchRestore(ctx, r, c.archive)
+	} else {
+		if detach, err = p.attach(ctx, c.nodes); err != nil {
+			return err
+		}
+		detach = sync.OnceValue(detach)
+		defer func() { err = errors.Join(err, detach()) }()
+		began := time.Now()
+		err = p.fill(ctx, c, r.out)
+		r.add(figure{Metric: fmt.Sprintf("%d jobs registered and %d allocations running", c.jobs, allocs), Value: time.Since(began).Seconds(), Unit: "s"})
+	}
 	if err != nil {
 		return err
 	}
-	detached := false
-	defer func() {
-		if !detached {
-			err = errors.Join(err, detach())
-		}
-	}()
-	allocs := float64(c.jobs * c.perJob)
-	began := time.Now()
-	if err := p.fill(ctx, c, r.out); err != nil {
-		return err
-	}
-	r.add(figure{Metric: fmt.Sprintf("%d jobs registered and %.0f allocations running", c.jobs, allocs), Value: time.Since(began).Seconds(), Unit: "s"})
 	for _, s := range p.servers {
 		m, err := p.metrics(ctx, s)
 		if err != nil {
 			return err
 		}
 		heap := m["go_gc_heap_live_bytes"] - empty["go_gc_heap_live_bytes"]
-		r.add(figure{Metric: s.name + ": live heap per allocation", Value: heap / allocs, Unit: "B", Target: "2048"})
+		r.add(figure{Metric: s.name + ": live heap per allocation", Value: heap / float64(allocs), Unit: "B", Target: "2048"})
 		r.add(figure{Metric: s.name + ": resident memory", Value: m["process_resident_memory_bytes"] / (1 << 20), Unit: "MiB"})
 	}
+	saved := filepath.Join(dir, "state.snap")
+	if err := p.benchSave(ctx, c, r, saved); err != nil {
+		return err
+	}
+	if err := detach(); err != nil {
+		return err
+	}
+	if err := p.benchRestart(ctx, r); err != nil || c.archive != "" {
+		return err
+	}
+	if err := p.stop(ctx); err != nil {
+		return err
+	}
+	fresh := filepath.Join(dir, "fresh")
+	if err := os.Mkdir(fresh, 0o700); err != nil {
+		return err
+	}
+	q, err := startControlPlane(ctx, fresh, 3)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, q.stop(context.WithoutCancel(ctx))) }()
+	return q.benchRestore(ctx, r, saved)
+}
 
+// archivedAllocs reads an archive to its end and counts its allocations.
+func archivedAllocs(path string) (int, error) {
+	in, err := raftstore.Inspect(path)
+	if err == nil {
+		err = in.Fault
+	}
+	if err == nil && in.Kind != raftstore.KindArchive {
+		err = errors.New("is a server's own snapshot file; save an archive with: rxvision snapshot save FILE")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("--archive %s: %w", path, err)
+	}
+	debug.FreeOSMemory() // the servers need it
+	for _, t := range in.Tables {
+		if t.Name == cluster.TableAllocs && t.Records > 0 {
+			return t.Records, nil
+		}
+	}
+	return 0, fmt.Errorf("--archive %s: holds no allocations to measure", path)
+}
+
+// benchSave measures writes while nothing else happens, and while an archive is saved.
+func (p *controlPlane) benchSave(ctx context.Context, c controlFlags, r *benchRun, path string) error {
 	write := func(ctx context.Context, client int) error {
 		job := benchJob(fmt.Sprintf("bench-%d", serials.Add(1)), 1, "nowhere")
 		return insist(ctx, func() error {
@@ -62,12 +122,11 @@ func benchState(ctx context.Context, c controlFlags, r *benchRun, dir string) (e
 	if err != nil {
 		return err
 	}
-	archive := filepath.Join(dir, "state.snap")
 	saved := make(chan error, 1)
-	began = time.Now()
+	began := time.Now()
 	var took time.Duration
 	go func() {
-		err := p.save(ctx, archive)
+		err := p.save(ctx, path)
 		took = time.Since(began)
 		saved <- err
 	}()
@@ -89,59 +148,47 @@ func benchState(ctx context.Context, c controlFlags, r *benchRun, dir string) (e
 		default:
 		}
 	}
-	info, err := os.Stat(archive)
+	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	r.add(figure{Metric: "archive saved", Value: took.Seconds(), Unit: "s"})
 	r.add(figure{Metric: "archive size", Value: float64(info.Size()) / (1 << 20), Unit: "MiB"})
 	r.add(figure{Metric: "write p99 while it is saved, 8 clients", Value: ms(during.p99), Unit: "ms", Peer: "without", PeerValue: ms(quiet.p99), Target: "at most twice"})
+	return nil
+}
 
-	detached = true
-	if err := detach(); err != nil {
-		return err
-	}
+// benchRestart kills a follower and measures its way back.
+func (p *controlPlane) benchRestart(ctx context.Context, r *benchRun) error {
 	leader, err := p.leader(ctx)
 	if err != nil {
 		return err
 	}
-	for _, s := range p.servers {
-		if s == leader {
-			continue
-		}
-		if err := p.kill(ctx, s); err != nil {
-			return err
-		}
-		began = time.Now()
-		if err := p.start(s); err != nil {
-			return err
-		}
-		if err := p.level(ctx); err != nil {
-			return err
-		}
-		r.add(figure{Metric: "restart of a server until it has applied all", Value: time.Since(began).Seconds(), Unit: "s"})
-		break
+	s := p.servers[slices.IndexFunc(p.servers, func(s *benchServer) bool { return s != leader })]
+	if err := p.kill(ctx, s); err != nil {
+		return err
 	}
+	began := time.Now()
+	if err := p.start(s); err != nil {
+		return err
+	}
+	if err := p.level(ctx); err != nil {
+		return err
+	}
+	r.add(figure{Metric: "restart of a server until it has applied all", Value: time.Since(began).Seconds(), Unit: "s"})
+	return nil
+}
 
-	fresh := filepath.Join(dir, "fresh")
-	if err := os.Mkdir(fresh, 0o700); err != nil {
+// benchRestore measures the restore of an archive.
+func (p *controlPlane) benchRestore(ctx context.Context, r *benchRun, archive string) error {
+	began := time.Now()
+	if err := p.restore(ctx, archive); err != nil {
 		return err
 	}
-	if err := p.stop(ctx); err != nil {
+	if err := p.bootstrap(ctx); err != nil { // the archive's tokens are in force now
 		return err
 	}
-	p.servers = nil
-	q, err := startControlPlane(ctx, fresh, 3)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, q.stop(context.WithoutCancel(ctx))) }()
-	began = time.Now()
-	if err := q.restore(ctx, archive); err != nil {
-		return err
-	}
-	q.token = p.token // the archive's tokens are in force now
-	if err := q.level(ctx); err != nil {
+	if err := p.level(ctx); err != nil {
 		return err
 	}
 	r.add(figure{Metric: "restore into a fresh cluster until all three have it", Value: time.Since(began).Seconds(), Unit: "s", Target: "30"})
