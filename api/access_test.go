@@ -103,8 +103,15 @@ func (g *guarded) copyWeb() {
 			g.Fatal(err)
 		}
 	}
+	var evals, deployments *cluster.Table
 	err := g.store.State().Snapshot().Records(func(t *cluster.Table, _ string, record any) error {
 		add(t, record)
+		switch t.Name {
+		case cluster.TableEvals:
+			evals = t
+		case cluster.TableDeployments:
+			deployments = t
+		}
 		switch r := record.(type) {
 		case *cluster.Job:
 			c := cluster.Clone(r)
@@ -113,14 +120,6 @@ func (g *guarded) copyWeb() {
 		case *cluster.JobSummary:
 			c := cluster.Clone(r)
 			c.Namespace, c.JobID = "dev", "hidden"
-			add(t, c)
-		case *cluster.Evaluation:
-			c := cluster.Clone(r)
-			c.Namespace, c.JobID, c.ID = "dev", "hidden", devEval
-			add(t, c)
-		case *cluster.Deployment:
-			c := cluster.Clone(r)
-			c.Namespace, c.JobID, c.ID = "dev", "hidden", devDeployment
 			add(t, c)
 		case *cluster.Allocation:
 			c := cluster.Clone(r)
@@ -131,6 +130,17 @@ func (g *guarded) copyWeb() {
 	})
 	if err != nil {
 		g.Fatal(err)
+	}
+	snap := g.store.State().Snapshot()
+	for _, e := range snap.Evals(nil, "") {
+		c := cluster.Clone(e)
+		c.Namespace, c.JobID, c.ID = "dev", "hidden", devEval
+		add(evals, c)
+	}
+	for _, d := range snap.Deployments(nil, "") {
+		c := cluster.Clone(d)
+		c.Namespace, c.JobID, c.ID = "dev", "hidden", devDeployment
+		add(deployments, c)
 	}
 	state, err := restore.Done()
 	if err != nil {

@@ -30,6 +30,9 @@ func Marshal(v any) []byte { return marshal(nil, v) }
 
 // marshal gives prefix and, behind it, v's stored form.
 func marshal(prefix []byte, v any) []byte {
+	if r, ok := v.(*atRest); ok {
+		v = r.wake()
+	}
 	buf := scratch.Get().(*[]byte)
 	defer scratch.Put(buf)
 	b, ok := appendRecord(append((*buf)[:0], prefix...), v)
@@ -40,11 +43,18 @@ func marshal(prefix []byte, v any) []byte {
 	return append([]byte(nil), b...)
 }
 
-// AppendStored appends a record as snapshots hold it: Marshal's form, but of an allocation, of which there may be a
-// million, without what is zero and with states and metrics as they are packed. Restore reads both forms.
+// AppendStored appends a record as snapshots hold it: Marshal's form, but of those of which there may be a million
+// without what is zero, and of an allocation with states and metrics as they are packed. Restore reads both forms.
 func AppendStored(b []byte, record any) []byte {
-	if a, ok := record.(*Allocation); ok {
-		return storeAllocation(b, a)
+	switch r := record.(type) {
+	case *atRest:
+		return append(b, r.stored...)
+	case *Allocation:
+		return storeAllocation(b, r)
+	case *Evaluation:
+		return storeEvaluation(b, r)
+	case *Deployment:
+		return storeDeployment(b, r)
 	}
 	if b, ok := appendRecord(b, record); ok {
 		return b

@@ -3234,6 +3234,74 @@ func copyDeployment(v *Deployment) {
 	v.TaskGroups = copyMap(v.TaskGroups, func(v **DeploymentState) { *v = copyPtr(*v, copyDeploymentState) })
 }
 
+func storeDeployment(b []byte, v *Deployment) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 15)
+	if v.CreateIndex != 0 {
+		b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+		n++
+	}
+	if v.CreateTime != 0 {
+		b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
+		n++
+	}
+	if v.ID != "" {
+		b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+		n++
+	}
+	if v.IsMultiregion {
+		b = appendBool(append(b, "\xad"+"IsMultiregion"...), v.IsMultiregion)
+		n++
+	}
+	if v.JobCreateIndex != 0 {
+		b = appendUint(append(b, "\xae"+"JobCreateIndex"...), v.JobCreateIndex)
+		n++
+	}
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+		n++
+	}
+	if v.JobModifyIndex != 0 {
+		b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
+		n++
+	}
+	if v.JobSpecModifyIndex != 0 {
+		b = appendUint(append(b, "\xb2"+"JobSpecModifyIndex"...), v.JobSpecModifyIndex)
+		n++
+	}
+	if v.JobVersion != 0 {
+		b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+		n++
+	}
+	if v.ModifyIndex != 0 {
+		b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+		n++
+	}
+	if v.ModifyTime != 0 {
+		b = appendInt(append(b, "\xaa"+"ModifyTime"...), v.ModifyTime)
+		n++
+	}
+	if v.Namespace != "" {
+		b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+		n++
+	}
+	if v.Status != "" {
+		b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
+		n++
+	}
+	if v.StatusDescription != "" {
+		b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
+		n++
+	}
+	if v.TaskGroups != nil {
+		b = appendMap(append(b, "\xaa"+"TaskGroups"...), v.TaskGroups, storeDeploymentState)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendDeploymentState(b []byte, v *DeploymentState) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -3301,6 +3369,58 @@ func decodeDeploymentState(d *decoder, v *DeploymentState) {
 
 func copyDeploymentState(v *DeploymentState) {
 	v.PlacedCanaries = copyList(v.PlacedCanaries, nil)
+}
+
+func storeDeploymentState(b []byte, v *DeploymentState) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 11)
+	if v.AutoPromote {
+		b = appendBool(append(b, "\xab"+"AutoPromote"...), v.AutoPromote)
+		n++
+	}
+	if v.AutoRevert {
+		b = appendBool(append(b, "\xaa"+"AutoRevert"...), v.AutoRevert)
+		n++
+	}
+	if v.DesiredCanaries != 0 {
+		b = appendInt(append(b, "\xaf"+"DesiredCanaries"...), int64(v.DesiredCanaries))
+		n++
+	}
+	if v.DesiredTotal != 0 {
+		b = appendInt(append(b, "\xac"+"DesiredTotal"...), int64(v.DesiredTotal))
+		n++
+	}
+	if v.HealthyAllocs != 0 {
+		b = appendInt(append(b, "\xad"+"HealthyAllocs"...), int64(v.HealthyAllocs))
+		n++
+	}
+	if v.PlacedAllocs != 0 {
+		b = appendInt(append(b, "\xac"+"PlacedAllocs"...), int64(v.PlacedAllocs))
+		n++
+	}
+	if v.PlacedCanaries != nil {
+		b = appendList(append(b, "\xae"+"PlacedCanaries"...), v.PlacedCanaries, appendStr)
+		n++
+	}
+	if v.ProgressDeadline != 0 {
+		b = appendInt(append(b, "\xb0"+"ProgressDeadline"...), int64(v.ProgressDeadline))
+		n++
+	}
+	if v.Promoted {
+		b = appendBool(append(b, "\xa8"+"Promoted"...), v.Promoted)
+		n++
+	}
+	if v.RequireProgressBy != 0 {
+		b = appendInt(append(b, "\xb1"+"RequireProgressBy"...), int64(v.RequireProgressBy))
+		n++
+	}
+	if v.UnhealthyAllocs != 0 {
+		b = appendInt(append(b, "\xaf"+"UnhealthyAllocs"...), int64(v.UnhealthyAllocs))
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendDeploymentStatusUpdate(b []byte, v *DeploymentStatusUpdate) []byte {
@@ -3561,6 +3681,46 @@ func decodeDesiredUpdates(d *decoder, v *DesiredUpdates) {
 }
 
 func copyDesiredUpdates(v *DesiredUpdates) {
+}
+
+func storeDesiredUpdates(b []byte, v *DesiredUpdates) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 8)
+	if v.Canary != 0 {
+		b = appendUint(append(b, "\xa6"+"Canary"...), v.Canary)
+		n++
+	}
+	if v.DestructiveUpdate != 0 {
+		b = appendUint(append(b, "\xb1"+"DestructiveUpdate"...), v.DestructiveUpdate)
+		n++
+	}
+	if v.Ignore != 0 {
+		b = appendUint(append(b, "\xa6"+"Ignore"...), v.Ignore)
+		n++
+	}
+	if v.InPlaceUpdate != 0 {
+		b = appendUint(append(b, "\xad"+"InPlaceUpdate"...), v.InPlaceUpdate)
+		n++
+	}
+	if v.Migrate != 0 {
+		b = appendUint(append(b, "\xa7"+"Migrate"...), v.Migrate)
+		n++
+	}
+	if v.Place != 0 {
+		b = appendUint(append(b, "\xa5"+"Place"...), v.Place)
+		n++
+	}
+	if v.Preemptions != 0 {
+		b = appendUint(append(b, "\xab"+"Preemptions"...), v.Preemptions)
+		n++
+	}
+	if v.Stop != 0 {
+		b = appendUint(append(b, "\xa4"+"Stop"...), v.Stop)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendDisconnectStrategy(b []byte, v *DisconnectStrategy) []byte {
@@ -4014,6 +4174,114 @@ func copyEvaluation(v *Evaluation) {
 	v.FailedTGAllocs = copyMap(v.FailedTGAllocs, func(v **AllocMetric) { *v = copyPtr(*v, copyAllocMetric) })
 	v.PlanAnnotations = copyPtr(v.PlanAnnotations, copyPlanAnnotations)
 	v.QueuedAllocations = copyMap(v.QueuedAllocations, nil)
+}
+
+func storeEvaluation(b []byte, v *Evaluation) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 25)
+	if v.BlockedEval != "" {
+		b = appendStr(append(b, "\xab"+"BlockedEval"...), v.BlockedEval)
+		n++
+	}
+	if v.CreateIndex != 0 {
+		b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+		n++
+	}
+	if v.CreateTime != 0 {
+		b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
+		n++
+	}
+	if v.DeploymentID != "" {
+		b = appendStr(append(b, "\xac"+"DeploymentID"...), v.DeploymentID)
+		n++
+	}
+	if v.FailedTGAllocs != nil {
+		b = appendMap(append(b, "\xae"+"FailedTGAllocs"...), v.FailedTGAllocs, appendAllocMetric)
+		n++
+	}
+	if v.ID != "" {
+		b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+		n++
+	}
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+		n++
+	}
+	if v.JobModifyIndex != 0 {
+		b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
+		n++
+	}
+	if v.ModifyIndex != 0 {
+		b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+		n++
+	}
+	if v.ModifyTime != 0 {
+		b = appendInt(append(b, "\xaa"+"ModifyTime"...), v.ModifyTime)
+		n++
+	}
+	if v.Namespace != "" {
+		b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+		n++
+	}
+	if v.NextEval != "" {
+		b = appendStr(append(b, "\xa8"+"NextEval"...), v.NextEval)
+		n++
+	}
+	if v.NodeID != "" {
+		b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+		n++
+	}
+	if v.NodeModifyIndex != 0 {
+		b = appendUint(append(b, "\xaf"+"NodeModifyIndex"...), v.NodeModifyIndex)
+		n++
+	}
+	if v.PlanAnnotations != nil {
+		b = storePlanAnnotations(append(b, "\xaf"+"PlanAnnotations"...), v.PlanAnnotations)
+		n++
+	}
+	if v.PreviousEval != "" {
+		b = appendStr(append(b, "\xac"+"PreviousEval"...), v.PreviousEval)
+		n++
+	}
+	if v.Priority != 0 {
+		b = appendInt(append(b, "\xa8"+"Priority"...), int64(v.Priority))
+		n++
+	}
+	if v.QueuedAllocations != nil {
+		b = appendMap(append(b, "\xb1"+"QueuedAllocations"...), v.QueuedAllocations, func(b []byte, v int) []byte { return appendInt(b, int64(v)) })
+		n++
+	}
+	if v.SnapshotIndex != 0 {
+		b = appendUint(append(b, "\xad"+"SnapshotIndex"...), v.SnapshotIndex)
+		n++
+	}
+	if v.Status != "" {
+		b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
+		n++
+	}
+	if v.StatusDescription != "" {
+		b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
+		n++
+	}
+	if v.TriggeredBy != "" {
+		b = appendStr(append(b, "\xab"+"TriggeredBy"...), v.TriggeredBy)
+		n++
+	}
+	if v.Type != "" {
+		b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
+		n++
+	}
+	if v.Wait != 0 {
+		b = appendInt(append(b, "\xa4"+"Wait"...), int64(v.Wait))
+		n++
+	}
+	if v.WaitUntil != 0 {
+		b = appendInt(append(b, "\xa9"+"WaitUntil"...), int64(v.WaitUntil))
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendFleetHold(b []byte, v *FleetHold) []byte {
@@ -5695,6 +5963,18 @@ func decodePlanAnnotations(d *decoder, v *PlanAnnotations) {
 
 func copyPlanAnnotations(v *PlanAnnotations) {
 	v.DesiredTGUpdates = copyMap(v.DesiredTGUpdates, func(v **DesiredUpdates) { *v = copyPtr(*v, nil) })
+}
+
+func storePlanAnnotations(b []byte, v *PlanAnnotations) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 1)
+	if v.DesiredTGUpdates != nil {
+		b = appendMap(append(b, "\xb0"+"DesiredTGUpdates"...), v.DesiredTGUpdates, storeDesiredUpdates)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendPlanResult(b []byte, v *PlanResult) []byte {

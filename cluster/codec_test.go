@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -219,6 +220,48 @@ func TestPackedAllocations(t *testing.T) {
 		a.pack()
 		if !reflect.DeepEqual(a.Whole(), whole) || whole.Whole() != whole {
 			t.Fatal("what is packed is packed again, or unpacked twice")
+		}
+	}
+}
+
+// TestRecordsAtRest puts random evaluations and deployments into a state: those that have come to their end are kept as
+// they are stored, and read as they were put.
+func TestRecordsAtRest(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	rows := map[*Table]*rows{}
+	for i := range 600 {
+		table, record := tableByName[TableEvals], any(new(Evaluation))
+		if i%2 == 0 {
+			table, record = tableByName[TableDeployments], any(new(Deployment))
+		}
+		random(r, reflect.ValueOf(record).Elem(), i%7)
+		ends := i%3 > 0
+		switch v := record.(type) {
+		case *Evaluation:
+			v.ID, v.Status = fmt.Sprint(i), map[bool]string{true: EvalStatusComplete, false: EvalStatusBlocked}[ends]
+		case *Deployment:
+			v.ID, v.Status = fmt.Sprint(i), map[bool]string{true: DeploymentFailed, false: DeploymentRunning}[ends]
+		}
+		if rows[table] == nil {
+			rows[table] = newRows(table, 1)
+		}
+		in := rows[table]
+		in.put(1, table, fmt.Sprint(i), record)
+		s, _ := in.ids.get(fmt.Sprint(i))
+		kept := in.records.get(s)
+		if _, rests := kept.(*atRest); rests != ends {
+			t.Fatalf("%T that has come to its end %v: at rest %v", record, ends, rests)
+		}
+		if got := in.get(fmt.Sprint(i)); !bytes.Equal(Marshal(got), Marshal(record)) || !bytes.Equal(Marshal(kept), Marshal(record)) {
+			t.Fatalf("%+v\n is read as\n%+v", record, got)
+		}
+		stored := AppendStored(nil, kept)
+		if !bytes.Equal(stored, AppendStored(nil, record)) {
+			t.Fatal("at rest it is stored in another form")
+		}
+		row, err := NewReader().Read(table, stored)
+		if err != nil || !bytes.Equal(Marshal(row.record), Marshal(record)) {
+			t.Fatalf("%+v\n is stored and read as\n%+v, %v", record, row.record, err)
 		}
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// Hash is the SHA-256 over every record of every table as AppendStored gives it, in the order of Records:
-// equal for two servers that have applied the same log up to the same index, and
+// Hash is the SHA-256 over every record of every table, in the order of Records: of an allocation as AppendStored gives
+// it, of others as Marshal does. It is equal for two servers that have applied the same log up to the same index, and
 // for a state before and after it went through a snapshot.
 func (s *Snapshot) Hash() [sha256.Size]byte {
 	sum := sha256.New()
@@ -18,7 +18,11 @@ func (s *Snapshot) Hash() [sha256.Size]byte {
 		sum.Write(b)
 	}
 	err := s.Records(func(t *Table, key string, v any) error {
-		record = AppendStored(record[:0], v)
+		if _, ok := v.(*Allocation); ok {
+			record = AppendStored(record[:0], v)
+		} else {
+			record = Marshal(v)
+		}
 		put([]byte(t.Name))
 		put([]byte(key))
 		put(record)

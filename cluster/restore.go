@@ -149,7 +149,7 @@ func newFilling(e edit, t *Table, r *rows) *filling {
 // add takes a record whose key is greater than all before.
 func (f *filling) add(key string, record any) {
 	s := f.rows.records.n
-	f.rows.records.set(f.edit, s, record)
+	f.rows.records.set(f.edit, s, f.table.settle(key, record))
 	n := len(f.leaves)
 	if n == 0 || len(f.leaves[n-1].keys) == maxKeys {
 		f.leaves = append(f.leaves, &node[slot]{edit: f.edit, keys: make([]string, 0, maxKeys), vals: make([]slot, 0, maxKeys)})
@@ -217,6 +217,9 @@ func newTree[V any](e edit, leaves []*node[V]) (t tree[V]) {
 
 // newSet makes a set of slots that are in the order of their keys.
 func newSet(e edit, slots []slot) *set {
+	if len(slots) == 1 {
+		return setOf(e, slots[0])
+	}
 	if len(slots) <= maxRun {
 		return &set{edit: e, slots: slices.Clone(slots)}
 	}

@@ -56,7 +56,7 @@ func indexed(s *State) map[string][]string {
 			r.by[i].ascend("", func(value string, set *set) bool {
 				set.each(func(at slot) bool {
 					name := t.Name + "/" + x.name + "/" + value
-					out[name] = append(out[name], t.key(r.records.get(at)))
+					out[name] = append(out[name], t.key(r.at(at)))
 					return true
 				})
 				return true

@@ -46,6 +46,7 @@ type Table struct {
 	key    func(any) string
 	by     map[string]func(any) string // secondary indexes: value by record, "" for none
 	pack   func(*interner, any)        // makes a record small before it is kept; nil: it stays as it is
+	rests  func(any) bool              // whether a record is kept at rest; nil: none is
 
 	number  int // in Tables
 	indexes []secondary
@@ -107,7 +108,8 @@ var Tables = []*Table{
 	},
 	{
 		Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
-		key: func(v any) string { return v.(*Evaluation).ID },
+		key:   func(v any) string { return v.(*Evaluation).ID },
+		rests: func(v any) bool { return v.(*Evaluation).Terminal() },
 		by: map[string]func(any) string{
 			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
 			"open": func(v any) string { // by its last change: see OpenEvalsFrom
@@ -143,7 +145,8 @@ var Tables = []*Table{
 	},
 	{
 		Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
-		key: func(v any) string { return v.(*Deployment).ID },
+		key:   func(v any) string { return v.(*Deployment).ID },
+		rests: func(v any) bool { return !v.(*Deployment).Active() },
 		by: map[string]func(any) string{
 			"job": func(v any) string { d := v.(*Deployment); return d.Namespace + sep + d.JobID },
 			"active": func(v any) string {
@@ -366,7 +369,7 @@ func (s *Snapshot) OpenEvalsFrom(ws WatchSet, index uint64) (open []*Evaluation)
 	byChange := rows.by[q.by]
 	byChange.from(seq(index), func(_ string, x *set) bool {
 		return x.each(func(at slot) bool {
-			open = append(open, rows.records.get(at).(*Evaluation))
+			open = append(open, rows.at(at).(*Evaluation))
 			return true
 		})
 	})

@@ -77,20 +77,23 @@ func newQuery(table, index string, args []string) query {
 // scan calls fn for the records in the order of the index until it returns false.
 func (v *view) scan(q query, fn func(any) bool) {
 	r := v.rows[q.table.number]
+	r.find(q, func(s slot) bool { return fn(r.at(s)) })
+}
+
+// find calls fn for the slots that a query asks for, in the order of the index, until it returns false.
+func (r *rows) find(q query, fn func(slot) bool) {
 	switch {
 	case q.by < 0 && q.prefix:
-		r.ids.ascend(q.value, func(_ string, s slot) bool { return fn(r.records.get(s)) })
+		r.ids.ascend(q.value, func(_ string, s slot) bool { return fn(s) })
 	case q.by < 0:
-		if rec := r.get(q.value); rec != nil {
-			fn(rec)
+		if s, ok := r.ids.get(q.value); ok {
+			fn(s)
 		}
 	case q.prefix:
-		r.by[q.by].ascend(q.value, func(_ string, x *set) bool {
-			return x.each(func(s slot) bool { return fn(r.records.get(s)) })
-		})
+		r.by[q.by].ascend(q.value, func(_ string, x *set) bool { return x.each(fn) })
 	default:
 		if x, ok := r.by[q.by].get(q.value); ok {
-			x.each(func(s slot) bool { return fn(r.records.get(s)) })
+			x.each(fn)
 		}
 	}
 }
@@ -106,14 +109,15 @@ func (v *view) watch(ws WatchSet, q query) {
 
 // same says whether a query gives the same records in another view.
 func (v *view) same(now *view, q query) bool {
-	if v.rows[q.table.number] == now.rows[q.table.number] {
+	before, after := v.rows[q.table.number], now.rows[q.table.number]
+	if before == after {
 		return true
 	}
 	var list []any
-	v.scan(q, func(rec any) bool { list = append(list, rec); return true })
+	before.find(q, func(s slot) bool { list = append(list, before.records.get(s)); return true })
 	i, same := 0, true
-	now.scan(q, func(rec any) bool {
-		same = i < len(list) && list[i] == rec
+	after.find(q, func(s slot) bool {
+		same = i < len(list) && list[i] == after.records.get(s)
 		i++
 		return same
 	})
@@ -157,7 +161,8 @@ func reverse[T any](s []T) []T {
 }
 
 // Records calls fn for every record, table by table in the order of Tables and
-// by key within a table: what a snapshot file holds.
+// by key within a table: what a snapshot file holds. A record comes as it is kept,
+// for AppendStored, Marshal or Restore.
 func (s *Snapshot) Records(fn func(t *Table, key string, record any) error) (err error) {
 	for _, t := range Tables {
 		switch t.Name {

@@ -37,7 +37,12 @@
 //
 // A server that hears nothing of the leader, or, while nobody leads, of any other
 // server, is cut off: it sends its nodes away and takes only such as have tried
-// every server. When it is alone they so stay with it, and calls are answered.
+// every server. When it is alone they so stay with it, and calls are answered. A
+// leader that the log hears of but that does not answer is only slow, and gets a whole
+// TTL instead of half of one.
+//
+// A server that holds many more nodes than its share, as after another one was away,
+// sends some to the others, a few each beat.
 //
 // # Many at once
 //

@@ -115,6 +115,38 @@ func TestFrozenServerCostsNoNode(t *testing.T) {
 	}
 }
 
+// TestServersShareTheNodes takes a server away and back: it gets its share again,
+// and nobody misses a node.
+func TestServersShareTheNodes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const nodes = 120
+		r := newRegion(t, 3, nil)
+		r.attach(nodes)
+		time.Sleep(7 * time.Second)
+		held := func(id string) int {
+			m := r.members[id]
+			m.srv.mu.Lock()
+			defer m.srv.mu.Unlock()
+			return len(m.srv.sessions)
+		}
+		r.kill("s3")
+		r.neverDown(30*time.Second, nodes)
+		r.start("s3", nil)
+		if n := held("s3"); n > nodes/10 {
+			t.Fatalf("the server that was away begins with %d nodes", n)
+		}
+		r.neverDown(time.Minute, nodes)
+		for _, id := range r.ids() {
+			if n, most := held(id), nodes/3+nodes/24+balanceSlack; n > most {
+				t.Errorf("%s holds %d of %d nodes, over %d", id, n, nodes, most)
+			}
+		}
+		if n := held("s3"); n < nodes/6 {
+			t.Errorf("the server that was away holds %d of %d nodes", n, nodes)
+		}
+	})
+}
+
 // TestServerCutOffSendsItsNodesAway parts a server from the others, but not from
 // its nodes.
 func TestServerCutOffSendsItsNodesAway(t *testing.T) {

@@ -26,6 +26,7 @@ type PeerNet interface {
 	Self() string                 // this server's ID
 	Servers() []string            // the IDs of all servers, this one may be among them
 	Leader() (id string, ok bool) // as this server knows it
+	Contact() time.Duration       // since it heard of the leader, reports aside; negative: it never did
 	Listener() net.Listener       // gives the connections that others dial; Run closes it
 	Dial(ctx context.Context, serverID string) (net.Conn, error)
 }
@@ -39,9 +40,17 @@ const (
 	// insistTime is how long nodes that found no better server stay with one that is
 	// cut off before they look again.
 	insistTime = 30 * time.Second
+	// balanceSlack is how many nodes a server may hold over nine eighths of its share.
+	balanceSlack = 4
+	// balanceSteps is in how many steps, of a beat each, a server gives away what it
+	// holds too many of.
+	balanceSteps = 32
 )
 
-var errCutOff = status.Error(codes.Unavailable, "this server is cut off from the leader: use another one")
+var (
+	errCutOff  = status.Error(codes.Unavailable, "this server is cut off from the leader: use another one")
+	errBalance = status.Error(codes.Unavailable, "this server holds more nodes than others: use another one")
+)
 
 // peer is another server as this one tells it of its sessions.
 type peer struct {
@@ -220,13 +229,19 @@ func (s *Server) sessionsReport(told map[string]time.Time, full bool) *pb.Sessio
 }
 
 // checkCut sends nodes to other servers while this one hears nothing of the
-// leader, or, while nobody leads, of any other server.
+// leader, or, while nobody leads, of any other server. A leader that is heard but does
+// not answer reports is slow: to move a third of all nodes would make it slower, so it
+// gets twice the time.
 func (s *Server) checkCut(now time.Time) {
 	if s.cfg.Peers == nil {
 		return
 	}
 	leads := s.cfg.Store.IsLeader()
 	leader, known := s.cfg.Peers.Leader()
+	limit := s.TTL() / 2
+	if contact := s.cfg.Peers.Contact(); known && contact >= 0 && contact <= limit {
+		limit *= 2
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last := s.awake
@@ -236,7 +251,7 @@ func (s *Server) checkCut(now time.Time) {
 		}
 	}
 	leads = leads || leader == s.cfg.Peers.Self()
-	cut := !leads && len(s.peers) > 0 && now.Sub(last) > s.TTL()/2
+	cut := !leads && len(s.peers) > 0 && now.Sub(last) > limit
 	if cut != s.cutOff {
 		s.cutOff = cut
 		if cut {
@@ -251,6 +266,36 @@ func (s *Server) checkCut(now time.Time) {
 	for _, sess := range s.sessions {
 		if !sess.any || now.Sub(sess.began) > insistTime {
 			sess.cancel(errCutOff)
+		}
+	}
+}
+
+// balance sends some nodes to the other servers while this one holds many more than
+// its share of them: a server that was away comes back without any, and what the others
+// hold, and have to do, would stay theirs. It goes slowly, as nobody waits for it.
+func (s *Server) balance(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	servers, nodes := 1, len(s.sessions)
+	for id := range s.peers {
+		if v := s.views[id]; v != nil && now.Sub(v.reported) <= s.TTL()/2 {
+			servers++
+			nodes += len(v.held)
+		}
+	}
+	share := nodes / servers
+	move := len(s.sessions) - share
+	if move <= share/8+balanceSlack {
+		return
+	}
+	move = max(1, move/balanceSteps)
+	for _, sess := range s.sessions {
+		if move == 0 {
+			return
+		}
+		if !sess.any && now.Sub(sess.began) > insistTime { // any: it has no choice
+			sess.cancel(errBalance)
+			move--
 		}
 	}
 }

@@ -40,6 +40,8 @@ func (n storeNet) Leader() (string, bool) {
 	return id, id != ""
 }
 
+func (n storeNet) Contact() time.Duration { return n.LastContact() }
+
 func (n storeNet) Servers() (ids []string) {
 	for _, m := range n.Members() {
 		ids = append(ids, m.ID)

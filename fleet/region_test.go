@@ -293,6 +293,15 @@ func (m *member) Leader() (string, bool) {
 	return m.leader, m.led()
 }
 
+func (m *member) Contact() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lags {
+		return -1
+	}
+	return 0
+}
+
 func (m *member) Dial(ctx context.Context, id string) (net.Conn, error) {
 	m.mu.Lock()
 	to := m.members[id]

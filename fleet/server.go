@@ -243,6 +243,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.judge.look(ctx, now)
 		s.tellPeers(ctx, &wg)
 		s.checkCut(now)
+		s.balance(now)
 		due := time.Now().Add(s.beat())
 		select {
 		case <-ctx.Done():

@@ -156,6 +156,8 @@ func (n peerNet) Leader() (id string, ok bool) {
 	return id, id != ""
 }
 
+func (n peerNet) Contact() time.Duration { return n.store.LastContact() }
+
 func (n peerNet) Listener() net.Listener { return n.store.PeerListener() }
 
 func (n peerNet) Dial(ctx context.Context, serverID string) (net.Conn, error) {

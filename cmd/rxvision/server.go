@@ -288,7 +288,7 @@ func (k *serverKeys) reload() error {
 // served for stale reads only, until the disk can be written again.
 func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *reload) error {
 	if os.Getenv("GOGC") == "" { // else it is the operator's choice
-		roomyGC()
+		go collect(ctx)
 	}
 	for {
 		reg := newMetrics()

@@ -52,6 +52,8 @@ func generate() (err error) {
 		g.addPacked(f.Type)
 	}
 	g.addStored(reflect.TypeFor[cluster.Allocation]())
+	g.addStored(reflect.TypeFor[cluster.Evaluation]())
+	g.addStored(reflect.TypeFor[cluster.Deployment]())
 	slices.SortFunc(g.types, func(a, b reflect.Type) int { return cmp.Compare(g.funcs[a], g.funcs[b]) })
 	g.file()
 	out, err := format.Source(g.out.Bytes())
