@@ -148,3 +148,37 @@ func TestReload(t *testing.T) {
 		}
 	}
 }
+
+// TestCommandLineTellsAllFaults: flags that cannot be parsed are told together, with
+// what is wrong in the environment and in files.
+func TestCommandLineTellsAllFaults(t *testing.T) {
+	file := writeConfig(t, "server.hcl", "job_gc_interval = \"soon\"\nfloor = 3\n")
+	t.Setenv("RXVISION_EVAL_GC_THRESHOLD", "later")
+	for name, c := range map[string]struct {
+		args []string
+		want []string
+		not  string
+	}{
+		"values": {
+			[]string{"server", "--bootstrap-expect", "three", "-job-gc-threshold=never", "--acl=perhaps", "--config", file},
+			[]string{`--bootstrap-expect "three"`, `--job-gc-threshold "never"`, `--acl "perhaps"`, "RXVISION_EVAL_GC_THRESHOLD", "job_gc_interval", "floor"}, "",
+		},
+		"an unknown flag": {
+			[]string{"server", "--bootstrap-expect", "three", "--flour", "3", "--config", file},
+			[]string{`--bootstrap-expect "three"`, "unknown flag: --flour"}, "EVAL_GC",
+		},
+	} {
+		var out, errOut strings.Builder
+		if code := run(t.Context(), c.args, &out, &errOut); code != exitError {
+			t.Errorf("%s: exit code %d", name, code)
+		}
+		for _, want := range c.want {
+			if strings.Count(errOut.String(), want) != 1 {
+				t.Errorf("%s: %q is not told once in\n%s", name, want, errOut.String())
+			}
+		}
+		if c.not != "" && strings.Contains(errOut.String(), c.not) {
+			t.Errorf("%s: %q is told in\n%s", name, c.not, errOut.String())
+		}
+	}
+}

@@ -45,6 +45,50 @@ func flagsFromEnv(cmd *cobra.Command) error {
 	return errors.Join(faults...)
 }
 
+// tolerant is a flag's value that notes what it cannot take, so that the parser goes on.
+type tolerant struct {
+	pflag.Value
+	flag   string
+	faults *[]error
+}
+
+// Set implements pflag.Value.
+func (t tolerant) Set(v string) error {
+	if err := t.Value.Set(v); err != nil {
+		*t.faults = append(*t.faults, fmt.Errorf("--%s %q: %w", t.flag, v, err))
+	}
+	return nil
+}
+
+// flagFaults gives every fault of a command line of which the parser found only the
+// first, and of the settings that come from elsewhere.
+func flagFaults(args []string, first error) error {
+	cmd, args, err := newRoot().Find(args)
+	if err != nil {
+		return first
+	}
+	cmd.InheritedFlags() // makes them the command's
+	var faults []error
+	values := map[*pflag.Flag]pflag.Value{}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		values[f] = f.Value
+		f.Value = tolerant{f.Value, f.Name, &faults}
+	})
+	err = cmd.ParseFlags(args)
+	for f, v := range values {
+		f.Value = v
+	}
+	if err != nil { // an unknown flag: what follows it cannot be read
+		return errors.Join(append(faults, err)...)
+	}
+	for c := cmd; c != nil; c = c.Parent() {
+		if c.PersistentPreRunE != nil {
+			return errors.Join(append(faults, c.PersistentPreRunE(cmd, nil))...)
+		}
+	}
+	return errors.Join(faults...)
+}
+
 // doubleDashes lets every long flag be written with one dash, as HashiCorp's
 // tools do: -json becomes --json where a flag of that name exists.
 func doubleDashes(root *cobra.Command, args []string) []string {

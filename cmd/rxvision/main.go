@@ -76,9 +76,11 @@ func reloads(args []string) bool {
 // run executes one command line and gives the exit code; tests call it too.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root := newRoot()
-	root.SetArgs(doubleDashes(root, args))
+	args = doubleDashes(root, args)
+	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagFaults(args, err) })
 	err := root.ExecuteContext(ctx)
 	var code exitCode
 	switch {
