@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -138,17 +139,21 @@ func (w *snapshotWriter) abort() error {
 	return w.db.Close()
 }
 
-// pace keeps a long piece of work out of the way of writes: while they come, it rests for as long as it has worked.
+// pace keeps a long piece of work out of the way of writes: while they come, it rests
+// paceShare times as long as it has worked.
 type pace struct {
 	applied func() uint64 // an index that moves with writes
 	last    uint64
+	moved   time.Time // when it was last seen to have moved
 	bytes   int
 	since   time.Time
 }
 
 const (
 	paceBytes = 64 << 10 // of work, between two rests
-	paceRest  = 5 * time.Millisecond
+	paceShare = 3
+	paceRest  = 10 * time.Millisecond  // the longest
+	paceQuiet = 100 * time.Millisecond // without a write, after which there is no rest
 )
 
 // did counts work in bytes, and rests when it is time. A nil pace never does.
@@ -160,11 +165,15 @@ func (p *pace) did(bytes int) {
 		return
 	}
 	p.bytes = 0
-	if now := p.applied(); now != p.last {
-		p.last = now
-		time.Sleep(min(time.Since(p.since), paceRest))
+	now := time.Now()
+	if applied := p.applied(); applied != p.last {
+		p.last, p.moved = applied, now
 	}
-	p.since = time.Now()
+	if now.Sub(p.moved) < paceQuiet {
+		time.Sleep(min(paceShare*now.Sub(p.since), paceRest))
+		now = time.Now()
+	}
+	p.since = now
 }
 
 // writeSnapshot writes the view to a new bbolt file.
@@ -314,15 +323,31 @@ func (p *persister) write(sink raft.SnapshotSink) error {
 // Release implements raft.FSMSnapshot.
 func (p *persister) Release() {}
 
-// temp is a file that is deleted after use.
-type temp struct{ *os.File }
-
-func tempFile(dir, prefix string) (temp, error) {
-	f, err := os.CreateTemp(dir, prefix)
-	return temp{f}, err
+// temp is a file that is deleted after use. What is written in order goes to the disk a
+// batch at a time, for the reason that snapshotWriter has.
+type temp struct {
+	*os.File
+	size, sent int64
 }
 
-func (t temp) remove() error { return errors.Join(t.Close(), os.Remove(t.Name())) }
+func tempFile(dir, prefix string) (*temp, error) {
+	f, err := os.CreateTemp(dir, prefix)
+	return &temp{File: f}, err
+}
+
+// Write implements io.Writer.
+func (t *temp) Write(b []byte) (int, error) {
+	n, err := t.File.Write(b)
+	t.size += int64(n)
+	if batch := t.size - t.sent; err == nil && batch >= snapshotBatch {
+		// Without a sync, which would make the log's own wait: after a crash nobody needs the file.
+		_ = unix.SyncFileRange(int(t.Fd()), t.sent, batch, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		t.sent = t.size
+	}
+	return n, err
+}
+
+func (t *temp) remove() error { return errors.Join(t.Close(), os.Remove(t.Name())) }
 
 // restoreSource reads the snapshot that raft hands to the FSM.
 func restoreSource(source io.ReadCloser) (_ *cluster.State, _ snapshotHead, members uint64, size int, err error) {

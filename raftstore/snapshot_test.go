@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -262,5 +264,54 @@ func TestLargeSnapshotsComeLessOften(t *testing.T) {
 	s.fsm.mu.Unlock()
 	if !s.fsm.snapshotDue() {
 		t.Error("no snapshot is due")
+	}
+}
+
+// TestPaceGivesWay works in virtual time, beside writes that come seldom and then no more.
+func TestPaceGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began, index := time.Now(), uint64(0)
+		p := &pace{applied: func() uint64 { return index }}
+		work := func(chunks int) (rested time.Duration) {
+			for range chunks {
+				time.Sleep(time.Millisecond)
+				before := time.Now()
+				p.did(paceBytes)
+				rested += time.Since(before)
+				index = max(index, uint64(min(time.Since(began), time.Second)/(20*time.Millisecond)))
+			}
+			return rested
+		}
+		work(30) // until it has seen a write
+		if rested := work(200); rested != 200*paceShare*time.Millisecond {
+			t.Errorf("rested for %s beside writes", rested)
+		}
+		time.Sleep(time.Second)
+		work(2)
+		time.Sleep(paceQuiet)
+		if rested := work(200); rested != 0 {
+			t.Errorf("rested for %s beside none", rested)
+		}
+	})
+}
+
+// TestTempFileIsNotLeftDirty writes many batches: what the disk does not have of them yet is bounded.
+func TestTempFileIsNotLeftDirty(t *testing.T) {
+	f, err := tempFile(t.TempDir(), "temp-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.remove() //nolint:errcheck // so is the folder
+	for range 64 {
+		if _, err := f.Write(make([]byte, snapshotBatch/4)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var cached unix.Cachestat_t
+	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &cached, 0); err != nil {
+		t.Skipf("the kernel does not tell what is cached of a file: %v", err)
+	}
+	if left := (cached.Dirty + cached.Writeback) * uint64(os.Getpagesize()); left > snapshotBatch {
+		t.Errorf("%d bytes are not on the disk", left)
 	}
 }
