@@ -301,7 +301,7 @@ func TestTempFileIsNotLeftDirty(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.remove() //nolint:errcheck // so is the folder
+	defer f.remove()
 	for range 64 {
 		if _, err := f.Write(make([]byte, snapshotBatch/4)); err != nil {
 			t.Fatal(err)
