@@ -151,7 +151,7 @@ type pace struct {
 
 const (
 	paceBytes = 64 << 10 // of work, between two rests
-	paceShare = 3
+	paceShare = 2
 	paceRest  = 10 * time.Millisecond  // the longest
 	paceQuiet = 100 * time.Millisecond // without a write, after which there is no rest
 )
