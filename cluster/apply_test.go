@@ -255,12 +255,9 @@ func TestDeploymentFollowsHealth(t *testing.T) {
 // TestRulesOfALog: silent nodes of one command evaluate a job once, and a node that is
 // back evaluates nothing of what runs on; a log from before that makes what it made.
 func TestRulesOfALog(t *testing.T) {
-	for _, test := range []struct{ rules, silent, back int }{{0, 2, 1}, {currentRules, 1, 0}} {
+	for _, test := range []struct{ rules, silent, back int }{{0, 2, 1}, {CurrentRules, 1, 0}} {
 		h := newHarness(t)
-		h.encode = func(c Command) []byte {
-			c.stamp().Rules = uint64(test.rules)
-			return marshal([]byte{byte(c.kind())}, c)
-		}
+		h.encode = func(c Command) []byte { return encodeCommand(c, uint64(test.rules)) }
 		nodes := []*Node{testNode(h.id()), testNode(h.id())}
 		var updates []NodeStatusUpdate
 		var key JobKey
@@ -625,5 +622,42 @@ func TestGoldenBytes(t *testing.T) {
 		if !bytes.Equal(want, got) {
 			t.Errorf("%s: stored form changed\n got %x\nwant %x", name, got, want)
 		}
+	}
+}
+
+// TestRulesOfAll: commands go by the newest rules that all servers know, and entries by newer ones are refused.
+func TestRulesOfAll(t *testing.T) {
+	h := newHarness(t)
+	rules := func() uint64 {
+		c, err := DecodeCommand(h.Snapshot().EncodeCommand(&SetFleetHold{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.stamp().Rules
+	}
+	server := func(id string, knows uint64) *RegisterServer {
+		return &RegisterServer{Server: &Server{ID: id, RaftAddr: id + ":1", Rules: knows}}
+	}
+	for _, step := range []struct {
+		cmd  Command
+		want uint64
+	}{
+		{nil, 0},
+		{server("new", CurrentRules), CurrentRules},
+		{server("old", 0), 0},
+		{server("newer", CurrentRules + 1), 0},
+		{server("old", CurrentRules), CurrentRules},
+		{server("gone", 0), 0},
+		{&RemoveServer{ID: "gone", Left: true}, CurrentRules},
+	} {
+		if step.cmd != nil {
+			h.must(step.cmd)
+		}
+		if got := rules(); got != step.want {
+			t.Errorf("after %T: rules %d, not %d", step.cmd, got, step.want)
+		}
+	}
+	if _, err := DecodeCommand(encodeCommand(&SetFleetHold{}, CurrentRules+1)); err == nil || !strings.Contains(err.Error(), "newer") {
+		t.Errorf("an entry by newer rules: %v", err)
 	}
 }

@@ -687,6 +687,7 @@ var (
 		RPCAddr     string
 		HTTPAddr    string
 		Version     string
+		Rules       uint64
 		Left        bool
 		Start       string
 		CreateIndex uint64
@@ -6892,7 +6893,11 @@ func appendServer(b []byte, v *Server) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 12)
+	n := 12
+	if v.Rules != 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendStr(append(b, "\xaa"+"Datacenter"...), v.Datacenter)
 	b = appendStr(append(b, "\xa8"+"HTTPAddr"...), v.HTTPAddr)
@@ -6903,6 +6908,9 @@ func appendServer(b []byte, v *Server) []byte {
 	b = appendStr(append(b, "\xa7"+"RPCAddr"...), v.RPCAddr)
 	b = appendStr(append(b, "\xa8"+"RaftAddr"...), v.RaftAddr)
 	b = appendStr(append(b, "\xa6"+"Region"...), v.Region)
+	if v.Rules != 0 {
+		b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	}
 	b = appendStr(append(b, "\xa5"+"Start"...), v.Start)
 	b = appendStr(append(b, "\xa7"+"Version"...), v.Version)
 	return b
@@ -6919,6 +6927,7 @@ var keysOfServer = []string{
 	"RPCAddr",
 	"RaftAddr",
 	"Region",
+	"Rules",
 	"Start",
 	"Version",
 }
@@ -6947,9 +6956,11 @@ func decodeServer(d *decoder, v *Server) {
 			v.RaftAddr = d.str()
 		case 9: // Region
 			v.Region = d.str()
-		case 10: // Start
+		case 10: // Rules
+			v.Rules = d.uint()
+		case 11: // Start
 			v.Start = d.str()
-		case 11: // Version
+		case 12: // Version
 			v.Version = d.str()
 		default:
 			d.skip()

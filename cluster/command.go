@@ -65,7 +65,8 @@ const (
 	// pause, a job with an open evaluation gets none for a node that falls silent.
 	rulesSparse = 1
 
-	currentRules = rulesSparse
+	// CurrentRules is the newest version, which this program knows.
+	CurrentRules = rulesSparse
 )
 
 func (s *Stamp) stamp() *Stamp { return s }
@@ -307,9 +308,14 @@ func newCommand(k Kind) Command {
 	return nil
 }
 
-// EncodeCommand makes a log entry: the kind's byte, then the body as Marshal writes it.
-func EncodeCommand(c Command) []byte {
-	c.stamp().Rules = currentRules
+// EncodeCommand makes a log entry, of the newest rules: the kind's byte, then the body as Marshal writes it.
+func EncodeCommand(c Command) []byte { return encodeCommand(c, CurrentRules) }
+
+// EncodeCommand makes a log entry for the servers that the region has, of the newest rules that all of them know.
+func (s *Snapshot) EncodeCommand(c Command) []byte { return encodeCommand(c, s.Rules()) }
+
+func encodeCommand(c Command, rules uint64) []byte {
+	c.stamp().Rules = rules
 	return marshal([]byte{byte(c.kind())}, c)
 }
 
@@ -326,6 +332,9 @@ func decodeCommand(entry []byte, shared *interner) (Command, error) {
 	}
 	if err := unmarshal(entry[1:], c, shared); err != nil {
 		return nil, err
+	}
+	if rules := c.stamp().Rules; rules > CurrentRules {
+		return nil, fmt.Errorf("log entry by version %d of the rules: this version of rxvision knows them up to %d; run the version that wrote it, or a newer one", rules, CurrentRules)
 	}
 	return c, nil
 }

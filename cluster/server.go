@@ -19,6 +19,7 @@ type Server struct {
 	RPCAddr    string // host:port for agents and gateways
 	HTTPAddr   string // host:port for users
 	Version    string // of the program
+	Rules      uint64 `json:",omitempty"` // the newest version of the rules that it knows: CurrentRules
 	Left       bool   // it left, or was removed by an operator
 	// Start names the run of the process that left: it may join again only after a
 	// restart. "" otherwise.
@@ -97,6 +98,21 @@ func (s *Snapshot) Server(ws WatchSet, id string) *Server {
 // Servers returns all servers' records by ID, those that left included.
 func (s *Snapshot) Servers(ws WatchSet) []*Server {
 	return list[Server](s.txn, ws, TableServers, "id_prefix", "")
+}
+
+// Rules is the newest version of the rules that all servers know, so that they all
+// make the same of a command: while a region is upgraded it goes by the old ones.
+func (s *Snapshot) Rules() uint64 {
+	known, none := uint64(CurrentRules), true
+	for _, server := range s.Servers(nil) {
+		if !server.Left {
+			known, none = min(known, server.Rules), false
+		}
+	}
+	if none {
+		return 0
+	}
+	return known
 }
 
 // Timeline names the history that the state's indexes count: within one, a record of

@@ -31,7 +31,7 @@ func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result,
 	stamp := cluster.StampOf(cmd)
 	setDefault(&stamp.RequestID, newUUID())
 	setDefault(&stamp.Time, time.Now().UnixNano())
-	entry := seal(cluster.EncodeCommand(cmd))
+	entry := seal(s.State().Snapshot().EncodeCommand(cmd))
 	if len(entry) > MaxEntry {
 		return cluster.Result{}, cluster.Errorf(cluster.CodeTooLarge,
 			"the change takes %d bytes, over the limit of %d bytes for one change", len(entry), MaxEntry)
@@ -49,7 +49,7 @@ func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result,
 // it needs no request ID, and no room among the results that are kept.
 func (s *Store) note(ctx context.Context, cmd cluster.Command) error {
 	cluster.StampOf(cmd).Time = time.Now().UnixNano()
-	res, err := s.applyEntry(ctx, seal(cluster.EncodeCommand(cmd)))
+	res, err := s.applyEntry(ctx, seal(s.State().Snapshot().EncodeCommand(cmd)))
 	if err == nil && res.Err != nil {
 		err = res.Err
 	}

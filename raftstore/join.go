@@ -139,6 +139,7 @@ func (s *Store) self() *cluster.Server {
 	return &cluster.Server{
 		ID: string(s.id), Name: s.cfg.Name, Region: s.cfg.Region, Datacenter: s.cfg.Datacenter,
 		RaftAddr: s.Addr(), RPCAddr: s.cfg.RPCAddr, HTTPAddr: s.cfg.HTTPAddr, Version: s.cfg.Version, Start: s.start,
+		Rules: cluster.CurrentRules,
 	}
 }
 

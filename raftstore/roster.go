@@ -356,6 +356,10 @@ func (s *Store) addServer(ctx context.Context, server *cluster.Server) error {
 	if old := s.State().Snapshot().Server(nil, server.ID); old != nil && old.Left && old.Start == server.Start && old.Start != "" {
 		return cluster.Errorf(cluster.CodeForbidden, "server %s has left the cluster or was removed from it; restart it to let it join again", server.ID)
 	}
+	if inUse := s.State().Snapshot().Rules(); server.Rules < inUse {
+		return cluster.Errorf(cluster.CodeInvalid,
+			"server %s runs rxvision %s, which does not know how the log here is to be applied (version %d of the rules; it knows %d); upgrade it", server.Name, server.Version, inUse, server.Rules)
+	}
 	err := s.pilot.AddServer(&autopilot.Server{ID: raft.ServerID(server.ID), Name: server.Name, Address: raft.ServerAddress(server.RaftAddr)})
 	if err != nil {
 		return s.raftError("add server "+server.ID, err)
