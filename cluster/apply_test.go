@@ -645,7 +645,7 @@ func TestRulesOfAll(t *testing.T) {
 		{nil, 0},
 		{server("new", CurrentRules), CurrentRules},
 		{server("old", 0), 0},
-		{server("newer", CurrentRules + 1), 0},
+		{server("newer", CurrentRules+1), 0},
 		{server("old", CurrentRules), CurrentRules},
 		{server("gone", 0), 0},
 		{&RemoveServer{ID: "gone", Left: true}, CurrentRules},
