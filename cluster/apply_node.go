@@ -1,7 +1,5 @@
 package cluster
 
-import "slices"
-
 // MaxNodes bounds how many nodes a region holds.
 const MaxNodes = 100_000
 
@@ -114,7 +112,7 @@ func (t *tx) evalNodes(nodes []*Node, trigger string) {
 
 // evaluates says whether an evaluation of the job is open.
 func (t *tx) evaluates(k JobKey) bool {
-	return slices.ContainsFunc(t.EvalsByJob(nil, k), func(e *Evaluation) bool { return !e.Terminal() })
+	return len(t.OpenEvalsByJob(k)) > 0
 }
 
 func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {

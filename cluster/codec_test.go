@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
@@ -263,6 +264,37 @@ func TestRecordsAtRest(t *testing.T) {
 		if err != nil || !bytes.Equal(Marshal(row.record), Marshal(record)) {
 			t.Fatalf("%+v\n is stored and read as\n%+v, %v", record, row.record, err)
 		}
+	}
+}
+
+// TestEndedOfAJob looks at a job's evaluations by whether they have ended.
+func TestEndedOfAJob(t *testing.T) {
+	h := newHarness(t)
+	eval := func(id, job, status string) *Evaluation {
+		return &Evaluation{ID: id, Namespace: "default", JobID: job, Status: status}
+	}
+	h.must(&UpdateEvals{Evals: []*Evaluation{
+		eval("a", "web", EvalStatusComplete), eval("b", "web", EvalStatusBlocked), eval("c", "web", EvalStatusFailed),
+		eval("d", "other", EvalStatusComplete),
+	}})
+	at := func(id string) Ended { return Ended{id, h.Snapshot().Eval(nil, id).ModifyTime} }
+	for job, want := range map[string]struct {
+		ended []Ended
+		all   bool
+		open  int
+	}{
+		"web": {[]Ended{at("a"), at("c")}, false, 1}, "other": {[]Ended{at("d")}, true, 0}, "nobody": {nil, true, 0},
+	} {
+		k := JobKey{"default", job}
+		if ended, all := h.Snapshot().EndedEvals(k); !slices.Equal(ended, want.ended) || all != want.all {
+			t.Errorf("%s: %v have ended, all %v; want %+v", job, ended, all, want)
+		}
+		if open := h.Snapshot().OpenEvalsByJob(k); len(open) != want.open {
+			t.Errorf("%s: %d are open, want %d", job, len(open), want.open)
+		}
+	}
+	if ended, all := h.Snapshot().EndedDeployments(JobKey{"default", "web"}); len(ended) > 0 || !all {
+		t.Errorf("deployments: %v", ended)
 	}
 }
 

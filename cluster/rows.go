@@ -181,18 +181,23 @@ func (x *set) each(fn func(slot) bool) bool {
 type atRest struct {
 	table  *Table
 	key    string
+	ended  int64 // Unix nanoseconds
 	stored []byte
 }
 
 // settle gives a record as rows keep it.
 func (t *Table) settle(key string, record any) any {
-	if t.rests == nil || !t.rests(record) {
+	if t.rests == nil {
+		return record
+	}
+	ended, rests := t.rests(record)
+	if !rests {
 		return record
 	}
 	buf := scratch.Get().(*[]byte)
 	defer scratch.Put(buf)
 	*buf = AppendStored((*buf)[:0], record)
-	return &atRest{t, key, slices.Clone(*buf)}
+	return &atRest{t, key, ended, slices.Clone(*buf)}
 }
 
 // wake gives the record itself.

@@ -46,7 +46,7 @@ type Table struct {
 	key    func(any) string
 	by     map[string]func(any) string // secondary indexes: value by record, "" for none
 	pack   func(*interner, any)        // makes a record small before it is kept; nil: it stays as it is
-	rests  func(any) bool              // whether a record is kept at rest; nil: none is
+	rests  func(any) (int64, bool)     // whether a record is kept at rest, and since when; nil: none is
 
 	number  int // in Tables
 	indexes []secondary
@@ -109,7 +109,7 @@ var Tables = []*Table{
 	{
 		Name: TableEvals, Record: 3, New: func() any { return new(Evaluation) },
 		key:   func(v any) string { return v.(*Evaluation).ID },
-		rests: func(v any) bool { return v.(*Evaluation).Terminal() },
+		rests: func(v any) (int64, bool) { e := v.(*Evaluation); return e.ModifyTime, e.Terminal() },
 		by: map[string]func(any) string{
 			"job": func(v any) string { e := v.(*Evaluation); return e.Namespace + sep + e.JobID },
 			"open": func(v any) string { // by its last change: see OpenEvalsFrom
@@ -146,7 +146,7 @@ var Tables = []*Table{
 	{
 		Name: TableDeployments, Record: 10, New: func() any { return new(Deployment) },
 		key:   func(v any) string { return v.(*Deployment).ID },
-		rests: func(v any) bool { return !v.(*Deployment).Active() },
+		rests: func(v any) (int64, bool) { d := v.(*Deployment); return d.ModifyTime, !d.Active() },
 		by: map[string]func(any) string{
 			"job": func(v any) string { d := v.(*Deployment); return d.Namespace + sep + d.JobID },
 			"active": func(v any) string {
@@ -352,6 +352,33 @@ func (s *Snapshot) Evals(ws WatchSet, prefix string) []*Evaluation {
 // EvalsByJob returns a job's evaluations.
 func (s *Snapshot) EvalsByJob(ws WatchSet, k JobKey) []*Evaluation {
 	return list[Evaluation](s.txn, ws, TableEvals, "job", k.Namespace, k.ID)
+}
+
+// OpenEvalsByJob returns the evaluations of a job that are not answered yet.
+func (s *Snapshot) OpenEvalsByJob(k JobKey) (open []*Evaluation) {
+	q := newQuery(TableEvals, "job", []string{k.Namespace, k.ID})
+	r := s.txn.rows[q.table.number]
+	r.find(q, func(at slot) bool {
+		if e, ok := r.records.get(at).(*Evaluation); ok { // the others are at rest
+			open = append(open, e)
+		}
+		return true
+	})
+	return open
+}
+
+// Ended is a record that has come to its end, and when, in Unix nanoseconds.
+type Ended struct {
+	ID string
+	At int64
+}
+
+// EndedEvals gives the answered evaluations of a job without reading them, and whether those are all that it has.
+func (s *Snapshot) EndedEvals(k JobKey) ([]Ended, bool) { return s.txn.ended(TableEvals, k) }
+
+// EndedDeployments gives a job's deployments that have ended, without reading them, and whether those are all that it has.
+func (s *Snapshot) EndedDeployments(k JobKey) ([]Ended, bool) {
+	return s.txn.ended(TableDeployments, k)
 }
 
 // OpenEvals returns the evaluations that are not terminal, pending and blocked, in the

@@ -24,8 +24,9 @@ type Retention struct {
 	JobTrackedVersions    int           // versions of a job, besides the newest stable one and those that run; 6, which is the most
 
 	MaxEndedAllocsOfJob int // 1,000
-	MaxEndedAllocs      int // 250,000
-	MaxEndedEvals       int // 250,000
+	MaxEndedAllocs      int // 100,000
+	MaxEndedEvals       int // 100,000
+	MaxEndedDeployments int // 100,000
 }
 
 func (r *Retention) defaults() {
@@ -46,8 +47,9 @@ func (r *Retention) defaults() {
 		r.JobTrackedVersions = cluster.MaxJobVersions
 	}
 	r.MaxEndedAllocsOfJob = cmp.Or(r.MaxEndedAllocsOfJob, 1_000)
-	r.MaxEndedAllocs = cmp.Or(r.MaxEndedAllocs, 250_000)
-	r.MaxEndedEvals = cmp.Or(r.MaxEndedEvals, 250_000)
+	r.MaxEndedAllocs = cmp.Or(r.MaxEndedAllocs, 100_000)
+	r.MaxEndedEvals = cmp.Or(r.MaxEndedEvals, 100_000)
+	r.MaxEndedDeployments = cmp.Or(r.MaxEndedDeployments, 100_000)
 }
 
 // Bounds of collection.
@@ -70,12 +72,12 @@ type collector struct {
 	room   int // records that reap still takes
 	bytes  int
 
-	allocs, evals ages
+	allocs, evals, deployments ages
 }
 
 func newCollector(keep *Retention) *collector {
 	width := max(keep.EvalGCThreshold, keep.BatchEvalGCThreshold)/ageBuckets + time.Second
-	return &collector{keep: keep, allocs: newAges(width), evals: newAges(width)}
+	return &collector{keep: keep, allocs: newAges(width), evals: newAges(width), deployments: newAges(width)}
 }
 
 // page goes on with the walk on a snapshot: what to commit, and whether the walk
@@ -97,6 +99,7 @@ func (c *collector) page(snap *cluster.Snapshot, now cluster.Time) (cmds []clust
 		c.after = cluster.JobKey{}
 		c.allocs.turn(c.keep.MaxEndedAllocs)
 		c.evals.turn(c.keep.MaxEndedEvals)
+		c.deployments.turn(c.keep.MaxEndedDeployments)
 	}
 	cmds, c.cmds, c.reap = c.cmds, nil, nil
 	return cmds, done
@@ -121,10 +124,12 @@ func (c *collector) old(modified int64, keep time.Duration, now cluster.Time) bo
 // that was.
 func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Time) (looked int) {
 	j := snap.Job(nil, k)
-	allocs, evals := snap.AllocsByJob(nil, k), snap.EvalsByJob(nil, k)
-	looked = len(allocs) + len(evals)
+	allocs := snap.AllocsByJob(nil, k)
+	evals, answered := snap.EndedEvals(k)
+	deployments, _ := snap.EndedDeployments(k)
+	looked = len(allocs) + len(evals) + len(deployments)
 	named := snap.Lineage(k)
-	if j != nil && named == nil && c.dead(j, allocs, evals, now) {
+	if j != nil && named == nil && answered && c.dead(j, allocs, evals, now) {
 		r := c.next(len(k.Namespace) + len(k.ID))
 		r.Jobs = append(r.Jobs, k)
 		c.room -= min(c.room, looked) // they leave in the same entry
@@ -137,37 +142,41 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	needed := c.ended(allocs, j, named, threshold, now)
 	for _, e := range evals {
 		switch {
-		case !e.Terminal() || needed[e.ID] || named.Eval(e.ID):
-		case c.old(e.ModifyTime, threshold, now) || c.evals.over(e.ModifyTime):
+		case needed[e.ID] || named.Eval(e.ID):
+		case c.old(e.At, threshold, now) || c.evals.over(e.At):
 			r := c.next(len(e.ID))
 			r.Evals = append(r.Evals, e.ID)
 		default:
-			c.evals.add(e.ModifyTime)
+			c.evals.add(e.At)
 		}
 	}
-	latest := snap.LatestDeployment(nil, k)
-	for _, d := range snap.DeploymentsByJob(nil, k) {
-		looked++
-		if !d.Active() && c.old(d.ModifyTime, c.keep.DeploymentGCThreshold, now) && (j == nil || d.ID != latest.ID) {
+	latest := "" // of a job that is there it stays
+	if j != nil && len(deployments) > 0 {
+		latest = snap.LatestDeployment(nil, k).ID
+	}
+	for _, d := range deployments {
+		switch {
+		case d.ID == latest:
+		case c.old(d.At, c.keep.DeploymentGCThreshold, now) || c.deployments.over(d.At):
 			r := c.next(len(d.ID))
 			r.Deployments = append(r.Deployments, d.ID)
+		default:
+			c.deployments.add(d.At)
 		}
 	}
 	c.versions(snap, k, j, named, allocs)
 	return looked
 }
 
-// dead says whether a job has ended for good and long ago.
-func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []*cluster.Evaluation, now cluster.Time) bool {
+// dead says whether a job whose evaluations are all answered has ended for good and
+// long ago.
+func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended, now cluster.Time) bool {
 	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
 		return false
 	}
 	last := j.SubmitTime
 	for _, e := range evals {
-		if !e.Terminal() {
-			return false
-		}
-		last = max(last, e.ModifyTime)
+		last = max(last, e.At)
 	}
 	for _, a := range allocs {
 		if !a.ClientTerminal() {

@@ -152,6 +152,24 @@ func TestTooManyLeaveEarly(t *testing.T) {
 		if n, _, _ := ended(snap); n != 20 {
 			t.Errorf("%d ended allocations are kept; those that ended last stay", n)
 		}
+		if n := len(snap.Deployments(nil, "")); n != 60 {
+			t.Fatalf("%d deployments, want 60", n)
+		}
+		first := map[string]string{}
+		for _, d := range snap.Deployments(nil, "") {
+			if d.JobVersion == 0 {
+				first[d.JobID] = d.ID
+			}
+		}
+		snap = w.collected(Retention{DeploymentGCThreshold: 48 * time.Hour, MaxEndedDeployments: 1}, 2)
+		if n := len(snap.Deployments(nil, "")); n != 40 {
+			t.Errorf("%d deployments are kept; want the newest of each job, and those that ended last", n)
+		}
+		for job, id := range first {
+			if snap.Deployment(nil, id) != nil {
+				t.Errorf("the oldest deployment of %s is kept", job)
+			}
+		}
 
 		// Of one job.
 		for i := range 30 {

@@ -33,7 +33,7 @@ type Reader interface {
 	JobVersion(ws cluster.WatchSet, k cluster.JobKey, version uint64) *cluster.Job
 	LatestDeployment(ws cluster.WatchSet, k cluster.JobKey) *cluster.Deployment
 	Eval(ws cluster.WatchSet, id string) *cluster.Evaluation
-	EvalsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Evaluation
+	OpenEvalsByJob(k cluster.JobKey) []*cluster.Evaluation
 	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
 	FleetHold(ws cluster.WatchSet) *cluster.FleetHold
 	NodesVersion() any
@@ -558,7 +558,7 @@ func (p *planner) finish() {
 	if r.More {
 		return
 	}
-	for _, other := range p.reader.EvalsByJob(nil, e.JobKey()) {
+	for _, other := range p.reader.OpenEvalsByJob(e.JobKey()) {
 		switch {
 		case other.ID == e.ID:
 		case other.Status == cluster.EvalStatusBlocked:

@@ -119,7 +119,7 @@ func (w *world) Eval(_ cluster.WatchSet, id string) *cluster.Evaluation {
 	return nil
 }
 
-func (w *world) EvalsByJob(cluster.WatchSet, cluster.JobKey) []*cluster.Evaluation { return w.evals }
+func (w *world) OpenEvalsByJob(cluster.JobKey) []*cluster.Evaluation { return w.evals }
 
 func (w *world) HoldingVersions(fn func(string, any)) {
 	for _, n := range w.nodes {
