@@ -280,20 +280,19 @@ func TestEndedOfAJob(t *testing.T) {
 	at := func(id string) Ended { return Ended{id, h.Snapshot().Eval(nil, id).ModifyTime} }
 	for job, want := range map[string]struct {
 		ended []Ended
-		all   bool
 		open  int
 	}{
-		"web": {[]Ended{at("a"), at("c")}, false, 1}, "other": {[]Ended{at("d")}, true, 0}, "nobody": {nil, true, 0},
+		"web": {[]Ended{at("a"), at("c")}, 1}, "other": {[]Ended{at("d")}, 0}, "nobody": {nil, 0},
 	} {
 		k := JobKey{"default", job}
-		if ended, all := h.Snapshot().EndedEvals(k); !slices.Equal(ended, want.ended) || all != want.all {
-			t.Errorf("%s: %v have ended, all %v; want %+v", job, ended, all, want)
+		if ended := h.Snapshot().EndedEvals(k); !slices.Equal(ended, want.ended) {
+			t.Errorf("%s: %v have ended; want %+v", job, ended, want)
 		}
 		if open := h.Snapshot().OpenEvalsByJob(k); len(open) != want.open {
 			t.Errorf("%s: %d are open, want %d", job, len(open), want.open)
 		}
 	}
-	if ended, all := h.Snapshot().EndedDeployments(JobKey{"default", "web"}); len(ended) > 0 || !all {
+	if ended := h.Snapshot().EndedDeployments(JobKey{"default", "web"}); len(ended) > 0 {
 		t.Errorf("deployments: %v", ended)
 	}
 }

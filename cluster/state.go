@@ -373,13 +373,11 @@ type Ended struct {
 	At int64
 }
 
-// EndedEvals gives the answered evaluations of a job without reading them, and whether those are all that it has.
-func (s *Snapshot) EndedEvals(k JobKey) ([]Ended, bool) { return s.txn.ended(TableEvals, k) }
+// EndedEvals gives the answered evaluations of a job without reading them.
+func (s *Snapshot) EndedEvals(k JobKey) []Ended { return s.txn.ended(TableEvals, k) }
 
-// EndedDeployments gives a job's deployments that have ended, without reading them, and whether those are all that it has.
-func (s *Snapshot) EndedDeployments(k JobKey) ([]Ended, bool) {
-	return s.txn.ended(TableDeployments, k)
-}
+// EndedDeployments gives a job's deployments that have ended, without reading them.
+func (s *Snapshot) EndedDeployments(k JobKey) []Ended { return s.txn.ended(TableDeployments, k) }
 
 // OpenEvals returns the evaluations that are not terminal, pending and blocked, in the
 // order of their last changes.

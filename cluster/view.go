@@ -98,20 +98,17 @@ func (r *rows) find(q query, fn func(slot) bool) {
 	}
 }
 
-// ended gives those of a job's records in a table that are at rest, and whether all are.
-func (v *view) ended(table string, k JobKey) (list []Ended, all bool) {
+// ended gives those of a job's records in a table that are at rest.
+func (v *view) ended(table string, k JobKey) (list []Ended) {
 	q := newQuery(table, "job", []string{k.Namespace, k.ID})
 	r := v.rows[q.table.number]
-	all = true
 	r.find(q, func(s slot) bool {
 		if rest, ok := r.records.get(s).(*atRest); ok {
 			list = append(list, Ended{rest.key, rest.ended})
-		} else {
-			all = false
 		}
 		return true
 	})
-	return list, all
+	return list
 }
 
 // watch adds to ws what tells of a change of the records that were read.

@@ -309,7 +309,7 @@ func TestTempFileIsNotLeftDirty(t *testing.T) {
 	}
 	var cached unix.Cachestat_t
 	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &cached, 0); err != nil {
-		t.Skipf("the kernel does not tell what is cached of a file: %v", err)
+		t.Skipf("the kernel does not tell what is cached of a file, run on Linux 6.5 or newer: %v", err)
 	}
 	if left := (cached.Dirty + cached.Writeback) * uint64(os.Getpagesize()); left > snapshotBatch {
 		t.Errorf("%d bytes are not on the disk", left)

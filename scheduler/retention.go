@@ -125,11 +125,10 @@ func (c *collector) old(modified int64, keep time.Duration, now cluster.Time) bo
 func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Time) (looked int) {
 	j := snap.Job(nil, k)
 	allocs := snap.AllocsByJob(nil, k)
-	evals, answered := snap.EndedEvals(k)
-	deployments, _ := snap.EndedDeployments(k)
+	evals, deployments := snap.EndedEvals(k), snap.EndedDeployments(k)
 	looked = len(allocs) + len(evals) + len(deployments)
 	named := snap.Lineage(k)
-	if j != nil && named == nil && answered && c.dead(j, allocs, evals, now) {
+	if j != nil && named == nil && c.dead(j, allocs, evals, now) && len(snap.OpenEvalsByJob(k)) == 0 {
 		r := c.next(len(k.Namespace) + len(k.ID))
 		r.Jobs = append(r.Jobs, k)
 		c.room -= min(c.room, looked) // they leave in the same entry
@@ -168,8 +167,8 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	return looked
 }
 
-// dead says whether a job whose evaluations are all answered has ended for good and
-// long ago.
+// dead says whether a job has ended for good and long ago, if no evaluation of it is
+// open.
 func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended, now cluster.Time) bool {
 	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
 		return false

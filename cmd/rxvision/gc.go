@@ -21,12 +21,10 @@ const (
 )
 
 // collect runs a server's garbage collections until ctx ends. Go's pacer begins one
-// when seven tenths of the room is used up, and makes whoever allocates mark so much
-// that it ends before the rest is: with a large heap on busy processors every
-// goroutine then waits most of a second for its turn, again and again, and the
-// server's peers take it for dead. Begun here, as early, but with gcSlack times the
-// room until that end, a collection is left to Go's background workers, which take a
-// quarter of the processors.
+// when seven tenths of the room is used up, and has whoever allocates mark the more the
+// nearer the end of the room comes. Begun here about as early, but with gcSlack times the
+// room until that end, nobody has to mark more than Go's least, 64 KiB for each goroutine
+// that allocates. With thousands of goroutines on busy processors that is still felt.
 func collect(ctx context.Context) {
 	var h heap
 	looks := time.NewTicker(gcLook)

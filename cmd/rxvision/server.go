@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -288,7 +289,11 @@ func (k *serverKeys) reload() error {
 // served for stale reads only, until the disk can be written again.
 func runServer(ctx context.Context, c serverConfig, log *slog.Logger, reload *reload) error {
 	if os.Getenv("GOGC") == "" { // else it is the operator's choice
-		go collect(ctx)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		until, stop := context.WithCancel(ctx)
+		defer stop()
+		wg.Go(func() { collect(until) })
 	}
 	for {
 		reg := newMetrics()
