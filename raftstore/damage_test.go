@@ -74,11 +74,7 @@ func TestFlippedByteInLog(t *testing.T) {
 	if os.Getenv("RXVISION_TEST_LONG") != "" {
 		trials = 500
 	}
-	kinds := []string{LogWAL}
-	if !checkptr {
-		kinds = append(kinds, LogBbolt)
-	}
-	for _, kind := range kinds {
+	for _, kind := range []string{LogWAL, LogBbolt} {
 		t.Run(kind, func(t *testing.T) {
 			dir := t.TempDir()
 			s := mustOpen(t, dir, func(c *Config) { c.LogStore = kind })

@@ -48,7 +48,6 @@ func Inspect(path string) (*Inspection, error) {
 	if _, err := io.ReadFull(f, begin[:]); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
 	}
-	const boltMagic = 0xED0CDAED // at byte 16, in the machine's order
 	switch {
 	case begin[0] == sealPrefix[0] && begin[1] == sealPrefix[1]:
 		in.Kind = KindArchive
@@ -59,7 +58,7 @@ func Inspect(path string) (*Inspection, error) {
 		if in.Fault = err; err == nil {
 			in.Info = *info
 		}
-	case binary.NativeEndian.Uint32(begin[16:]) == boltMagic:
+	case order.Uint32(begin[16:]) == boltMagic:
 		in.Kind, in.Size, in.Created = KindSnapshot, stat.Size(), stat.ModTime().UTC()
 		in.Fault = in.readBolt()
 	default:
@@ -75,6 +74,8 @@ func (in *Inspection) readBolt() error {
 		if _, err := verifySnapshot(filepath.Dir(filepath.Dir(filepath.Dir(in.Path))), meta); err != nil {
 			return err
 		}
+	} else if err := checkPages(in.Path); err != nil {
+		return err
 	}
 	err := guard(func() error {
 		db, err := bbolt.Open(in.Path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})

@@ -148,6 +148,8 @@ func openBoltLog(dir string, readOnly bool) (*boltLog, error) {
 			if err := copyBoltLog(path); err != nil {
 				return err
 			}
+		} else if err := checkPages(path); err != nil {
+			return err
 		}
 		b.db, err = bbolt.Open(path, 0o600, boltOptions(readOnly))
 		return err
@@ -171,11 +173,7 @@ func copyBoltLog(path string) error {
 		return err
 	})
 	if stat, e := os.Stat(path); e == nil && stat.Size() > 0 && err == nil {
-		var old *bbolt.DB
-		if old, err = bbolt.Open(path, 0o600, boltOptions(true)); err == nil {
-			err = guard(func() error { return copyEntries(fresh, old) })
-			err = errors.Join(err, old.Close())
-		}
+		err = copyEntries(fresh, path)
 	}
 	if err = errors.Join(err, fresh.Sync(), fresh.Close()); err != nil {
 		return errors.Join(err, os.Remove(path+tmpSuffix))
@@ -183,7 +181,15 @@ func copyBoltLog(path string) error {
 	return errors.Join(os.Rename(path+tmpSuffix, path), syncFolder(filepath.Dir(path)))
 }
 
-func copyEntries(to, from *bbolt.DB) error {
+func copyEntries(to *bbolt.DB, path string) error {
+	if err := checkPages(path); err != nil {
+		return err
+	}
+	from, err := bbolt.Open(path, 0o600, boltOptions(true))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
 	return from.View(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(logBucket)
 		if bucket == nil {

@@ -141,7 +141,7 @@ func TestInspect(t *testing.T) {
 	}
 	random := mustSeed(t)
 	whole := mustRead(t, alone)
-	for i := 0; i < 40 && !checkptr; i++ { // damage that no hash beside the file tells of: it must not crash; bbolt, which trusts its pages, seldom still does
+	for i := 0; i < 400; i++ { // damage that no hash beside the file tells of: it must not crash
 		b := slices.Clone(whole)
 		b[random.IntN(len(b))] ^= byte(1 + random.IntN(255))
 		mustWrite(t, alone, string(b))

@@ -1,5 +1,0 @@
-//go:build !race
-
-package raftstore
-
-const checkptr = false
