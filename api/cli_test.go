@@ -168,6 +168,55 @@ func (c *cli) running(job string) string {
 	return ""
 }
 
+const petsJob = `job "pets" {
+  affinity {
+    attribute = "${node.unique.name}"
+    value     = "cpu-host"
+  }
+  group "g" {
+    count = 2
+    constraint {
+      distinct_property = "${node.unique.name}"
+    }
+    spread {
+      attribute = "${node.class}"
+      target "test" {
+        percent = 100
+      }
+    }
+    task "t" {
+      driver = "raw_exec"
+      config {
+        command = "/bin/sleep"
+        args    = ["1000"]
+      }
+      resources {
+        memory = 64
+      }
+    }
+  }
+}
+`
+
+// TestCommandLinePreferences shows affinities, spreads and distinct_property as the
+// command line's users see them: differences, scores, in-place updates, reasons.
+func TestCommandLinePreferences(t *testing.T) {
+	c := newCLI(t)
+	c.until("the server says what it knows", func(snap *cluster.Snapshot) bool { return snap.KeepsPreferences() })
+	c.file("pets.hcl", petsJob)
+	c.fails(1, "job plan -verbose pets.hcl", `+ Affinity { + LTarget: "${node.unique.name}" + Operand: "=" + RTarget: "cpu-host" + Weight: "50" }`,
+		`+ Spread { + Attribute: "${node.class}" + Weight: "50" + SpreadTarget { + Percent: "100" + Value: "test" } }`, "All tasks successfully allocated")
+	c.run("job run -detach pets.hcl")
+	c.settled("pets", 2)
+	c.run("alloc status -verbose "+c.running("pets"), "node-affinity", "allocation-spread")
+	c.run("job inspect pets", `"Weight": 50`, `"SpreadTarget": [`, `"Operand": "distinct_property"`)
+
+	c.file("pets.hcl", strings.Replace(petsJob, `"cpu-host"`, "\"cpu-host\"\n weight = -70", 1))
+	c.run("job plan pets.hcl", "(2 in-place update)", `+/- Weight: "50" => "-70"`)
+	c.file("pets.hcl", strings.Replace(petsJob, "count = 2", "count = 3", 1))
+	c.fails(1, "job plan pets.hcl", "failed to place 1 allocation", `Constraint "distinct_property: ${node.unique.name}=cpu-host used by 1 allocs": 1 nodes excluded by filter`)
+}
+
 func TestCommandLineJobs(t *testing.T) {
 	c := newCLI(t)
 	c.file("web.hcl", webJob)

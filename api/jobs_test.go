@@ -3,6 +3,7 @@ package api_test
 import (
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -91,6 +92,44 @@ func TestRegisterNamesEveryFaultWithItsLine(t *testing.T) {
 	w.decoded(w.do(http.MethodPut, "/v1/validate/job", string(b)), &v)
 	if len(v.ValidationErrors) != 4 || !strings.HasPrefix(v.Error, "4 errors occurred") {
 		t.Errorf("validation: %s", pretty(t, v))
+	}
+}
+
+// TestPreferences registers affinities and spreads and reads them back; while a server
+// does not keep them they are refused.
+func TestPreferences(t *testing.T) {
+	w := newWire(t)
+	j := sleeper("web")
+	j.Affinities = []*nomad.Affinity{nomad.NewAffinity("${meta.rack}", "=", "r1", -20)}
+	j.Spreads = []*nomad.Spread{nomad.NewSpread("${meta.rack}", 70, []*nomad.SpreadTarget{nomad.NewSpreadTarget("r1", 60)})}
+	j.TaskGroups[0].Affinities = []*nomad.Affinity{nomad.NewAffinity("${node.class}", "is_set", "", 100)}
+	j.TaskGroups[0].Tasks[0].Affinities = []*nomad.Affinity{{LTarget: "${attr.x}", Operand: ">", RTarget: "1"}}
+	server := func(id string, rules uint64) {
+		w.apply(&cluster.RegisterServer{Server: &cluster.Server{ID: id, RaftAddr: id + ":1", Rules: rules}})
+	}
+	server("new", cluster.CurrentRules)
+	server("old", 1)
+	if r := w.submit(j, "", nil); r.status == http.StatusOK || !strings.Contains(r.body, "upgrade those") {
+		t.Errorf("with an older server: %d %s", r.status, r.body)
+	}
+	server("old", cluster.CurrentRules)
+	if r := w.submit(j, "", nil); r.status != http.StatusOK {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	got, _, err := w.client().Jobs().Info("web", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.TaskGroups[0].Tasks[0].Affinities[0].Weight = ptr(int8(50))
+	for _, c := range []struct{ got, want any }{
+		{got.Affinities, j.Affinities},
+		{got.Spreads, j.Spreads},
+		{got.TaskGroups[0].Affinities, j.TaskGroups[0].Affinities},
+		{got.TaskGroups[0].Tasks[0].Affinities, j.TaskGroups[0].Tasks[0].Affinities},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("got %s, want %s", pretty(t, c.got), pretty(t, c.want))
+		}
 	}
 }
 

@@ -48,6 +48,11 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 	if err != nil && !errors.As(err, &faults) {
 		return nil, "", refused(err)
 	}
+	if j != nil && j.Prefers() && !s.cfg.Store.State().Snapshot().KeepsPreferences() {
+		faults = append(faults, jobspec.Fault{
+			Path: "job", Text: "affinity and spread blocks need all servers of the region to keep them: upgrade those that run an older rxvision, or, right after a start, try again",
+		})
+	}
 	unknown := unknownModels(s.cfg.Store.State().Snapshot(), in)
 	if len(unknown) > 0 { // they may be younger than what this server has applied
 		if err := s.fresh(r); err != nil {

@@ -23,7 +23,8 @@ func SpecEqual(a, b *Job) bool {
 func sameSpec(a, b *Job) bool {
 	return a.Region == b.Region && a.Namespace == b.Namespace && a.ID == b.ID && a.Name == b.Name && a.Type == b.Type && a.Priority == b.Priority &&
 		a.AllAtOnce == b.AllAtOnce && a.NodePool == b.NodePool && a.Stop == b.Stop && len(a.TaskGroups) > 0 && slices.Equal(a.TaskGroups, b.TaskGroups) &&
-		slices.Equal(a.Datacenters, b.Datacenters) && slices.Equal(a.Constraints, b.Constraints) && maps.Equal(a.Meta, b.Meta)
+		slices.Equal(a.Datacenters, b.Datacenters) && slices.Equal(a.Constraints, b.Constraints) && maps.Equal(a.Meta, b.Meta) &&
+		slices.Equal(a.Affinities, b.Affinities) && slices.Equal(a.Spreads, b.Spreads)
 }
 
 func specBytes(j *Job) []byte {
@@ -51,6 +52,9 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 	}
 	if refused := t.pinModels(j); refused != nil {
 		return Result{}, refused
+	}
+	if t.stamp.Rules < rulesPreferences {
+		j.forgetPreferences()
 	}
 	if c.PreserveCounts && old != nil {
 		for _, g := range j.TaskGroups {

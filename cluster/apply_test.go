@@ -280,6 +280,47 @@ func TestRulesOfALog(t *testing.T) {
 	}
 }
 
+// TestPreferencesNeedRules: a job keeps its affinities and spreads, and a change of one
+// is another version; by rules from before they are lost, as they are on servers of then.
+func TestPreferencesNeedRules(t *testing.T) {
+	for _, test := range []struct {
+		rules uint64
+		keeps bool
+	}{{rulesPreferences - 1, false}, {CurrentRules, true}} {
+		h := newHarness(t)
+		h.encode = func(c Command) []byte { return encodeCommand(c, test.rules) }
+		job := func(change func(*Job, *TaskGroup)) *Job {
+			j := testJob("a", 1)
+			j.TaskGroups[0].Tasks[0].Resources = &Resources{CPU: 100, MemoryMB: 10, Devices: []*RequestedDevice{{Name: "gpu", Count: 1}}}
+			if change != nil {
+				change(j, j.TaskGroups[0])
+			}
+			return j
+		}
+		affinity := []*Affinity{{LTarget: "${node.class}", Operand: "=", RTarget: "a", Weight: -5}}
+		spread := []*Spread{{Attribute: "${node.class}", Weight: 5, SpreadTarget: []*SpreadTarget{{Value: "a", Percent: 5}}}}
+		h.must(&RegisterJob{Job: job(nil)})
+		for i, change := range []func(*Job, *TaskGroup){
+			func(j *Job, _ *TaskGroup) { j.Affinities = affinity },
+			func(j *Job, _ *TaskGroup) { j.Spreads = spread },
+			func(_ *Job, g *TaskGroup) { g.Affinities = affinity },
+			func(_ *Job, g *TaskGroup) { g.Spreads = spread },
+			func(_ *Job, g *TaskGroup) { g.Tasks[0].Affinities = affinity },
+			func(_ *Job, g *TaskGroup) { g.Tasks[0].Resources.Devices[0].Affinities = affinity },
+		} {
+			h.must(&RegisterJob{Job: job(change)})
+			j := h.Snapshot().Job(nil, job(nil).Key())
+			version := uint64(0)
+			if test.keeps {
+				version = uint64(i) + 1
+			}
+			if j.Prefers() != test.keeps || j.Version != version {
+				t.Errorf("rules %d, change %d: version %d, preferences %v", test.rules, i, j.Version, j.Prefers())
+			}
+		}
+	}
+}
+
 // TestHealthIsEvaluatedWhileThereIsMoreToPlace: in a rollout each healthy allocation
 // asks for the next; when all are there, their health is no reason to plan.
 func TestHealthIsEvaluatedWhileThereIsMoreToPlace(t *testing.T) {

@@ -29,6 +29,12 @@ var (
 		CreateIndex    uint64
 		ModifyIndex    uint64
 	}{})
+	_ = Affinity(struct {
+		LTarget string
+		RTarget string
+		Operand string
+		Weight  int
+	}{})
 	_ = AllocDeploymentStatus(struct {
 		Healthy     *bool
 		Timestamp   Time
@@ -367,6 +373,8 @@ var (
 		Constraints       []*Constraint
 		TaskGroups        []*TaskGroup
 		Meta              map[string]string
+		Affinities        []*Affinity
+		Spreads           []*Spread
 		Stop              bool
 		Status            string
 		StatusDescription string
@@ -621,6 +629,7 @@ var (
 		Name        string
 		Count       uint64
 		Constraints []*Constraint
+		Affinities  []*Affinity
 	}{})
 	_ = RescheduleEvent(struct {
 		RescheduleTime int64
@@ -733,6 +742,15 @@ var (
 		CheckIndex bool
 		Index      uint64
 	}{})
+	_ = Spread(struct {
+		Attribute    string
+		Weight       int
+		SpreadTarget []*SpreadTarget
+	}{})
+	_ = SpreadTarget(struct {
+		Value   string
+		Percent int
+	}{})
 	_ = Task(struct {
 		Name          string
 		Driver        string
@@ -751,6 +769,7 @@ var (
 		Leader        bool
 		ShutdownDelay time.Duration
 		Model         *ModelRef
+		Affinities    []*Affinity
 	}{})
 	_ = TaskEvent(struct {
 		Type           string
@@ -776,6 +795,8 @@ var (
 		Meta             map[string]string
 		ShutdownDelay    *time.Duration
 		Disconnect       *DisconnectStrategy
+		Affinities       []*Affinity
+		Spreads          []*Spread
 	}{})
 	_ = TaskGroupSummary(struct {
 		Queued   int
@@ -883,6 +904,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendACLPolicy(b, v), true
 	case *ACLToken:
 		return appendACLToken(b, v), true
+	case *Affinity:
+		return appendAffinity(b, v), true
 	case *AllocDeploymentStatus:
 		return appendAllocDeploymentStatus(b, v), true
 	case *AllocMetric:
@@ -1069,6 +1092,10 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendSetJobStability(b, v), true
 	case *SetSchedulerConfig:
 		return appendSetSchedulerConfig(b, v), true
+	case *Spread:
+		return appendSpread(b, v), true
+	case *SpreadTarget:
+		return appendSpreadTarget(b, v), true
 	case *Task:
 		return appendTask(b, v), true
 	case *TaskEvent:
@@ -1116,6 +1143,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeACLPolicy(d, v)
 	case *ACLToken:
 		decodeACLToken(d, v)
+	case *Affinity:
+		decodeAffinity(d, v)
 	case *AllocDeploymentStatus:
 		decodeAllocDeploymentStatus(d, v)
 	case *AllocMetric:
@@ -1302,6 +1331,10 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeSetJobStability(d, v)
 	case *SetSchedulerConfig:
 		decodeSetSchedulerConfig(d, v)
+	case *Spread:
+		decodeSpread(d, v)
+	case *SpreadTarget:
+		decodeSpreadTarget(d, v)
 	case *Task:
 		decodeTask(d, v)
 	case *TaskEvent:
@@ -1351,6 +1384,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyACLPolicy)
 	case *ACLToken:
 		return copyPtr(v, copyACLToken)
+	case *Affinity:
+		return copyPtr(v, copyAffinity)
 	case *AllocDeploymentStatus:
 		return copyPtr(v, copyAllocDeploymentStatus)
 	case *AllocMetric:
@@ -1537,6 +1572,10 @@ func copyRecord(v any) any {
 		return copyPtr(v, copySetJobStability)
 	case *SetSchedulerConfig:
 		return copyPtr(v, copySetSchedulerConfig)
+	case *Spread:
+		return copyPtr(v, copySpread)
+	case *SpreadTarget:
+		return copyPtr(v, copySpreadTarget)
 	case *Task:
 		return copyPtr(v, copyTask)
 	case *TaskEvent:
@@ -1688,6 +1727,46 @@ func decodeACLToken(d *decoder, v *ACLToken) {
 
 func copyACLToken(v *ACLToken) {
 	v.Policies = copyList(v.Policies, nil)
+}
+
+func appendAffinity(b []byte, v *Affinity) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendStr(append(b, "\xa7"+"LTarget"...), v.LTarget)
+	b = appendStr(append(b, "\xa7"+"Operand"...), v.Operand)
+	b = appendStr(append(b, "\xa7"+"RTarget"...), v.RTarget)
+	b = appendInt(append(b, "\xa6"+"Weight"...), int64(v.Weight))
+	return b
+}
+
+var keysOfAffinity = []string{
+	"LTarget",
+	"Operand",
+	"RTarget",
+	"Weight",
+}
+
+func decodeAffinity(d *decoder, v *Affinity) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfAffinity, &next) {
+		case 0: // LTarget
+			v.LTarget = d.str()
+		case 1: // Operand
+			v.Operand = d.str()
+		case 2: // RTarget
+			v.RTarget = d.str()
+		case 3: // Weight
+			v.Weight = int(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyAffinity(v *Affinity) {
 }
 
 func appendAllocDeploymentStatus(b []byte, v *AllocDeploymentStatus) []byte {
@@ -4437,7 +4516,17 @@ func appendJob(b []byte, v *Job) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 21)
+	n := 21
+	if len(v.Affinities) > 0 {
+		n++
+	}
+	if len(v.Spreads) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if len(v.Affinities) > 0 {
+		b = appendList(append(b, "\xaa"+"Affinities"...), v.Affinities, appendAffinity)
+	}
 	b = appendBool(append(b, "\xa9"+"AllAtOnce"...), v.AllAtOnce)
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
@@ -4451,6 +4540,9 @@ func appendJob(b []byte, v *Job) []byte {
 	b = appendStr(append(b, "\xa8"+"NodePool"...), v.NodePool)
 	b = appendInt(append(b, "\xa8"+"Priority"...), int64(v.Priority))
 	b = appendStr(append(b, "\xa6"+"Region"...), v.Region)
+	if len(v.Spreads) > 0 {
+		b = appendList(append(b, "\xa7"+"Spreads"...), v.Spreads, appendSpread)
+	}
 	b = appendBool(append(b, "\xa6"+"Stable"...), v.Stable)
 	b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
 	b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
@@ -4463,6 +4555,7 @@ func appendJob(b []byte, v *Job) []byte {
 }
 
 var keysOfJob = []string{
+	"Affinities",
 	"AllAtOnce",
 	"Constraints",
 	"CreateIndex",
@@ -4476,6 +4569,7 @@ var keysOfJob = []string{
 	"NodePool",
 	"Priority",
 	"Region",
+	"Spreads",
 	"Stable",
 	"Status",
 	"StatusDescription",
@@ -4490,47 +4584,51 @@ func decodeJob(d *decoder, v *Job) {
 	next := 0
 	for n := d.mapLen(); n > 0; n-- {
 		switch d.field(keysOfJob, &next) {
-		case 0: // AllAtOnce
+		case 0: // Affinities
+			v.Affinities = decodeBlock(d, decodeAffinity)
+		case 1: // AllAtOnce
 			v.AllAtOnce = d.bool()
-		case 1: // Constraints
+		case 2: // Constraints
 			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
-		case 2: // CreateIndex
+		case 3: // CreateIndex
 			v.CreateIndex = d.uint()
-		case 3: // Datacenters
+		case 4: // Datacenters
 			v.Datacenters = decodeShared(d, func(d *decoder) []string { return decodeList(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 4: // ID
+		case 5: // ID
 			v.ID = d.str()
-		case 5: // JobModifyIndex
+		case 6: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 6: // Meta
+		case 7: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 7: // ModifyIndex
+		case 8: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 8: // Name
+		case 9: // Name
 			v.Name = d.str()
-		case 9: // Namespace
+		case 10: // Namespace
 			v.Namespace = d.str()
-		case 10: // NodePool
+		case 11: // NodePool
 			v.NodePool = d.str()
-		case 11: // Priority
+		case 12: // Priority
 			v.Priority = int(d.int())
-		case 12: // Region
+		case 13: // Region
 			v.Region = d.str()
-		case 13: // Stable
+		case 14: // Spreads
+			v.Spreads = decodeBlock(d, decodeSpread)
+		case 15: // Stable
 			v.Stable = d.bool()
-		case 14: // Status
+		case 16: // Status
 			v.Status = d.str()
-		case 15: // StatusDescription
+		case 17: // StatusDescription
 			v.StatusDescription = d.str()
-		case 16: // Stop
+		case 18: // Stop
 			v.Stop = d.bool()
-		case 17: // SubmitTime
+		case 19: // SubmitTime
 			v.SubmitTime = d.int()
-		case 18: // TaskGroups
+		case 20: // TaskGroups
 			v.TaskGroups = decodeBlock(d, decodeTaskGroup)
-		case 19: // Type
+		case 21: // Type
 			v.Type = d.str()
-		case 20: // Version
+		case 22: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -4539,9 +4637,11 @@ func decodeJob(d *decoder, v *Job) {
 }
 
 func copyJob(v *Job) {
+	v.Affinities = copyList(v.Affinities, func(v **Affinity) { *v = copyPtr(*v, nil) })
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 	v.Datacenters = copyList(v.Datacenters, nil)
 	v.Meta = copyMap(v.Meta, nil)
+	v.Spreads = copyList(v.Spreads, func(v **Spread) { *v = copyPtr(*v, copySpread) })
 	v.TaskGroups = copyList(v.TaskGroups, func(v **TaskGroup) { *v = copyPtr(*v, copyTaskGroup) })
 }
 
@@ -6459,7 +6559,14 @@ func appendRequestedDevice(b []byte, v *RequestedDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 3)
+	n := 3
+	if len(v.Affinities) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if len(v.Affinities) > 0 {
+		b = appendList(append(b, "\xaa"+"Affinities"...), v.Affinities, appendAffinity)
+	}
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
 	b = appendUint(append(b, "\xa5"+"Count"...), v.Count)
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
@@ -6467,6 +6574,7 @@ func appendRequestedDevice(b []byte, v *RequestedDevice) []byte {
 }
 
 var keysOfRequestedDevice = []string{
+	"Affinities",
 	"Constraints",
 	"Count",
 	"Name",
@@ -6476,11 +6584,13 @@ func decodeRequestedDevice(d *decoder, v *RequestedDevice) {
 	next := 0
 	for n := d.mapLen(); n > 0; n-- {
 		switch d.field(keysOfRequestedDevice, &next) {
-		case 0: // Constraints
+		case 0: // Affinities
+			v.Affinities = decodeBlock(d, decodeAffinity)
+		case 1: // Constraints
 			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
-		case 1: // Count
+		case 2: // Count
 			v.Count = d.uint()
-		case 2: // Name
+		case 3: // Name
 			v.Name = d.str()
 		default:
 			d.skip()
@@ -6489,6 +6599,7 @@ func decodeRequestedDevice(d *decoder, v *RequestedDevice) {
 }
 
 func copyRequestedDevice(v *RequestedDevice) {
+	v.Affinities = copyList(v.Affinities, func(v **Affinity) { *v = copyPtr(*v, nil) })
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 }
 
@@ -7322,15 +7433,90 @@ func copySetSchedulerConfig(v *SetSchedulerConfig) {
 	v.Config = copyPtr(v.Config, nil)
 }
 
+func appendSpread(b []byte, v *Spread) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendStr(append(b, "\xa9"+"Attribute"...), v.Attribute)
+	b = appendList(append(b, "\xac"+"SpreadTarget"...), v.SpreadTarget, appendSpreadTarget)
+	b = appendInt(append(b, "\xa6"+"Weight"...), int64(v.Weight))
+	return b
+}
+
+var keysOfSpread = []string{
+	"Attribute",
+	"SpreadTarget",
+	"Weight",
+}
+
+func decodeSpread(d *decoder, v *Spread) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfSpread, &next) {
+		case 0: // Attribute
+			v.Attribute = d.str()
+		case 1: // SpreadTarget
+			v.SpreadTarget = decodeBlock(d, decodeSpreadTarget)
+		case 2: // Weight
+			v.Weight = int(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copySpread(v *Spread) {
+	v.SpreadTarget = copyList(v.SpreadTarget, func(v **SpreadTarget) { *v = copyPtr(*v, nil) })
+}
+
+func appendSpreadTarget(b []byte, v *SpreadTarget) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendInt(append(b, "\xa7"+"Percent"...), int64(v.Percent))
+	b = appendStr(append(b, "\xa5"+"Value"...), v.Value)
+	return b
+}
+
+var keysOfSpreadTarget = []string{
+	"Percent",
+	"Value",
+}
+
+func decodeSpreadTarget(d *decoder, v *SpreadTarget) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfSpreadTarget, &next) {
+		case 0: // Percent
+			v.Percent = int(d.int())
+		case 1: // Value
+			v.Value = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copySpreadTarget(v *SpreadTarget) {
+}
+
 func appendTask(b []byte, v *Task) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
 	n := 16
+	if len(v.Affinities) > 0 {
+		n++
+	}
 	if v.Model != nil {
 		n++
 	}
 	b = appendMapLen(b, n)
+	if len(v.Affinities) > 0 {
+		b = appendList(append(b, "\xaa"+"Affinities"...), v.Affinities, appendAffinity)
+	}
 	b = appendList(append(b, "\xa9"+"Artifacts"...), v.Artifacts, appendArtifact)
 	b = appendBin(append(b, "\xa6"+"Config"...), v.Config)
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
@@ -7354,6 +7540,7 @@ func appendTask(b []byte, v *Task) []byte {
 }
 
 var keysOfTask = []string{
+	"Affinities",
 	"Artifacts",
 	"Config",
 	"Constraints",
@@ -7377,39 +7564,41 @@ func decodeTask(d *decoder, v *Task) {
 	next := 0
 	for n := d.mapLen(); n > 0; n-- {
 		switch d.field(keysOfTask, &next) {
-		case 0: // Artifacts
+		case 0: // Affinities
+			v.Affinities = decodeBlock(d, decodeAffinity)
+		case 1: // Artifacts
 			v.Artifacts = decodeBlock(d, decodeArtifact)
-		case 1: // Config
+		case 2: // Config
 			v.Config = d.bin()
-		case 2: // Constraints
+		case 3: // Constraints
 			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
-		case 3: // Driver
+		case 4: // Driver
 			v.Driver = d.str()
-		case 4: // Env
+		case 5: // Env
 			v.Env = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 5: // KillSignal
+		case 6: // KillSignal
 			v.KillSignal = d.str()
-		case 6: // KillTimeout
+		case 7: // KillTimeout
 			v.KillTimeout = time.Duration(d.int())
-		case 7: // Leader
+		case 8: // Leader
 			v.Leader = d.bool()
-		case 8: // LogConfig
+		case 9: // LogConfig
 			v.LogConfig = decodeShared(d, func(d *decoder) *LogConfig { return decodePtr(d, decodeLogConfig) })
-		case 9: // Meta
+		case 10: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 10: // Model
+		case 11: // Model
 			v.Model = decodePtr(d, decodeModelRef)
-		case 11: // Name
+		case 12: // Name
 			v.Name = d.str()
-		case 12: // Resources
+		case 13: // Resources
 			v.Resources = decodeShared(d, func(d *decoder) *Resources { return decodePtr(d, decodeResources) })
-		case 13: // RestartPolicy
+		case 14: // RestartPolicy
 			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
-		case 14: // ShutdownDelay
+		case 15: // ShutdownDelay
 			v.ShutdownDelay = time.Duration(d.int())
-		case 15: // Templates
+		case 16: // Templates
 			v.Templates = decodeBlock(d, decodeTemplate)
-		case 16: // User
+		case 17: // User
 			v.User = d.str()
 		default:
 			d.skip()
@@ -7418,6 +7607,7 @@ func decodeTask(d *decoder, v *Task) {
 }
 
 func copyTask(v *Task) {
+	v.Affinities = copyList(v.Affinities, func(v **Affinity) { *v = copyPtr(*v, nil) })
 	v.Artifacts = copyList(v.Artifacts, func(v **Artifact) { *v = copyPtr(*v, copyArtifact) })
 	v.Config = copyList(v.Config, nil)
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
@@ -7531,7 +7721,17 @@ func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 13)
+	n := 13
+	if len(v.Affinities) > 0 {
+		n++
+	}
+	if len(v.Spreads) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if len(v.Affinities) > 0 {
+		b = appendList(append(b, "\xaa"+"Affinities"...), v.Affinities, appendAffinity)
+	}
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
 	b = appendInt(append(b, "\xa5"+"Count"...), int64(v.Count))
 	b = appendDisconnectStrategy(append(b, "\xaa"+"Disconnect"...), v.Disconnect)
@@ -7543,12 +7743,16 @@ func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	b = appendReschedulePolicy(append(b, "\xb0"+"ReschedulePolicy"...), v.ReschedulePolicy)
 	b = appendRestartPolicy(append(b, "\xad"+"RestartPolicy"...), v.RestartPolicy)
 	b = appendPtr(append(b, "\xad"+"ShutdownDelay"...), v.ShutdownDelay, func(b []byte, v time.Duration) []byte { return appendInt(b, int64(v)) })
+	if len(v.Spreads) > 0 {
+		b = appendList(append(b, "\xa7"+"Spreads"...), v.Spreads, appendSpread)
+	}
 	b = appendList(append(b, "\xa5"+"Tasks"...), v.Tasks, appendTask)
 	b = appendUpdateStrategy(append(b, "\xa6"+"Update"...), v.Update)
 	return b
 }
 
 var keysOfTaskGroup = []string{
+	"Affinities",
 	"Constraints",
 	"Count",
 	"Disconnect",
@@ -7560,6 +7764,7 @@ var keysOfTaskGroup = []string{
 	"ReschedulePolicy",
 	"RestartPolicy",
 	"ShutdownDelay",
+	"Spreads",
 	"Tasks",
 	"Update",
 }
@@ -7568,31 +7773,35 @@ func decodeTaskGroup(d *decoder, v *TaskGroup) {
 	next := 0
 	for n := d.mapLen(); n > 0; n-- {
 		switch d.field(keysOfTaskGroup, &next) {
-		case 0: // Constraints
+		case 0: // Affinities
+			v.Affinities = decodeBlock(d, decodeAffinity)
+		case 1: // Constraints
 			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
-		case 1: // Count
+		case 2: // Count
 			v.Count = int(d.int())
-		case 2: // Disconnect
+		case 3: // Disconnect
 			v.Disconnect = decodePtr(d, decodeDisconnectStrategy)
-		case 3: // EphemeralDisk
+		case 4: // EphemeralDisk
 			v.EphemeralDisk = decodeShared(d, func(d *decoder) *EphemeralDisk { return decodePtr(d, decodeEphemeralDisk) })
-		case 4: // Meta
+		case 5: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 5: // Migrate
+		case 6: // Migrate
 			v.Migrate = decodeShared(d, func(d *decoder) *MigrateStrategy { return decodePtr(d, decodeMigrateStrategy) })
-		case 6: // Name
+		case 7: // Name
 			v.Name = d.str()
-		case 7: // Networks
+		case 8: // Networks
 			v.Networks = decodeBlock(d, decodeNetworkResource)
-		case 8: // ReschedulePolicy
+		case 9: // ReschedulePolicy
 			v.ReschedulePolicy = decodeShared(d, func(d *decoder) *ReschedulePolicy { return decodePtr(d, decodeReschedulePolicy) })
-		case 9: // RestartPolicy
+		case 10: // RestartPolicy
 			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
-		case 10: // ShutdownDelay
+		case 11: // ShutdownDelay
 			v.ShutdownDelay = decodePtr(d, func(d *decoder, v *time.Duration) { *v = time.Duration(d.int()) })
-		case 11: // Tasks
+		case 12: // Spreads
+			v.Spreads = decodeBlock(d, decodeSpread)
+		case 13: // Tasks
 			v.Tasks = decodeBlock(d, decodeTask)
-		case 12: // Update
+		case 14: // Update
 			v.Update = decodeShared(d, func(d *decoder) *UpdateStrategy { return decodePtr(d, decodeUpdateStrategy) })
 		default:
 			d.skip()
@@ -7601,6 +7810,7 @@ func decodeTaskGroup(d *decoder, v *TaskGroup) {
 }
 
 func copyTaskGroup(v *TaskGroup) {
+	v.Affinities = copyList(v.Affinities, func(v **Affinity) { *v = copyPtr(*v, nil) })
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 	v.Disconnect = copyPtr(v.Disconnect, nil)
 	v.EphemeralDisk = copyPtr(v.EphemeralDisk, nil)
@@ -7610,6 +7820,7 @@ func copyTaskGroup(v *TaskGroup) {
 	v.ReschedulePolicy = copyPtr(v.ReschedulePolicy, nil)
 	v.RestartPolicy = copyPtr(v.RestartPolicy, nil)
 	v.ShutdownDelay = copyPtr(v.ShutdownDelay, nil)
+	v.Spreads = copyList(v.Spreads, func(v **Spread) { *v = copyPtr(*v, copySpread) })
 	v.Tasks = copyList(v.Tasks, func(v **Task) { *v = copyPtr(*v, copyTask) })
 	v.Update = copyPtr(v.Update, nil)
 }

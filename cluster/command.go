@@ -65,8 +65,12 @@ const (
 	// pause, a job with an open evaluation gets none for a node that falls silent.
 	rulesSparse = 1
 
+	// rulesPreferences keeps the affinities and spreads of jobs. Servers from before
+	// read a job without them.
+	rulesPreferences = 2
+
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesSparse
+	CurrentRules = rulesPreferences
 )
 
 func (s *Stamp) stamp() *Stamp { return s }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -45,6 +46,9 @@ type Job struct {
 	Constraints []*Constraint
 	TaskGroups  []*TaskGroup
 	Meta        map[string]string
+	// Affinities and Spreads hold for every group besides its own.
+	Affinities []*Affinity `json:",omitempty"`
+	Spreads    []*Spread   `json:",omitempty"`
 
 	// Set by the state.
 	Stop              bool
@@ -68,6 +72,42 @@ func (j *Job) Group(name string) *TaskGroup {
 	return nil
 }
 
+// Prefers says whether the job has affinities or spreads.
+func (j *Job) Prefers() bool {
+	affinities, spreads := j.preferences()
+	return slices.ContainsFunc(affinities, func(l *[]*Affinity) bool { return len(*l) > 0 }) ||
+		slices.ContainsFunc(spreads, func(l *[]*Spread) bool { return len(*l) > 0 })
+}
+
+// forgetPreferences takes all affinities and spreads out of the job.
+func (j *Job) forgetPreferences() {
+	affinities, spreads := j.preferences()
+	for _, l := range affinities {
+		*l = nil
+	}
+	for _, l := range spreads {
+		*l = nil
+	}
+}
+
+// preferences are the lists of affinities and spreads of the job and of what is in it.
+func (j *Job) preferences() (affinities []*[]*Affinity, spreads []*[]*Spread) {
+	affinities, spreads = append(affinities, &j.Affinities), append(spreads, &j.Spreads)
+	for _, g := range j.TaskGroups {
+		affinities, spreads = append(affinities, &g.Affinities), append(spreads, &g.Spreads)
+		for _, t := range g.Tasks {
+			affinities = append(affinities, &t.Affinities)
+			if t.Resources == nil {
+				continue
+			}
+			for _, d := range t.Resources.Devices {
+				affinities = append(affinities, &d.Affinities)
+			}
+		}
+	}
+	return affinities, spreads
+}
+
 // Key is the primary key of a job.
 func (j *Job) Key() JobKey { return JobKey{j.Namespace, j.ID} }
 
@@ -86,6 +126,30 @@ func (c *Constraint) String() string {
 	return c.LTarget + " " + c.Operand + " " + c.RTarget
 }
 
+// Affinity prefers some nodes, or devices, to others: those that satisfy it (Nomad:
+// affinity block, https://developer.hashicorp.com/nomad/docs/job-specification/affinity).
+type Affinity struct {
+	LTarget string
+	RTarget string
+	Operand string
+	Weight  int // -100 to 100, not 0: what it counts beside other affinities; below 0 it keeps away
+}
+
+// Spread wants the allocations of a group spread over the values that nodes have for
+// an attribute (Nomad: spread block, https://developer.hashicorp.com/nomad/docs/job-specification/spread).
+type Spread struct {
+	Attribute    string
+	Weight       int             // 0 to 100: what it counts beside other spreads
+	SpreadTarget []*SpreadTarget // none: evenly
+}
+
+// SpreadTarget is the share of the allocations that one value is to have. What the
+// targets of a spread leave of 100 is shared evenly by all other values.
+type SpreadTarget struct {
+	Value   string
+	Percent int
+}
+
 // TaskGroup is a set of tasks placed together on one node, Count times.
 type TaskGroup struct {
 	Name             string
@@ -101,6 +165,8 @@ type TaskGroup struct {
 	Meta             map[string]string
 	ShutdownDelay    *time.Duration
 	Disconnect       *DisconnectStrategy // nil: what runs on a lost node is lost at once
+	Affinities       []*Affinity         `json:",omitempty"`
+	Spreads          []*Spread           `json:",omitempty"`
 }
 
 // Task returns the task of that name, or nil.
@@ -133,6 +199,8 @@ type Task struct {
 	ShutdownDelay time.Duration
 	// Model is the model that an onnx task serves; nil for other drivers.
 	Model *ModelRef `json:",omitempty"`
+	// Affinities count for the whole group.
+	Affinities []*Affinity `json:",omitempty"`
 }
 
 // ModelRef says which model an onnx task serves. A job names it as NAME (the
@@ -229,6 +297,7 @@ type RequestedDevice struct {
 	Name        string
 	Count       uint64
 	Constraints []*Constraint
+	Affinities  []*Affinity `json:",omitempty"`
 }
 
 // NetworkResource is a group's network block, or one network of a node or an

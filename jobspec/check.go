@@ -139,21 +139,35 @@ var deviceTargets = []string{"device.model", "device.vendor", "device.type", "de
 func (c *checker) constraints(in []*api.Constraint, path string, at level) []*cluster.Constraint {
 	var out []*cluster.Constraint
 	list := present(in)
+	properties := 0
 	for i, con := range list {
-		k := &cluster.Constraint{LTarget: con.LTarget, RTarget: con.RTarget, Operand: con.Operand}
-		if k.Operand == "" {
-			k.Operand = "="
+		k := &cluster.Constraint{LTarget: con.LTarget, RTarget: con.RTarget, Operand: cmp.Or(con.Operand, "=")}
+		block := element(join(path, "constraint"), i, len(list))
+		c.constraint(k, block, at)
+		if k.Operand == api.ConstraintDistinctProperty {
+			if properties++; properties == MaxSpreads+1 {
+				c.fault(join(block, "operator"), "there are more than %d constraints of %s; at most %d are allowed", MaxSpreads, k.Operand, MaxSpreads)
+			}
 		}
-		c.constraint(k, element(join(path, "constraint"), i, len(list)), at)
 		out = append(out, k)
 	}
 	return out
 }
 
-var operands = []string{
-	"=", "==", "is", "!=", "not", "<", "<=", ">", ">=", api.ConstraintRegex, api.ConstraintVersion, api.ConstraintSemver,
-	api.ConstraintSetContains, api.ConstraintSetContainsAll, api.ConstraintSetContainsAny,
-	api.ConstraintAttributeIsSet, api.ConstraintAttributeIsNotSet, api.ConstraintDistinctHosts,
+// comparisons are the operators that look at a node, or a device, alone; operands
+// are all that constraints have.
+var (
+	comparisons = []string{
+		"=", "==", "is", "!=", "not", "<", "<=", ">", ">=", api.ConstraintRegex, api.ConstraintVersion, api.ConstraintSemver,
+		api.ConstraintSetContains, api.ConstraintSetContainsAll, api.ConstraintSetContainsAny,
+		api.ConstraintAttributeIsSet, api.ConstraintAttributeIsNotSet,
+	}
+	operands = append(slices.Clone(comparisons), api.ConstraintDistinctHosts, api.ConstraintDistinctProperty)
+)
+
+// distinct says whether an operator looks at where the job's other allocations are.
+func distinct(operand string) bool {
+	return operand == api.ConstraintDistinctHosts || operand == api.ConstraintDistinctProperty
 }
 
 // versionPart is one condition on a version: an operator and a number.
@@ -163,8 +177,35 @@ var (
 )
 
 func (c *checker) constraint(k *cluster.Constraint, path string, at level) {
-	c.target(k.LTarget, join(path, "attribute"), at)
-	needsLeft, needsRight := true, true
+	value := join(path, "value")
+	if distinct(k.Operand) && (at == levelTask || at == levelDevice) {
+		c.fault(join(path, "operator"), "%s belongs in the job or a group, not in a %s", k.Operand, at)
+	}
+	switch k.Operand {
+	case api.ConstraintDistinctHosts:
+		c.target(k.LTarget, join(path, "attribute"), at)
+		on, err := strconv.ParseBool(cmp.Or(k.RTarget, "true"))
+		if err != nil {
+			c.fault(value, "%s is neither true nor false", quote(k.RTarget))
+		}
+		k.RTarget = strconv.FormatBool(on)
+	case api.ConstraintDistinctProperty:
+		c.property(k.LTarget, path, "whose values to count")
+		n, err := strconv.Atoi(cmp.Or(k.RTarget, "1"))
+		if err != nil || n < 1 || n > MaxCount {
+			c.fault(value, "%s is no number of allocations between 1 and %d", quote(k.RTarget), MaxCount)
+		}
+		k.RTarget = strconv.Itoa(n)
+	default:
+		c.target(k.LTarget, join(path, "attribute"), at)
+		c.comparison(k, path, operands)
+	}
+}
+
+// comparison checks an operator of comparisons and what stands on its sides. allowed
+// are those that a fault may recommend.
+func (c *checker) comparison(k *cluster.Constraint, path string, allowed []string) {
+	needsRight := true
 	value := join(path, "value")
 	switch k.Operand {
 	case api.ConstraintRegex:
@@ -187,26 +228,13 @@ func (c *checker) constraint(k *cluster.Constraint, path string, at level) {
 		if k.RTarget != "" {
 			c.fault(value, "operator %s takes no value", k.Operand)
 		}
-	case api.ConstraintDistinctHosts:
-		needsLeft, needsRight = false, false
-		on, err := strconv.ParseBool(cmp.Or(k.RTarget, "true"))
-		if err != nil {
-			c.fault(value, "%s is neither true nor false", quote(k.RTarget))
-		}
-		k.RTarget = strconv.FormatBool(on)
-		if at == levelTask || at == levelDevice {
-			c.fault(join(path, "operator"), "%s belongs in the job or a group, not in a %s", k.Operand, at)
-		}
-	case api.ConstraintDistinctProperty:
-		c.fault(join(path, "operator"), "%s %s", k.Operand, notYet)
-		return
 	default:
-		if !slices.Contains(operands, k.Operand) {
-			c.fault(join(path, "operator"), "unknown operator %s%s%s", quote(k.Operand), didYouMean(k.Operand, operands), known(operands))
+		if !slices.Contains(comparisons, k.Operand) {
+			c.fault(join(path, "operator"), "unknown operator %s%s%s", quote(k.Operand), didYouMean(k.Operand, allowed), known(allowed))
 			return
 		}
 	}
-	if needsLeft && k.LTarget == "" {
+	if k.LTarget == "" {
 		c.fault(path, "has no attribute to compare")
 	}
 	if needsRight && k.RTarget == "" {
@@ -346,6 +374,7 @@ var laterDevice = regexp.MustCompile(`^(nvidia/)?(gpu-milli|gpu-mib|mig-[0-9a-z.
 
 func (c *checker) device(in *api.RequestedDevice, path string) *cluster.RequestedDevice {
 	d := &cluster.RequestedDevice{Name: in.Name, Count: or(in.Count, 1), Constraints: c.constraints(in.Constraints, path, levelDevice)}
+	d.Affinities = c.affinities(in.Affinities, path, levelDevice)
 	model, hasModel := strings.CutPrefix(d.Name, "nvidia/gpu/")
 	switch {
 	case d.Name == "gpu", d.Name == "nvidia/gpu", hasModel && strings.TrimSpace(model) != "" && !strings.Contains(model, "/"):

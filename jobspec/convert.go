@@ -102,6 +102,7 @@ func (c *checker) job(in *api.Job) *cluster.Job {
 	}
 	c.jobNames(out)
 	out.Constraints = c.constraints(in.Constraints, "", levelJob)
+	out.Affinities, out.Spreads = c.affinities(in.Affinities, "", levelJob), c.spreads(in.Spreads, "")
 
 	groups := present(in.TaskGroups)
 	if len(groups) == 0 {
@@ -132,6 +133,8 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 		Networks:         c.networks(in.Networks, path),
 		Meta:             c.meta(in.Meta, join(path, "meta"), levelGroup),
 		ShutdownDelay:    in.ShutdownDelay,
+		Affinities:       c.affinities(in.Affinities, path, levelGroup),
+		Spreads:          c.spreads(in.Spreads, path),
 	}
 	if g.Count < 0 {
 		c.fault(join(path, "count"), "must not be negative")
@@ -185,6 +188,7 @@ func (c *checker) task(service bool, g *cluster.TaskGroup, in *api.Task, groupRe
 		User:          in.User,
 		Env:           c.env(in.Env, join(path, "env")),
 		Constraints:   c.constraints(in.Constraints, path, levelTask),
+		Affinities:    c.affinities(in.Affinities, path, levelTask),
 		Resources:     c.resources(in.Resources, join(path, "resources")),
 		RestartPolicy: copyOf(g.RestartPolicy),
 		Meta:          c.meta(in.Meta, join(path, "meta"), levelTask),

@@ -128,12 +128,14 @@ var (
 		skip: []string{
 			"ID", "Status", "StatusDescription", "Stable", "Version", "SubmitTime", "CreateIndex", "ModifyIndex", "JobModifyIndex",
 		},
-		children: []child{{field: "Datacenters", name: "Datacenters"}, constraints},
+		children: []child{{field: "Datacenters", name: "Datacenters"}, constraints, affinities, spreads},
 	}
 	groupBlock = block{
 		skip: []string{"Name"},
 		children: []child{
 			constraints,
+			affinities,
+			spreads,
 			{field: "Disconnect", name: "Disconnect"},
 			{field: "RestartPolicy", name: "RestartPolicy"},
 			{field: "Migrate", name: "Migrate"},
@@ -154,8 +156,9 @@ var (
 		skip: []string{"Name"},
 		children: []child{
 			constraints,
+			affinities,
 			{field: "Resources", name: "Resources", block: block{children: []child{
-				{field: "Devices", name: "Device", key: fieldKey("Name"), block: block{children: []child{constraints}}},
+				{field: "Devices", name: "Device", key: fieldKey("Name"), block: block{children: []child{constraints, affinities}}},
 			}}},
 			{field: "RestartPolicy", name: "RestartPolicy"},
 			{field: "LogConfig", name: "LogConfig"},
@@ -165,6 +168,10 @@ var (
 	}
 	modelBlock  = block{children: []child{{field: "Model", name: "Model"}}}
 	constraints = child{field: "Constraints", name: "Constraint", key: fieldKey("LTarget", "Operand", "RTarget")}
+	affinities  = child{field: "Affinities", name: "Affinity", key: fieldKey("LTarget", "Operand", "RTarget")}
+	spreads     = child{field: "Spreads", name: "Spread", key: fieldKey("Attribute"), block: block{children: []child{
+		{field: "SpreadTarget", name: "SpreadTarget", key: fieldKey("Value")},
+	}}}
 )
 
 func sameKey(any) string { return "" }

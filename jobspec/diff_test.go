@@ -287,6 +287,56 @@ func TestDiffOfChanges(t *testing.T) {
       + Envvars: "" => "false"
 `,
 		},
+		"affinities and spreads": {
+			change: func(j *cluster.Job) {
+				j.Affinities = []*cluster.Affinity{{LTarget: "${meta.rack}", Operand: "=", RTarget: "r1", Weight: 50}}
+				j.Spreads = []*cluster.Spread{{Attribute: "${meta.rack}", Weight: 50, SpreadTarget: []*cluster.SpreadTarget{{Value: "r1", Percent: 60}}}}
+				g := j.TaskGroups[0]
+				g.Affinities = []*cluster.Affinity{{LTarget: "${meta.new}", Operand: "is_set", Weight: -50}}
+				g.Spreads = []*cluster.Spread{{Attribute: "${node.class}", Weight: 100}}
+				g.Tasks[0].Affinities = []*cluster.Affinity{{LTarget: "${attr.x}", Operand: ">", RTarget: "1", Weight: 1}}
+				g.Tasks[0].Resources.Devices = []*cluster.RequestedDevice{{
+					Name: "gpu", Count: 1, Affinities: []*cluster.Affinity{{LTarget: "${device.model}", Operand: "=", RTarget: "H100", Weight: 7}},
+				}}
+			},
+			updates: cluster.DesiredUpdates{InPlaceUpdate: 1},
+			want: `~ job small
++ Affinity {
+  + LTarget: "" => "${meta.rack}"
+  + Operand: "" => "="
+  + RTarget: "" => "r1"
+  + Weight: "" => "50"
++ Spread {
+  + Attribute: "" => "${meta.rack}"
+  + Weight: "" => "50"
+  + SpreadTarget {
+    + Percent: "" => "60"
+    + Value: "" => "r1"
+~ group g map[in-place update:1]
+  + Affinity {
+    + LTarget: "" => "${meta.new}"
+    + Operand: "" => "is_set"
+    + Weight: "" => "-50"
+  + Spread {
+    + Attribute: "" => "${node.class}"
+    + Weight: "" => "100"
+  ~ task t ["forces in-place update"]
+    + Affinity {
+      + LTarget: "" => "${attr.x}"
+      + Operand: "" => ">"
+      + RTarget: "" => "1"
+      + Weight: "" => "1"
+    ~ Resources {
+      + Device {
+        + Count: "" => "1"
+        + Name: "" => "gpu"
+        + Affinity {
+          + LTarget: "" => "${device.model}"
+          + Operand: "" => "="
+          + RTarget: "" => "H100"
+          + Weight: "" => "7"
+`,
+		},
 		"a task more, a task less": {
 			change: func(j *cluster.Job) { j.TaskGroups[0].Tasks[0].Name = "u" },
 			want: `~ job small
@@ -336,6 +386,32 @@ func TestDiffOfChanges(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", got, c.want)
 			}
 		})
+	}
+}
+
+// TestDiffOfPreferences changes a weight and a target: what stays is known by its
+// attribute, and is edited.
+func TestDiffOfPreferences(t *testing.T) {
+	job := func(weight, percent int) *cluster.Job {
+		j := mustJob(t, small(""))
+		j.Affinities = []*cluster.Affinity{{LTarget: "${meta.rack}", Operand: "=", RTarget: "r1", Weight: weight}}
+		j.TaskGroups[0].Spreads = []*cluster.Spread{{
+			Attribute: "${meta.rack}", Weight: 50,
+			SpreadTarget: []*cluster.SpreadTarget{{Value: "r1", Percent: 10}, {Value: "r2", Percent: percent}},
+		}}
+		return j
+	}
+	const want = `~ job small
+~ Affinity {
+  ~ Weight: "50" => "-5"
+~ group g
+  ~ Spread {
+    ~ SpreadTarget {
+      ~ Percent: "20" => "30"
+  = task t
+`
+	if got := lines(Diff(job(50, 20), job(-5, 30), false, nil)); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
 

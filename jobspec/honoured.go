@@ -18,12 +18,16 @@ const notYet = "is not supported yet by rxvision"
 // somebody adds it here.
 var honoured = map[reflect.Type]string{
 	reflect.TypeFor[api.Job](): `Region Namespace ID Name Type Priority AllAtOnce Datacenters NodePool Constraints
-		TaskGroups Update Reschedule Migrate Meta`,
+		TaskGroups Update Reschedule Migrate Meta Affinities Spreads`,
 	reflect.TypeFor[api.TaskGroup](): `Name Count Constraints Tasks RestartPolicy ReschedulePolicy EphemeralDisk
-		Update Migrate Networks Meta ShutdownDelay Disconnect MaxClientDisconnect PreventRescheduleOnLost`,
+		Update Migrate Networks Meta ShutdownDelay Disconnect MaxClientDisconnect PreventRescheduleOnLost
+		Affinities Spreads`,
 	reflect.TypeFor[api.Task](): `Name Driver User Config Constraints Env Resources RestartPolicy Meta KillTimeout
-		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal`,
-	reflect.TypeFor[api.Constraint](): `LTarget RTarget Operand`,
+		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal Affinities`,
+	reflect.TypeFor[api.Constraint]():   `LTarget RTarget Operand`,
+	reflect.TypeFor[api.Affinity]():     `LTarget RTarget Operand Weight`,
+	reflect.TypeFor[api.Spread]():       `Attribute Weight SpreadTarget`,
+	reflect.TypeFor[api.SpreadTarget](): `Value Percent`,
 	reflect.TypeFor[api.UpdateStrategy](): `Stagger MaxParallel HealthCheck MinHealthyTime HealthyDeadline
 		ProgressDeadline`,
 	reflect.TypeFor[api.ReschedulePolicy]():   `Attempts Interval Delay DelayFunction MaxDelay Unlimited`,
@@ -34,7 +38,7 @@ var honoured = map[reflect.Type]string{
 	reflect.TypeFor[api.NetworkResource]():    `Mode ReservedPorts DynamicPorts`,
 	reflect.TypeFor[api.Port]():               `Label Value HostNetwork`,
 	reflect.TypeFor[api.Resources]():          `CPU MemoryMB Devices`,
-	reflect.TypeFor[api.RequestedDevice]():    `Name Count Constraints`,
+	reflect.TypeFor[api.RequestedDevice]():    `Name Count Constraints Affinities`,
 	reflect.TypeFor[api.LogConfig]():          `MaxFiles MaxFileSizeMB Disabled`,
 	reflect.TypeFor[api.TaskArtifact]():       `GetterSource GetterOptions GetterHeaders GetterMode RelativeDest`,
 	// Templates may refer only to what is fixed when the task starts, so that

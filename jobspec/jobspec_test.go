@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -204,6 +205,12 @@ job "full" {
   node_pool   = "gpus"
   meta { owner = "me" }
   constraint { distinct_hosts = true }
+  constraint { distinct_property = "${meta.rack}" }
+  affinity {
+    attribute = "${attr.cpu.arch}"
+    value     = "amd64"
+  }
+  spread { attribute = "${meta.rack}" }
   update { max_parallel = 2 }
   reschedule { max_delay = "10m" }
   migrate { max_parallel = 3 }
@@ -228,6 +235,19 @@ job "full" {
       attribute = "${attr.kernel.name}"
       value     = "linux"
     }
+    affinity {
+      attribute = "${attr.gpu.driver}"
+      operator  = "is_set"
+      weight    = -10
+    }
+    spread {
+      attribute = "${node.datacenter}"
+      weight    = 70
+      target "dc1" {
+        percent = 60
+      }
+      target "eu-1" {}
+    }
     task "serve" {
       driver         = "onnx"
       user           = "nobody"
@@ -241,6 +261,11 @@ job "full" {
       }
       env { A = "1" }
       meta { m = "2" }
+      affinity {
+        attribute        = "${meta.tags}"
+        set_contains_any = "a,b"
+        weight           = 100
+      }
       restart { delay = "30s" }
       logs {
         max_files     = 2
@@ -268,6 +293,11 @@ job "full" {
             attribute = "${device.attr.memory}"
             operator  = ">="
             value     = "40 GiB"
+          }
+          affinity {
+            attribute = "${device.attr.memory}"
+            operator  = ">"
+            value     = "64 GiB"
           }
         }
       }
@@ -307,6 +337,57 @@ func TestDisconnect(t *testing.T) {
 		}
 		if said := strings.Join(warnings, "\n"); (c.warn == "") != (said == "") || !strings.Contains(said, c.warn) {
 			t.Errorf("%s: warnings %q, want %q", c.hcl, said, c.warn)
+		}
+	}
+}
+
+// TestPreferences reads affinities, spreads and distinct_property with their defaults.
+func TestPreferences(t *testing.T) {
+	job := mustJob(t, full)
+	g := job.TaskGroups[0]
+	for _, c := range []struct{ got, want any }{
+		{job.Constraints, []*cluster.Constraint{
+			{Operand: "distinct_hosts", RTarget: "true"}, {LTarget: "${meta.rack}", Operand: "distinct_property", RTarget: "1"},
+		}},
+		{job.Affinities, []*cluster.Affinity{{LTarget: "${attr.cpu.arch}", Operand: "=", RTarget: "amd64", Weight: 50}}},
+		{job.Spreads, []*cluster.Spread{{Attribute: "${meta.rack}", Weight: 50}}},
+		{g.Affinities, []*cluster.Affinity{{LTarget: "${attr.gpu.driver}", Operand: "is_set", Weight: -10}}},
+		{g.Spreads, []*cluster.Spread{{
+			Attribute: "${node.datacenter}", Weight: 70, SpreadTarget: []*cluster.SpreadTarget{{Value: "dc1", Percent: 60}, {Value: "eu-1"}},
+		}}},
+		{g.Tasks[0].Affinities, []*cluster.Affinity{{LTarget: "${meta.tags}", Operand: "set_contains_any", RTarget: "a,b", Weight: 100}}},
+		{g.Tasks[0].Resources.Devices[0].Affinities, []*cluster.Affinity{{LTarget: "${device.attr.memory}", Operand: ">", RTarget: "64 GiB", Weight: 50}}},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("got %s, want %s", text(c.got), text(c.want))
+		}
+	}
+	// An affinity has every operator that looks at a node alone.
+	for _, operator := range comparisons {
+		value := ">= 1.0.0"
+		if operator == "is_set" || operator == "is_not_set" {
+			value = ""
+		}
+		job := mustParse(t, small(""))
+		job.Affinities = []*api.Affinity{{LTarget: "${attr.x}", Operand: operator, RTarget: value}}
+		if _, _, err := FromAPI(job, options); err != nil {
+			t.Errorf("%s: %v", operator, err)
+		}
+	}
+}
+
+// TestManySpreads refuses more of what every placement has to look at than is bounded.
+func TestManySpreads(t *testing.T) {
+	for n, want := range map[int]string{MaxSpreads: "", MaxSpreads + 1: "at most 16"} {
+		for _, block := range []string{"spread {\n attribute = \"${meta.m%d}\"\n }\n", "constraint {\n distinct_property = \"${meta.m%d}\"\n }\n"} {
+			var src strings.Builder
+			for i := range n {
+				fmt.Fprintf(&src, block, i)
+			}
+			_, _, err := FromAPI(mustParse(t, small(src.String())), options)
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%d of %s: error %v", n, block, err)
+			}
 		}
 	}
 }
@@ -384,7 +465,7 @@ func TestFilledIn(t *testing.T) {
 	task.Resources.DiskMB, task.Resources.IOPS, task.Resources.MemoryMaxMB = new(int), new(int), new(int)
 	job.TaskGroups[0].Consul = &api.Consul{Cluster: "default"}
 	job.TaskGroups[0].Scaling = nil
-	job.Affinities, job.Spreads = []*api.Affinity{}, []*api.Spread{}
+	job.TaskGroups[0].Tasks[1].Affinities = []*api.Affinity{}
 	got, _, err := FromAPI(job, options)
 	if err != nil {
 		t.Fatal(err)
@@ -398,7 +479,8 @@ func TestFilledIn(t *testing.T) {
 func TestNull(t *testing.T) {
 	for _, src := range []string{
 		`{}`, `{"Job": {}}`, `{"ID": "a", "TaskGroups": [null]}`, `{"ID": "a", "TaskGroups": [{"Tasks": [null]}]}`,
-		`{"ID": "a", "TaskGroups": [{"Name": "g", "Constraints": [null], "Networks": [null], "Tasks": [{
+		`{"ID": "a", "TaskGroups": [{"Name": "g", "Constraints": [null], "Networks": [null],
+			"Affinities": [null], "Spreads": [null, {"Attribute": "${meta.a}", "SpreadTarget": [null]}], "Tasks": [{
 			"Name": "t", "Driver": "raw_exec", "Config": {"command": null}, "Artifacts": [null], "Templates": [null],
 			"Constraints": [null], "Resources": {"Devices": [null]}}]}]}`,
 	} {
@@ -476,7 +558,7 @@ func TestBadJSON(t *testing.T) {
 	* group.web.count (line 7): must not be negative
 	* group.web.constraint[0] (line 10): has no attribute to compare
 	* group.web.constraint[0] (line 10): operator "=" needs a value
-	* group.web.constraint[1].operator (line 11): unknown operator "nope"; did you mean "not"?; known: =, ==, is, !=, not, <, <=, >, >=, regexp, version, semver, set_contains, set_contains_all, set_contains_any, is_set, is_not_set, distinct_hosts
+	* group.web.constraint[1].operator (line 11): unknown operator "nope"; did you mean "not"?; known: =, ==, is, !=, not, <, <=, >, >=, regexp, version, semver, set_contains, set_contains_all, set_contains_any, is_set, is_not_set, distinct_hosts, distinct_property
 	* group.web.network.port.a (line 14): is there twice; the labels of a group's ports must differ
 	* group.web.task.x.driver (line 19): unknown driver "dokcer"; known: onnx, raw_exec, exec
 

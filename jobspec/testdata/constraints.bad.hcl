@@ -41,7 +41,8 @@ job "constraints" {
   }
 
   constraint {
-    distinct_property = "${meta.rack}"
+    distinct_property = "meta.rack"
+    value             = "0"
   }
 
   constraint {
@@ -54,6 +55,15 @@ job "constraints" {
       operator = "distinct_hots"
     }
 
+    constraint {
+      distinct_property = "${device.model}"
+      value             = "two"
+    }
+
+    constraint {
+      operator = "distinct_property"
+    }
+
     task "t" {
       driver = "raw_exec"
       config {
@@ -61,6 +71,9 @@ job "constraints" {
       }
       constraint {
         distinct_hosts = true
+      }
+      constraint {
+        distinct_property = "${meta.rack}"
       }
     }
   }

@@ -1,15 +1,6 @@
 job "later" {
   type = "system"
 
-  affinity {
-    attribute = "${node.class}"
-    value     = "big"
-  }
-
-  spread {
-    attribute = "${node.datacenter}"
-  }
-
   periodic {
     cron = "@daily"
   }
@@ -154,12 +145,6 @@ job "later" {
         }
         network {
           port "old" {}
-        }
-        device "nvidia/gpu" {
-          affinity {
-            attribute = "${device.model}"
-            value     = "H100"
-          }
         }
       }
     }

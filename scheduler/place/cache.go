@@ -24,8 +24,9 @@ type Cache struct {
 	changes []int32 // indexes of hosts whose use has changed, oldest first
 	era     uint64  // moves when changes begins anew; then all may have changed
 
-	judged map[string]*candidates // by demand
-	order  []string               // … the oldest first
+	judged     map[string]*candidates // by demand
+	order      []string               // … the oldest first
+	properties map[string]*property   // by attribute
 }
 
 // View prepares a snapshot.
@@ -59,7 +60,7 @@ func (c *Cache) takeNodes(nodes []*cluster.Node) {
 		}
 		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
 	}
-	c.judged, c.order = map[string]*candidates{}, nil
+	c.judged, c.order, c.properties = map[string]*candidates{}, nil, nil
 	c.changes, c.era = c.changes[:0], c.era+1
 }
 
@@ -165,6 +166,13 @@ func (d *demand) key(spread bool) []byte {
 			text(c.LTarget, c.Operand, c.RTarget)
 		}
 	}
+	affinities := func(list []*cluster.Affinity) {
+		number(int64(len(list)))
+		for _, a := range list {
+			text(a.LTarget, a.Operand, a.RTarget)
+			number(int64(a.Weight))
+		}
+	}
 	flag(spread)
 	flag(d.oversubscribe)
 	flag(d.distinctHosts)
@@ -178,6 +186,11 @@ func (d *demand) key(spread bool) []byte {
 	number(int64(len(d.drivers)))
 	text(d.drivers...)
 	constraints(d.constraints)
+	number(int64(len(d.distinct)))
+	for _, x := range d.distinct {
+		text(x.target)
+	}
+	affinities(d.affinities)
 	number(int64(len(d.networks)))
 	for _, n := range d.networks {
 		for _, ports := range [][]cluster.Port{n.ReservedPorts, n.DynamicPorts} {
@@ -193,6 +206,7 @@ func (d *demand) key(spread bool) []byte {
 		text(a.request.Name)
 		number(int64(a.request.Count))
 		constraints(a.request.Constraints)
+		affinities(a.request.Affinities)
 	}
 	return b
 }

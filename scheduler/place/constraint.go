@@ -8,9 +8,12 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
-// operandDistinctHosts is judged against the job's other allocations, all other
-// operands against the node alone.
-const operandDistinctHosts = "distinct_hosts"
+// These operands are judged against the job's other allocations, all others against
+// the node alone.
+const (
+	operandDistinctHosts    = "distinct_hosts"
+	operandDistinctProperty = "distinct_property"
+)
 
 // lookup resolves a constraint's target; false when the node or device has no
 // such thing.

@@ -200,12 +200,14 @@ func compareQuantities(a, b quantity) (order int, comparable bool) {
 }
 
 // takeDevices chooses free, healthy devices of one node for all asks; each ask is
-// served from one group of like devices. It fails with upstream's words.
+// served from one group of like devices, of several from the one that meets its
+// affinities best. It fails with upstream's words.
 func takeDevices(n *cluster.Node, taken map[string]string, asks []deviceAsk, patterns patternCache) (map[string][]*cluster.AllocatedDevice, string) {
 	out := map[string][]*cluster.AllocatedDevice{}
 	mine := map[string]bool{}
 	for _, ask := range asks {
 		var got *cluster.AllocatedDevice
+		liked := int64(0)
 		for _, g := range n.NodeResources.Devices {
 			if !deviceSuits(ask.request, g, patterns) {
 				continue
@@ -219,8 +221,13 @@ func takeDevices(n *cluster.Node, taken map[string]string, asks []deviceAsk, pat
 					break
 				}
 			}
-			if uint64(len(ids)) == ask.request.Count {
-				got = &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids}
+			if uint64(len(ids)) < ask.request.Count {
+				continue
+			}
+			if met := deviceAffinity(ask.request, g, patterns); got == nil || met > liked {
+				got, liked = &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids}, met
+			}
+			if len(ask.request.Affinities) == 0 {
 				break
 			}
 		}

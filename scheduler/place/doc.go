@@ -5,8 +5,9 @@
 //
 // Three steps, one file each. reconcile.go says what each group has too many of,
 // lacks or must change; feasible.go says which nodes could take an allocation and
-// what is in the way on the others; score.go chooses among them. plan.go puts
-// them together and writes the answer on the evaluation.
+// what is in the way on the others; score.go chooses among them, with affinity.go for
+// what the job would rather have and property.go for what depends on where the rest of
+// it is. plan.go puts them together and writes the answer on the evaluation.
 //
 // The behaviour follows Nomad's documentation of the job specification
 // (https://developer.hashicorp.com/nomad/docs/job-specification) and of scheduling

@@ -26,6 +26,8 @@ type demand struct {
 	constraints       []*cluster.Constraint
 	distinctHosts     bool // no other allocation of the job on the node
 	distinctInGroup   bool // none of the group
+	distinct          []distinct
+	affinities        []*cluster.Affinity
 	devices           []deviceAsk
 	networks          []*cluster.NetworkResource
 	patterns          patternCache
@@ -37,10 +39,12 @@ func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
 	if g.EphemeralDisk != nil {
 		d.disk = int64(g.EphemeralDisk.SizeMB)
 	}
-	d.distinctHosts = d.constrain(job.Constraints)
-	d.distinctInGroup = d.constrain(g.Constraints)
+	d.distinctHosts = d.constrain(job.Constraints, "")
+	d.distinctInGroup = d.constrain(g.Constraints, g.Name)
+	d.affinities = slices.Concat(job.Affinities, g.Affinities)
 	for _, t := range g.Tasks {
-		d.constrain(t.Constraints)
+		d.constrain(t.Constraints, g.Name)
+		d.affinities = append(d.affinities, t.Affinities...)
 		if !slices.Contains(d.drivers, t.Driver) {
 			d.drivers = append(d.drivers, t.Driver)
 		}
@@ -58,15 +62,19 @@ func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
 }
 
 // constrain takes over constraints and says whether distinct_hosts is among them.
-func (d *demand) constrain(cs []*cluster.Constraint) (distinct bool) {
+// group is the one that they belong to, "" for all.
+func (d *demand) constrain(cs []*cluster.Constraint, group string) (distinctHosts bool) {
 	for _, c := range cs {
-		if c.Operand == operandDistinctHosts {
-			distinct = distinct || c.RTarget != "false"
-			continue
+		switch c.Operand {
+		case operandDistinctHosts:
+			distinctHosts = distinctHosts || c.RTarget != "false"
+		case operandDistinctProperty:
+			d.distinct = append(d.distinct, newDistinct(c, group))
+		default:
+			d.constraints = append(d.constraints, c)
 		}
-		d.constraints = append(d.constraints, c)
 	}
-	return distinct
+	return distinctHosts
 }
 
 // inDatacenters matches a datacenter against a job's globs.
@@ -106,6 +114,11 @@ func (d *demand) filter(n *cluster.Node) string {
 		right, rightFound := at(c.RTarget)
 		if !holds(c.Operand, left, right, leftFound, rightFound, d.patterns) {
 			return c.String()
+		}
+	}
+	for _, x := range d.distinct {
+		if _, found := at(x.target); !found {
+			return fmt.Sprintf("missing property %q", x.target)
 		}
 	}
 	for _, ask := range d.devices {

@@ -103,6 +103,7 @@ type planner struct {
 	paused     bool                // something would be replaced but for the hold on replacements
 	onJob      tallies             // live allocations of the job
 	onGroup    map[string]tallies
+	censuses   []*census
 	moved      []move // not counted there yet
 	left       int    // bytes that the plan may still grow by
 	bounded    bool
@@ -174,6 +175,11 @@ func (p *planner) tally() {
 		}
 		p.onJob[m.host] += m.by
 		p.onGroup[m.group][m.host] += m.by
+		for _, c := range p.censuses {
+			if c.group == "" || c.group == m.group {
+				c.count(m.host, m.by)
+			}
+		}
 	}
 	p.moved = p.moved[:0]
 }
@@ -299,7 +305,7 @@ func (p *planner) planGroup(g *group) {
 	if len(g.wants) == 0 {
 		return
 	}
-	nodes := p.newSearch(newDemand(p.job, g.spec), p.in.Eval.ID)
+	nodes := p.newSearch(g.spec)
 	for _, w := range g.wants {
 		if p.full() {
 			p.result.Queued[g.name]++
@@ -425,7 +431,7 @@ func (p *planner) place(g *group, nodes *search, w want) {
 	p.tally()
 	h, metric := nodes.best(avoid, p.onJob, p.onGroup[g.name])
 	if h == nil {
-		p.fail(g, nodes.demand, w, metric)
+		p.fail(g, nodes, w, metric)
 		return
 	}
 	id := p.in.NewID()
@@ -459,10 +465,10 @@ func (p *planner) place(g *group, nodes *search, w want) {
 // fail notes that a want found no node. What it would have replaced stays,
 // unless it is just that which is in the way: a device, a port or the last
 // memory of a node. Then it is stopped first and the want waits until it has ended.
-func (p *planner) fail(g *group, d *demand, w want, metric *cluster.AllocMetric) {
+func (p *planner) fail(g *group, nodes *search, w want, metric *cluster.AllocMetric) {
 	p.result.Queued[g.name]++
 	if w.prev != nil && !w.prev.ClientTerminal() {
-		if h := p.byID[w.prev.NodeID]; h != nil && h.node.Ready() && p.fitsWithout(d, h, w.prev.ID) {
+		if h := p.byID[w.prev.NodeID]; h != nil && h.node.Ready() && p.fitsWithout(g, nodes, h, w.prev.ID) {
 			p.deferred = true
 			if w.stop != "" {
 				p.left -= stopBytes

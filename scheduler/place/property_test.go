@@ -13,9 +13,9 @@ import (
 // TestPlansHold drives random clusters through jobs, failures, drains and lost
 // nodes on the real state. Whatever happens: a plan made on a fresh snapshot is
 // never refused, plans of one view never meet, the state's invariants hold (no
-// device or port twice, no node over its capacity), the same question gets the
-// same answer whether or not placement remembers earlier ones, and once all nodes
-// are back no name lives twice.
+// device or port twice, no node over its capacity), no new allocation breaks a
+// distinct_property, the same question gets the same answer whether or not placement
+// remembers earlier ones, and once all nodes are back no name lives twice.
 func TestPlansHold(t *testing.T) {
 	seeds := uint64(25)
 	if testing.Short() {
@@ -173,6 +173,12 @@ func (c *randomCluster) addNode() {
 	}
 	if c.rnd.IntN(2) == 0 {
 		l.keys["gpu"], l.keys["gpus"] = pick(c.rnd, []string{"A100", "T4"}), fmt.Sprint(1+c.rnd.IntN(4))
+		if c.rnd.IntN(3) == 0 {
+			l.keys["gpu2"], l.keys["gpus2"] = "H100", fmt.Sprint(1+c.rnd.IntN(2))
+		}
+	}
+	if c.rnd.IntN(5) > 0 {
+		l.keys["meta.rack"] = pick(c.rnd, []string{"r0", "r1", "r2"})
 	}
 	n := l.node()
 	cmd := &cluster.RegisterNode{Node: n}
@@ -186,19 +192,26 @@ func (c *randomCluster) registerJob() {
 	if c.rnd.IntN(6) == 0 {
 		job += " all_at_once"
 	}
-	text := []string{
-		job,
+	text := append([]string{job}, c.wishes()...)
+	text = append(text,
 		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds%s", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20), pick(c.rnd, []string{
 			"", "", " disconnect lost_after=10s", " disconnect lost_after=100s reconcile=keep_original",
 			" disconnect lost_after=100s reconcile=keep_replacement", " disconnect no_replace", " disconnect lost_after=20s no_replace",
-		})),
-	}
+		})))
 	if c.rnd.IntN(4) == 0 {
 		text = append(text, "constraint distinct_hosts")
 	}
-	text = append(text, fmt.Sprintf("task t cpu=%d memory=%d command=c%d", 50+c.rnd.IntN(500), 64+c.rnd.IntN(512), c.rnd.IntN(3)))
+	text = append(text, c.wishes()...)
+	if c.rnd.IntN(3) == 0 { // jobs that differ in nothing but what they wish
+		text = append(text, "task t")
+	} else {
+		text = append(text, fmt.Sprintf("task t cpu=%d memory=%d command=c%d", 50+c.rnd.IntN(500), 64+c.rnd.IntN(512), c.rnd.IntN(3)))
+	}
 	if c.rnd.IntN(2) == 0 {
 		text = append(text, fmt.Sprintf("device %s count=%d", pick(c.rnd, []string{"gpu", "nvidia/gpu", "nvidia/gpu/T4"}), 1+c.rnd.IntN(2)))
+		if c.rnd.IntN(2) == 0 {
+			text = append(text, fmt.Sprintf("affinity ${device.model} = %s weight=%d", pick(c.rnd, []string{"A100", "H100"}), c.weight()))
+		}
 	}
 	if c.rnd.IntN(2) == 0 {
 		text = append(text, "port http", "port admin")
@@ -217,6 +230,63 @@ func (c *randomCluster) registerJob() {
 	cmd := &cluster.RegisterJob{Job: w.versions[0], EvalID: c.id()}
 	if res := c.apply(cmd, &cmd.Stamp); res.Err != nil {
 		c.t.Fatal(res.Err)
+	}
+}
+
+func (c *randomCluster) weight() int { return pick(c.rnd, []int{-100, -1, 1, 50, 100}) }
+
+// wishes are what a job or a group may say of where its allocations are to be.
+func (c *randomCluster) wishes() (text []string) {
+	if c.rnd.IntN(4) == 0 {
+		text = append(text, fmt.Sprintf("constraint ${meta.rack} distinct_property %d", 1+c.rnd.IntN(3)))
+	}
+	if c.rnd.IntN(4) == 0 {
+		text = append(text, fmt.Sprintf("affinity ${meta.rack} = r%d weight=%d", c.rnd.IntN(4), c.weight()))
+	}
+	if c.rnd.IntN(6) == 0 {
+		text = append(text, fmt.Sprintf("affinity ${attr.x} >= %d weight=%d", c.rnd.IntN(3), c.weight()))
+	}
+	if c.rnd.IntN(4) == 0 {
+		text = append(text, fmt.Sprintf("spread ${meta.rack} weight=%d%s", c.rnd.IntN(101), pick(c.rnd, []string{"", " r0=50", " r0=60 r1=40", " r5=10"})))
+	}
+	if c.rnd.IntN(6) == 0 {
+		text = append(text, "spread ${node.class}")
+	}
+	return text
+}
+
+// checkDistinct looks whether what a plan has placed, now that it is applied, shares the
+// values of its nodes with more of the job, or of its group, than the job wants.
+func (c *randomCluster) checkDistinct(j *cluster.Job, p *cluster.Plan) {
+	if j == nil {
+		return
+	}
+	snap := c.state.Snapshot()
+	for _, placed := range p.Place {
+		if placed.CreateIndex > 0 {
+			continue // updated in place
+		}
+		g := j.Group(placed.TaskGroup)
+		for _, d := range newDemand(j, g).distinct {
+			value, there := nodeLookup(snap.Node(nil, placed.NodeID))(d.target)
+			if !there {
+				c.t.Fatalf("%s is on a node without %s", placed.Name, d.target)
+			}
+			sharing := int32(0)
+			for _, a := range snap.AllocsByJob(nil, j.Key()) {
+				if a.Terminal() || d.group != "" && a.TaskGroup != d.group {
+					continue
+				}
+				if n := snap.Node(nil, a.NodeID); n != nil {
+					if v, _ := nodeLookup(n)(d.target); v == value {
+						sharing++
+					}
+				}
+			}
+			if sharing > d.allowed {
+				c.t.Fatalf("%s is placed where %d share %s=%s; at most %d may", placed.Name, sharing, d.target, value, d.allowed)
+			}
+		}
 	}
 }
 
@@ -288,6 +358,7 @@ func (c *randomCluster) answer() {
 			if r.Stale || len(r.Refused) > 0 {
 				c.t.Fatalf("plan for %s was refused: %+v", plans[i].JobID, r)
 			}
+			c.checkDistinct(snap.Job(nil, open[i].JobKey()), plans[i])
 		}
 	}
 }

@@ -483,12 +483,28 @@ func formOf(j *cluster.Job, g *cluster.TaskGroup) startForm {
 	for _, t := range g.Tasks {
 		tf := taskForm{
 			Name: t.Name, Driver: t.Driver, User: t.User, Config: string(t.Config),
-			Env: t.Env, Meta: t.Meta, Resources: t.Resources, LogConfig: t.LogConfig,
+			Env: t.Env, Meta: t.Meta, Resources: withoutAffinities(t.Resources), LogConfig: t.LogConfig,
 			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: t.Model,
 		}
 		f.Tasks = append(f.Tasks, tf)
 	}
 	return f
+}
+
+// withoutAffinities leaves out which devices a task would rather have: it runs on
+// with those that it has.
+func withoutAffinities(r *cluster.Resources) *cluster.Resources {
+	if r == nil || len(r.Devices) == 0 {
+		return r
+	}
+	plain := *r
+	plain.Devices = make([]*cluster.RequestedDevice, len(r.Devices))
+	for i, d := range r.Devices {
+		own := *d
+		own.Affinities = nil
+		plain.Devices[i] = &own
+	}
+	return &plain
 }
 
 func merged(outer, inner map[string]string) map[string]string {

@@ -2,6 +2,8 @@ package place
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -249,23 +251,147 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestSpreadsAreExact places on nodes that are loaded at random: an even spread leaves
+// no value more than one behind another, and one with targets gives each value its
+// share, where these are whole numbers.
+func TestSpreadsAreExact(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for round := range 200 {
+		racks := 2 + rnd.IntN(4)
+		percents, left := make([]int, racks), 10
+		block := "spread ${meta.rack}"
+		even := round%2 == 0
+		for i := range percents {
+			percents[i] = rnd.IntN(left + 1)
+			if i == racks-1 {
+				percents[i] = left
+			}
+			left -= percents[i]
+			if !even {
+				block += fmt.Sprintf(" r%d=%d", i, 10*percents[i])
+			}
+		}
+		w := &world{}
+		for i := range racks * (1 + rnd.IntN(4)) {
+			w.nodes = append(w.nodes, mustLine(t, fmt.Sprintf("n%02d meta.rack=r%d cpu=8000 memory=8000 disk=20000", i, i%racks)).node())
+			w.allocs = append(w.allocs, mustLine(t, fmt.Sprintf("x%d other.g[%d] on n%02d cpu=%d memory=%d", i, i, i, rnd.IntN(5000), rnd.IntN(5000))).alloc(w.nodes))
+		}
+		count := 10 * (1 + rnd.IntN(2))
+		for _, s := range []string{"job j type=batch", fmt.Sprintf("group g count=%d disk=10", count), block, "task t cpu=50 memory=50"} {
+			w.version(mustLine(t, s), 0)
+		}
+		got := map[string]int{}
+		for _, a := range planAll(w).Plan.Place {
+			for _, n := range w.nodes {
+				if n.ID == a.NodeID {
+					got[n.Meta["rack"]]++
+				}
+			}
+		}
+		for i, p := range percents {
+			have := got[fmt.Sprintf("r%d", i)]
+			want, slack := p*count/10, 0
+			if even {
+				want, slack = count/racks, min(count%racks, 1)
+			}
+			if have < want || have > want+slack {
+				t.Errorf("round %d, %s, count %d, %d nodes: r%d has %d, want %d", round, block, count, len(w.nodes), i, have, want)
+			}
+		}
+	}
+}
+
+func mustLine(tb testing.TB, text string) *line {
+	tb.Helper()
+	l, err := parseLine(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return l
+}
+
+// planAll answers an evaluation of the world's only job.
+func planAll(w *world) *Result {
+	j := w.versions[0]
+	eval := &cluster.Evaluation{ID: "e", Namespace: j.Namespace, JobID: j.ID, Type: j.Type, Status: cluster.EvalStatusPending}
+	ids := 0
+	return NewView(w).Plan(Input{Job: j, Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprint(ids) }})
+}
+
+// TestKeysTellDemandsApart: nodes that were judged for one demand serve another only
+// if they would be judged alike.
+func TestKeysTellDemandsApart(t *testing.T) {
+	key := func(ofJob, ofDevice string) string {
+		w := &world{}
+		for _, s := range []string{"job j", ofJob, "group g", "task t", "device gpu", ofDevice} {
+			if s != "" {
+				w.version(mustLine(t, s), 0)
+			}
+		}
+		return string(newDemand(w.versions[0], w.versions[0].TaskGroups[0]).key(false))
+	}
+	keys := map[string]string{key("", ""): "nothing"}
+	for _, block := range []string{
+		"affinity ${meta.a} = x", "affinity ${meta.b} = x", "affinity ${meta.a} != x", "affinity ${meta.a} = y", "affinity ${meta.a} = x weight=-50",
+		"constraint ${meta.a} = x", "constraint ${meta.a} distinct_property", "constraint ${meta.b} distinct_property",
+	} {
+		for where, k := range map[string]string{"job": key(block, ""), "device": key("", block)} {
+			if strings.Contains(block, operandDistinctProperty) && where == "device" {
+				continue // has no such thing
+			}
+			if other, there := keys[k]; there {
+				t.Errorf("%q of the %s has the key of %q", block, where, other)
+			}
+			keys[k] = block + " of the " + where
+		}
+	}
+	if key("spread ${meta.a}", "") != key("", "") || key("constraint ${meta.b} distinct_property 2", "") != key("constraint ${meta.b} distinct_property", "") {
+		t.Error("what depends on the job's other allocations has a key of its own")
+	}
+}
+
+// TestPropertiesAreBounded asks for more attributes, and names more values, than are kept.
+func TestPropertiesAreBounded(t *testing.T) {
+	w := &world{}
+	for i := range 2 * maxValuesNamed {
+		w.nodes = append(w.nodes, mustLine(t, fmt.Sprintf("n%02d", i)).node())
+	}
+	v := NewView(w)
+	for i := range 3 * maxProperties {
+		if v.property(fmt.Sprintf("${meta.m%d}", i)); len(v.properties) > maxProperties {
+			t.Fatalf("%d attributes are kept", len(v.properties))
+		}
+	}
+	for _, s := range []string{"job j type=batch", "group g count=100", "constraint ${node.unique.name} distinct_property", "task t"} {
+		w.version(mustLine(t, s), 0)
+	}
+	r := planAll(w)
+	filtered := r.Failed["g"].ConstraintFiltered
+	if len(r.Plan.Place) != len(w.nodes) || len(filtered) != maxValuesNamed+1 || filtered[operandDistinctProperty] != len(w.nodes)-maxValuesNamed {
+		t.Errorf("%d placed; refused: %v", len(r.Plan.Place), filtered)
+	}
+}
+
 // BenchmarkPlan places one job of 1,000 allocations on 1,000 nodes.
 func BenchmarkPlan(b *testing.B) {
-	w := &world{}
-	for i := range 1000 {
-		l, _ := parseLine(fmt.Sprintf("n%04d cpu=100000 memory=100000 disk=1000000 attr.x=%d", i, i%3))
-		w.nodes = append(w.nodes, l.node())
-	}
-	for _, s := range []string{"job j type=batch", "group g count=1000", "constraint ${attr.x} != 2", "task t"} {
-		l, _ := parseLine(s)
-		w.version(l, 0)
-	}
-	eval := &cluster.Evaluation{ID: "e", Namespace: "default", JobID: "j", Type: "batch", Status: cluster.EvalStatusPending}
-	for b.Loop() {
-		ids := 0
-		r := NewView(w).Plan(Input{Job: w.versions[0], Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprint(ids) }})
-		if len(r.Plan.Place) != 1000 {
-			b.Fatalf("placed %d", len(r.Plan.Place))
-		}
+	for name, block := range map[string]string{
+		"plain": "", "affinity": "affinity ${attr.x} = 1", "spread": "spread ${attr.x} 0=70", "hosts": "constraint ${node.unique.id} distinct_property 2",
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := &world{}
+			for i := range 1000 {
+				w.nodes = append(w.nodes, mustLine(b, fmt.Sprintf("n%04d cpu=100000 memory=100000 disk=1000000 attr.x=%d", i, i%3)).node())
+			}
+			for _, s := range []string{"job j type=batch", "group g count=1000", "constraint ${attr.x} != 2", block, "task t"} {
+				if s != "" {
+					w.version(mustLine(b, s), 0)
+				}
+			}
+			for b.Loop() {
+				if r := planAll(w); len(r.Plan.Place) != 1000 {
+					b.Fatalf("placed %d", len(r.Plan.Place))
+				}
+			}
+		})
 	}
 }

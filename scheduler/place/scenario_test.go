@@ -310,14 +310,19 @@ func (l *line) node() *cluster.Node {
 			n.Meta[key] = v
 		}
 	}
-	if model, ok := l.keys["gpu"]; ok {
-		g := &cluster.NodeDeviceResource{Vendor: "nvidia", Type: "gpu", Name: model, Attributes: map[string]*cluster.Attribute{}}
-		sick := strings.Split(l.str("sick", ""), ",")
-		for i := range l.num("gpus", 1) {
-			id := fmt.Sprintf("%s-gpu%d", n.ID, i)
-			g.Instances = append(g.Instances, &cluster.NodeDevice{ID: id, Healthy: !slices.Contains(sick, id)})
+	sick, ids := strings.Split(l.str("sick", ""), ","), 0
+	for _, nth := range []string{"", "2"} {
+		model, ok := l.keys["gpu"+nth]
+		if !ok {
+			continue
 		}
-		memory := l.num("gpu_memory", 40960)
+		g := &cluster.NodeDeviceResource{Vendor: "nvidia", Type: "gpu", Name: model, Attributes: map[string]*cluster.Attribute{}}
+		for range l.num("gpus"+nth, 1) {
+			id := fmt.Sprintf("%s-gpu%d", n.ID, ids)
+			g.Instances = append(g.Instances, &cluster.NodeDevice{ID: id, Healthy: !slices.Contains(sick, id)})
+			ids++
+		}
+		memory := l.num("gpu_memory"+nth, 40960)
 		g.Attributes["memory"] = &cluster.Attribute{Int: &memory, Unit: "MiB"}
 		n.NodeResources.Devices = append(n.NodeResources.Devices, g)
 	}
@@ -325,7 +330,7 @@ func (l *line) node() *cluster.Node {
 }
 
 // version reads the lines of a job: job, group, task, port, device, constraint,
-// the last three belong to what stands above them.
+// affinity, spread; the last five belong to what stands above them.
 func (w *world) version(l *line, version uint64) *cluster.Job {
 	var j *cluster.Job
 	if l.words[0] != "job" {
@@ -396,6 +401,34 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 			d[len(d)-1].Constraints = append(d[len(d)-1].Constraints, c)
 		default:
 			lastTask().Constraints = append(lastTask().Constraints, c)
+		}
+	case "affinity":
+		a := &cluster.Affinity{LTarget: l.words[1], Operand: l.words[2], Weight: int(l.num("weight", 50))}
+		if len(l.words) > 3 {
+			a.RTarget = l.words[3]
+		}
+		switch {
+		case len(j.TaskGroups) == 0:
+			j.Affinities = append(j.Affinities, a)
+		case len(lastGroup().Tasks) == 0:
+			lastGroup().Affinities = append(lastGroup().Affinities, a)
+		case len(lastTask().Resources.Devices) > 0:
+			d := lastTask().Resources.Devices
+			d[len(d)-1].Affinities = append(d[len(d)-1].Affinities, a)
+		default:
+			lastTask().Affinities = append(lastTask().Affinities, a)
+		}
+	case "spread":
+		s := &cluster.Spread{Attribute: l.words[1], Weight: int(l.num("weight", 50))}
+		for _, value := range slices.Sorted(maps.Keys(l.keys)) {
+			if value != "weight" {
+				s.SpreadTarget = append(s.SpreadTarget, &cluster.SpreadTarget{Value: value, Percent: int(l.num(value, 0))})
+			}
+		}
+		if len(j.TaskGroups) == 0 {
+			j.Spreads = append(j.Spreads, s)
+		} else {
+			lastGroup().Spreads = append(lastGroup().Spreads, s)
 		}
 	default:
 		panic("unknown word " + l.words[0])
@@ -513,7 +546,13 @@ func describe(r *Result) string {
 			}
 		}
 		if verb == "place" {
-			fmt.Fprintf(&b, " score=%d", a.Metrics.ScoreMetaData[0].Norm)
+			best := a.Metrics.ScoreMetaData[0]
+			fmt.Fprintf(&b, " score=%d", best.Norm)
+			for _, name := range []string{scoreAffinity, scoreDevices, scoreSpreads} {
+				if s, applies := best.Scores[name]; applies {
+					fmt.Fprintf(&b, " %s=%d", name, s)
+				}
+			}
 		}
 		b.WriteString(prefixed(" deployment=", a.DeploymentID) + prefixed(" after ", a.PreviousAllocation))
 		if t := a.RescheduleTracker; t != nil {

@@ -8,12 +8,17 @@ import (
 )
 
 // Scores are in thousandths: 1000 is best, negative ones push away. A node's
-// score is the mean of those that apply to it; their names are upstream's.
+// score is the mean of those that apply to it; their names are upstream's. Those of
+// affinities and spreads apply to all nodes if the group has any, so that who meets
+// one is never worse off for it.
 const (
 	scoreBinpack  = "binpack"
 	scoreSpread   = "spread"
 	scoreAnti     = "job-anti-affinity"
 	scoreAvoid    = "node-reschedule-penalty"
+	scoreAffinity = "node-affinity"
+	scoreDevices  = "devices"
+	scoreSpreads  = "allocation-spread"
 	scoreSpareGPU = "device-protection" // ours: work without devices leaves device nodes alone
 
 	thousand = 1000
@@ -59,12 +64,13 @@ func (v *View) usage(h *host, without string) *cluster.NodeUse {
 	return use
 }
 
-// fitsWithout says whether the demand would fit on the host if one of the host's
-// allocations were over.
-func (v *View) fitsWithout(d *demand, h *host, without string) bool {
+// fitsWithout says whether the group's demand would fit on the host if one of the
+// host's allocations, which no longer counts among the job's, were over.
+func (p *planner) fitsWithout(g *group, nodes *search, h *host, without string) bool {
 	freed := *h
-	freed.use = v.usage(h, without)
-	return d.filter(h.node) == "" && d.exhausted(&freed) == ""
+	freed.use = p.usage(h, without)
+	return nodes.refusal(h.index, p.onJob.on(h.index), p.onGroup[g.name].on(h.index)) == admitted &&
+		nodes.demand.filter(h.node) == "" && nodes.demand.exhausted(&freed) == ""
 }
 
 // candidates are the nodes that may run what is demanded, each with how it stood
@@ -89,6 +95,10 @@ type candidate struct {
 	exhausted string // the dimension that is full
 	packing   int64  // score by what would be left free
 	spare     bool   // it has devices to spare that the demand has no use for
+	affinity  int64  // score by the demand's affinities
+	devices   int64  // score by those of its devices
+	sum       int64  // of these scores
+	applied   int64  // how many they are
 }
 
 // newCandidates filters all nodes once.
@@ -125,7 +135,7 @@ func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
 			continue
 		}
 		c.at[i] = int32(len(c.list))
-		c.list = append(c.list, candidate{host: h, hash: h.hash})
+		c.list = append(c.list, candidate{host: h, hash: h.hash, affinity: d.affinity(n)})
 	}
 	return c
 }
@@ -133,22 +143,36 @@ func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
 // search looks for nodes for one group of a job.
 type search struct {
 	*candidates
-	view   *View
-	demand *demand // of this group, with its tasks
-	seed   uint64  // orders equal scores; depends on the evaluation, so that plans made side by side seldom meet
+	view    *View
+	demand  *demand // of this group, with its tasks
+	seed    uint64  // orders equal scores; depends on the evaluation, so that plans made side by side seldom meet
+	limits  []*limit
+	spreads []*spread
+	weights int64 // of all spreads
 }
 
-func (v *View) newSearch(d *demand, evalID string) *search {
-	return &search{candidates: v.candidatesFor(d), view: v, demand: d, seed: hash(evalID)}
+func (p *planner) newSearch(g *cluster.TaskGroup) *search {
+	d := newDemand(p.job, g)
+	s := &search{candidates: p.candidatesFor(d), view: p.View, demand: d, seed: hash(p.in.Eval.ID)}
+	for _, x := range d.distinct {
+		c := p.census(x.target, x.group)
+		s.limits = append(s.limits, &limit{census: c, allowed: x.allowed, refused: make([]int32, len(c.values))})
+	}
+	for _, b := range spreadsOf(p.job, g) {
+		s.spreads = append(s.spreads, newSpread(b, p.census(b.Attribute, g.Name), s.list))
+		s.weights += int64(b.Weight)
+	}
+	return s
 }
 
 // choice is a node that can take a placement.
 type choice struct {
 	*candidate
-	group int  // live allocations of the group there
-	avoid bool // something of the group failed there
-	norm  int64
-	tie   uint64
+	group  int   // live allocations of the group there
+	avoid  bool  // something of the group failed there
+	spread int64 // score by the group's spreads
+	norm   int64
+	tie    uint64
 }
 
 func (a *choice) better(b *choice) bool {
@@ -164,27 +188,65 @@ func (a *choice) better(b *choice) bool {
 // tallies counts a job's live allocations by the index of their host; nil: none.
 type tallies []int32
 
+func (t tallies) on(host int) int {
+	if t == nil {
+		return 0
+	}
+	return int(t[host])
+}
+
+// refusal says which of the rules about the job's other allocations keeps a placement
+// off a host.
+type refusal int
+
+const (
+	admitted     refusal = -1
+	refusedHosts refusal = -2 // distinct_hosts; from 0 on: the place of one of limits
+)
+
+func (s *search) refusal(host, job, group int) refusal {
+	if s.demand.distinctHosts && job > 0 || s.demand.distinctInGroup && group > 0 {
+		return refusedHosts
+	}
+	for i, l := range s.limits {
+		if l.full(host) {
+			return refusal(i)
+		}
+	}
+	return admitted
+}
+
 // best finds the node with the highest score for one placement; nil when none
 // can take it. Nodes in avoid are taken only when they are still the best with a
 // penalty. job and group say how many live allocations there are on each node.
 func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.AllocMetric) {
 	var top [maxScores]choice
-	var distinct []*candidate // another allocation is there and distinct_hosts forbids it
+	var refused refusals
 	s.catchUp()
+	s.weighSpreads(job, group)
 	for i := range s.list {
 		k := &s.list[i]
-		x := choice{candidate: k}
-		if group != nil {
-			x.group = int(group[k.host.index])
-		}
-		if (s.demand.distinctHosts && job != nil && job[k.host.index] > 0) || (s.demand.distinctInGroup && x.group > 0) {
-			distinct = append(distinct, k)
+		host := k.host.index
+		x := choice{candidate: k, group: group.on(host)}
+		if r := s.refusal(host, job.on(host), x.group); r != admitted {
+			if r == refusedHosts {
+				refused.hosts++
+			} else {
+				l := s.limits[r]
+				l.refused[l.of[host]]++
+			}
+			if k.exhausted != "" {
+				refused.full = append(refused.full, k)
+			}
 			continue
 		}
 		if k.exhausted != "" {
 			continue
 		}
 		x.avoid = len(avoid) > 0 && slices.Contains(avoid, k.host.node.ID)
+		if len(s.spreads) > 0 {
+			x.spread = s.spread(host)
+		}
 		x.norm = s.norm(&x)
 		if last := &top[maxScores-1]; last.candidate != nil && x.norm < last.norm {
 			continue
@@ -198,7 +260,7 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 			}
 		}
 	}
-	m := s.metrics(distinct)
+	m := s.metrics(refused)
 	for i := range top {
 		if x := &top[i]; x.candidate != nil {
 			m.ScoreMetaData = append(m.ScoreMetaData, &cluster.NodeScore{NodeID: x.host.node.ID, Scores: s.scores(x), Norm: x.norm})
@@ -208,6 +270,37 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 		return nil, m
 	}
 	return top[0].host, m
+}
+
+// weighSpreads scores the values of the group's spreads for one placement.
+func (s *search) weighSpreads(job, group tallies) {
+	if len(s.spreads) == 0 {
+		return
+	}
+	for i := range s.list {
+		k := &s.list[i]
+		host := k.host.index
+		if k.exhausted != "" || s.refusal(host, job.on(host), group.on(host)) != admitted {
+			continue
+		}
+		for _, x := range s.spreads {
+			if v := x.of[host]; v >= 0 {
+				x.open[v] = true
+			}
+		}
+	}
+	for _, x := range s.spreads {
+		x.weigh()
+	}
+}
+
+// spread scores a host by all spreads of the group.
+func (s *search) spread(host int) int64 {
+	sum := int64(0)
+	for _, x := range s.spreads {
+		sum += x.weighted(host)
+	}
+	return sum / s.weights
 }
 
 // mix spreads the bits of a number (the finalizer of MurmurHash3).
@@ -221,18 +314,18 @@ func mix(x uint64) uint64 {
 
 // norm is the mean of the scores that apply to a choice.
 func (s *search) norm(x *choice) int64 {
-	if !x.spare && x.group == 0 && !x.avoid {
-		return x.packing
-	}
-	sum, n := x.packing, int64(1)
-	if x.spare {
-		sum, n = sum-thousand, n+1
+	sum, n := x.sum, x.applied
+	if len(s.spreads) > 0 {
+		sum, n = sum+x.spread, n+1
 	}
 	if x.group > 0 {
 		sum, n = sum+s.antiAffinity(x), n+1
 	}
 	if x.avoid {
 		sum, n = sum-thousand, n+1
+	}
+	if n == 1 {
+		return sum // as most are
 	}
 	return sum / n
 }
@@ -244,8 +337,17 @@ func (s *search) antiAffinity(x *choice) int64 {
 // scores names what norm is made of.
 func (s *search) scores(x *choice) map[string]int64 {
 	scores := map[string]int64{scoreBinpack: x.packing}
-	if s.spread {
+	if s.candidates.spread {
 		scores = map[string]int64{scoreSpread: x.packing}
+	}
+	if len(s.demand.affinities) > 0 {
+		scores[scoreAffinity] = x.affinity
+	}
+	if s.demand.prefersDevices() {
+		scores[scoreDevices] = x.devices
+	}
+	if len(s.spreads) > 0 {
+		scores[scoreSpreads] = x.spread
 	}
 	if x.spare {
 		scores[scoreSpareGPU] = -thousand
@@ -266,7 +368,23 @@ func (s *search) refresh(k *candidate) {
 	k.exhausted = s.candidates.demand.exhausted(k.host)
 	s.countExhausted(k, 1)
 	if k.exhausted == "" {
-		k.packing, k.spare = s.score(k.host)
+		s.candidates.rate(k)
+	}
+}
+
+// rate scores a candidate by all that does not depend on the job's other allocations.
+func (c *candidates) rate(k *candidate) {
+	k.packing, k.spare = c.score(k.host)
+	k.sum, k.applied = k.packing, 1
+	if k.spare {
+		k.sum, k.applied = k.sum-thousand, k.applied+1
+	}
+	if len(c.demand.affinities) > 0 {
+		k.sum, k.applied = k.sum+k.affinity, k.applied+1
+	}
+	if c.demand.prefersDevices() {
+		k.devices = c.demand.deviceAffinity(k.host)
+		k.sum, k.applied = k.sum+k.devices, k.applied+1
 	}
 }
 
@@ -309,18 +427,30 @@ func count(m map[string]int, key string, by int) {
 	}
 }
 
-// metrics gives the counts for one placement, or for its failure. Nodes that
-// distinct_hosts forbids count as filtered, whether they are full or not.
-func (c *candidates) metrics(distinct []*candidate) *cluster.AllocMetric {
-	m := c.metric
-	m.DimensionExhausted, m.ClassExhausted = maps.Clone(c.exhausted), maps.Clone(c.classExhausted)
-	if len(distinct) > 0 {
-		m.NodesFiltered += len(distinct)
+// refusals are the nodes that a look at all of them has refused for the job's other
+// allocations; limits count theirs themselves.
+type refusals struct {
+	hosts int          // by distinct_hosts
+	full  []*candidate // those that are exhausted besides
+}
+
+// metrics gives the counts for one placement, or for its failure. Nodes that are
+// refused count as filtered, whether they are full or not.
+func (s *search) metrics(refused refusals) *cluster.AllocMetric {
+	m := s.metric
+	m.DimensionExhausted, m.ClassExhausted = maps.Clone(s.exhausted), maps.Clone(s.classExhausted)
+	if refused.hosts > 0 || len(s.limits) > 0 {
 		m.ConstraintFiltered = maps.Clone(m.ConstraintFiltered)
-		m.ConstraintFiltered[operandDistinctHosts] += len(distinct)
-		for _, k := range distinct {
-			countExhausted(m.DimensionExhausted, m.ClassExhausted, k, -1)
-		}
+	}
+	if refused.hosts > 0 {
+		m.NodesFiltered += refused.hosts
+		m.ConstraintFiltered[operandDistinctHosts] += refused.hosts
+	}
+	for _, l := range s.limits {
+		m.NodesFiltered += l.reasons(m.ConstraintFiltered)
+	}
+	for _, k := range refused.full {
+		countExhausted(m.DimensionExhausted, m.ClassExhausted, k, -1)
 	}
 	for _, n := range m.DimensionExhausted {
 		m.NodesExhausted += n

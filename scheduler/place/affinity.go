@@ -1,0 +1,76 @@
+package place
+
+import (
+	"slices"
+
+	"github.com/rxvision/rxvision/cluster"
+)
+
+// preference adds up affinities: the weights of those that hold, and those that all
+// of them could have, whatever their sign.
+type preference struct{ met, of int64 }
+
+func (p *preference) add(a *cluster.Affinity, holds bool) {
+	w := int64(a.Weight)
+	if holds {
+		p.met += w
+	}
+	p.of += max(w, -w)
+}
+
+// score is the share that is met, in thousandths: -1000 to 1000.
+func (p preference) score() int64 {
+	if p.of == 0 {
+		return 0
+	}
+	return p.met * thousand / p.of
+}
+
+// affinity scores a node by the affinities of job, group and tasks.
+func (d *demand) affinity(n *cluster.Node) int64 {
+	var p preference
+	at := nodeLookup(n)
+	for _, a := range d.affinities {
+		left, leftFound := at(a.LTarget)
+		right, rightFound := at(a.RTarget)
+		p.add(a, holds(a.Operand, left, right, leftFound, rightFound, d.patterns))
+	}
+	return p.score()
+}
+
+// prefersDevices says whether some device has affinities.
+func (d *demand) prefersDevices() bool {
+	return slices.ContainsFunc(d.devices, func(a deviceAsk) bool { return len(a.request.Affinities) > 0 })
+}
+
+// deviceAffinity scores a host by the devices that it would give.
+func (d *demand) deviceAffinity(h *host) int64 {
+	devices, _ := takeDevices(h.node, h.use.Devices, d.devices, d.patterns)
+	var p preference
+	next := map[string]int{}
+	for _, ask := range d.devices {
+		got := devices[ask.task][next[ask.task]] // in the order of the asks
+		next[ask.task]++
+		for _, g := range h.node.NodeResources.Devices {
+			if g.Vendor == got.Vendor && g.Type == got.Type && g.Name == got.Name {
+				p.addDevice(ask.request, g, d.patterns)
+				break
+			}
+		}
+	}
+	return p.score()
+}
+
+// addDevice adds up the affinities of one request for a device group.
+func (p *preference) addDevice(req *cluster.RequestedDevice, g *cluster.NodeDeviceResource, patterns patternCache) {
+	for _, a := range req.Affinities {
+		p.add(a, deviceHolds(&cluster.Constraint{LTarget: a.LTarget, RTarget: a.RTarget, Operand: a.Operand}, g, patterns))
+	}
+}
+
+// deviceAffinity scores a device group by one request.
+func deviceAffinity(req *cluster.RequestedDevice, g *cluster.NodeDeviceResource, patterns patternCache) int64 {
+	var p preference
+	p.addDevice(req, g, patterns)
+	return p.score()
+}
