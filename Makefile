@@ -92,6 +92,12 @@ bench-serve: build ort ## requests/s and latency through gateway and worker, bes
 bench-control: build ort nomad ## writes, failover and a large state on three servers, beside the real nomad
 	@$(with_nomad); out/bin/rxvision bench control --nomad "$$(command -v nomad)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/control.json $(BENCHFLAGS)
 
+.PHONY: bench-place
+TRACE ?=
+bench-place: build ## GPU allocation on a production trace, beside what was published (TRACE=folder with its lists)
+	@test -n "$(TRACE)" || { echo 'say where the trace lies: make bench-place TRACE=DIR (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023/csv)'; exit 2; }
+	@out/bin/rxvision bench place --data "$(TRACE)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/place.json $(BENCHFLAGS)
+
 .PHONY: bench-go
 bench-go: ## run the benchmarks inside the packages
 	@mkdir -p out/bench

@@ -103,6 +103,8 @@ func (a *Agent) claim(r *runner) (other *runner, what string) {
 		return overdue, "memory"
 	case wantsCPU && sum.CPU > cpu:
 		return overdue, "cpu"
+	case sum.DeviceFault() != "":
+		return overdue, sum.DeviceFault()
 	}
 	r.begun = true
 	return nil, ""
@@ -115,24 +117,23 @@ func (r *runner) given() *cluster.Allocation {
 	return r.alloc
 }
 
-// shared names a device or port that both allocations were given, "" for none.
+// shared names a device or port that both allocations were given, "" for none. Shares
+// of one device may be in several hands.
 func shared(a, b *cluster.Allocation) string {
-	use := cluster.NewNodeUse(&cluster.Node{})
-	use.Add(b)
 	if a.AllocatedResources == nil {
 		return ""
 	}
-	for _, t := range a.AllocatedResources.Tasks {
-		for _, d := range t.Devices {
-			for _, id := range d.DeviceIDs {
-				if use.Devices[id] != "" {
-					return "device " + id
-				}
-			}
+	theirs, both := cluster.NewNodeUse(&cluster.Node{}), cluster.NewNodeUse(&cluster.Node{})
+	theirs.Add(b)
+	both.Add(a)
+	both.Add(b)
+	for id, use := range both.Devices {
+		if use.Conflict() != "" {
+			return "device " + id
 		}
 	}
 	for _, p := range a.AllocatedResources.Shared.Ports {
-		if use.Port(p.Value) {
+		if theirs.Port(p.Value) {
 			return fmt.Sprintf("port %d", p.Value)
 		}
 	}

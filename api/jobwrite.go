@@ -67,6 +67,9 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 		}
 		return nil, "", refused(err)
 	}
+	if need, have := j.NeedsRules(), s.cfg.Store.State().Snapshot().Rules(); need > have {
+		return nil, "", refused(cluster.Errorf(cluster.CodeConflict, "job %s asks for a share of a GPU, which some server of this region does not know yet: bring all servers to this version first (nomad server members)", j.ID))
+	}
 	return j, warningText(warnings), nil
 }
 

@@ -121,11 +121,16 @@ type AllocatedCPU struct{ CpuShares int64 }
 // AllocatedMemory is in MiB; MemoryMaxMB 0 means no more than MemoryMB.
 type AllocatedMemory struct{ MemoryMB, MemoryMaxMB int64 }
 
-// AllocatedDevice is a set of whole devices of one group of the node.
+// AllocatedDevice is a set of whole devices of one group of the node, or a share of one.
 type AllocatedDevice struct {
 	Vendor, Type, Name string
 	DeviceIDs          []string
+	Milli              int64 `json:",omitempty"` // thousandths of the one device, 0 for none or all
+	MiB                int64 `json:",omitempty"` // of its memory
 }
+
+// Shared says whether this is a share of a device and not the whole.
+func (d *AllocatedDevice) Shared() bool { return d.Milli > 0 || d.MiB > 0 }
 
 // AllocatedSharedResources is shared by the group's tasks.
 type AllocatedSharedResources struct {

@@ -106,7 +106,7 @@ func testAlloc(h *harness, e *Evaluation, j *Job, node *Node, devices ...string)
 		}},
 	}
 	if devices != nil {
-		a.AllocatedResources.Tasks["x"].Devices = []*AllocatedDevice{{"nvidia", "gpu", "H100", devices}}
+		a.AllocatedResources.Tasks["x"].Devices = []*AllocatedDevice{{Vendor: "nvidia", Type: "gpu", Name: "H100", DeviceIDs: devices}}
 	}
 	return a
 }

@@ -129,7 +129,7 @@ func (s *Snapshot) checkNodes(holding int, fault func(string, ...any)) {
 			}
 			return true
 		})
-		for _, f := range use.faults {
+		for _, f := range use.conflicts() {
 			fault("node %s: %s", nodeID, f)
 		}
 		return true

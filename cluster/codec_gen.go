@@ -71,6 +71,8 @@ var (
 		Type      string
 		Name      string
 		DeviceIDs []string
+		Milli     int64
+		MiB       int64
 	}{})
 	_ = AllocatedMemory(struct {
 		MemoryMB    int64
@@ -2077,8 +2079,21 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	n := 4
+	if v.MiB != 0 {
+		n++
+	}
+	if v.Milli != 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendList(append(b, "\xa9"+"DeviceIDs"...), v.DeviceIDs, appendStr)
+	if v.MiB != 0 {
+		b = appendInt(append(b, "\xa3"+"MiB"...), v.MiB)
+	}
+	if v.Milli != 0 {
+		b = appendInt(append(b, "\xa5"+"Milli"...), v.Milli)
+	}
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
 	b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
 	b = appendStr(append(b, "\xa6"+"Vendor"...), v.Vendor)
@@ -2087,6 +2102,8 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 
 var keysOfAllocatedDevice = []string{
 	"DeviceIDs",
+	"MiB",
+	"Milli",
 	"Name",
 	"Type",
 	"Vendor",
@@ -2098,11 +2115,15 @@ func decodeAllocatedDevice(d *decoder, v *AllocatedDevice) {
 		switch d.field(keysOfAllocatedDevice, &next) {
 		case 0: // DeviceIDs
 			v.DeviceIDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case 1: // Name
+		case 1: // MiB
+			v.MiB = d.int()
+		case 2: // Milli
+			v.Milli = d.int()
+		case 3: // Name
 			v.Name = d.str()
-		case 2: // Type
+		case 4: // Type
 			v.Type = d.str()
-		case 3: // Vendor
+		case 5: // Vendor
 			v.Vendor = d.str()
 		default:
 			d.skip()
@@ -2118,9 +2139,17 @@ func storeAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 4)
+	b, at, n := storeMap(b, 6)
 	if v.DeviceIDs != nil {
 		b = appendList(append(b, "\xa9"+"DeviceIDs"...), v.DeviceIDs, appendStr)
+		n++
+	}
+	if v.MiB != 0 {
+		b = appendInt(append(b, "\xa3"+"MiB"...), v.MiB)
+		n++
+	}
+	if v.Milli != 0 {
+		b = appendInt(append(b, "\xa5"+"Milli"...), v.Milli)
 		n++
 	}
 	if v.Name != "" {

@@ -69,8 +69,11 @@ const (
 	// read a job without them.
 	rulesPreferences = 2
 
+	// rulesShares counts shares of devices. No job asks for one before all servers know it.
+	rulesShares = 3
+
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesPreferences
+	CurrentRules = rulesShares
 )
 
 func (s *Stamp) stamp() *Stamp { return s }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -292,12 +293,50 @@ type Resources struct {
 }
 
 // RequestedDevice asks for Count devices named TYPE, VENDOR/TYPE or
-// VENDOR/TYPE/NAME (Nomad: device block).
+// VENDOR/TYPE/NAME (Nomad: device block), or, where TYPE ends in -milli or -mib, for
+// Count thousandths or MiB of one of them.
 type RequestedDevice struct {
 	Name        string
 	Count       uint64
 	Constraints []*Constraint
 	Affinities  []*Affinity `json:",omitempty"`
+}
+
+// Endings of a device's type that ask for a share of one device.
+const (
+	milliSuffix = "-milli"
+	mibSuffix   = "-mib"
+)
+
+// Share says what device is meant by a request for a part of one, and how many
+// thousandths or MiB of it; both are 0 where whole devices are asked for.
+func (d *RequestedDevice) Share() (device string, milli, mib int64) {
+	parts := strings.SplitN(d.Name, "/", 3)
+	kind := &parts[min(1, len(parts)-1)]
+	if base, ok := strings.CutSuffix(*kind, milliSuffix); ok {
+		*kind, milli = base, int64(d.Count)
+	} else if base, ok := strings.CutSuffix(*kind, mibSuffix); ok {
+		*kind, mib = base, int64(d.Count)
+	}
+	return strings.Join(parts, "/"), milli, mib
+}
+
+// NeedsRules is the version of the rules by which such a job can be registered:
+// servers that do not know it would not agree on what it holds.
+func (j *Job) NeedsRules() uint64 {
+	for _, g := range j.TaskGroups {
+		for _, t := range g.Tasks {
+			if t.Resources == nil {
+				continue
+			}
+			for _, d := range t.Resources.Devices {
+				if _, milli, mib := d.Share(); milli > 0 || mib > 0 {
+					return rulesShares
+				}
+			}
+		}
+	}
+	return 0
 }
 
 // NetworkResource is a group's network block, or one network of a node or an

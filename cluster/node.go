@@ -101,6 +101,15 @@ type NodeDeviceResource struct {
 // ID is VENDOR/TYPE/NAME.
 func (d *NodeDeviceResource) ID() string { return d.Vendor + "/" + d.Type + "/" + d.Name }
 
+// MemoryMiB is the memory of each of the devices, by their attribute memory; 0 where
+// that is not known.
+func (d *NodeDeviceResource) MemoryMiB() int64 {
+	if a := d.Attributes["memory"]; a != nil && a.Int != nil && (a.Unit == "MiB" || a.Unit == "") {
+		return *a.Int
+	}
+	return 0
+}
+
 // NodeDevice is one device; ID is the vendor's UUID.
 type NodeDevice struct {
 	ID                string

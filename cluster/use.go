@@ -10,11 +10,44 @@ import (
 type NodeUse struct {
 	node              *Node
 	CPU, Memory, Disk int64
-	Devices           map[string]string // device ID → allocation ID
-	ports             []int32           // held host ports, in order
-	list              []holding         // that Follow has counted
+	Devices           map[string]DeviceUse // by ID, those of which anything is held
+	ports             []int32              // held host ports, in order
+	list              []holding            // that Follow has counted
 	faults            []string
 }
+
+// DeviceUse adds up what tasks hold of one device.
+type DeviceUse struct {
+	Whole  int   // tasks that hold all of it
+	Shares int   // tasks that hold a part
+	Milli  int64 // thousandths of the device that the parts are
+	MiB    int64 // of its memory
+}
+
+// Conflict says in what way more of a device is held than there is of any, "" when it is not.
+func (d DeviceUse) Conflict() string {
+	switch {
+	case d.Whole > 1, d.Whole == 1 && d.Shares > 0:
+		return "is held twice"
+	case d.Milli > WholeMilli:
+		return fmt.Sprintf("is held with %d of its %d thousandths", d.Milli, WholeMilli)
+	}
+	return ""
+}
+
+// conflicts lists what is held twice, whatever the node has.
+func (u *NodeUse) conflicts() []string {
+	out := slices.Clone(u.faults)
+	for _, id := range sortedKeys(u.Devices) {
+		if c := u.Devices[id].Conflict(); c != "" {
+			out = append(out, "device "+id+" "+c)
+		}
+	}
+	return out
+}
+
+// WholeMilli is a device in thousandths.
+const WholeMilli = 1000
 
 // holding is what one allocation holds. It keeps no more of the record alive.
 type holding struct {
@@ -23,7 +56,7 @@ type holding struct {
 }
 
 // NewNodeUse begins with nothing used.
-func NewNodeUse(n *Node) *NodeUse { return &NodeUse{node: n, Devices: map[string]string{}} }
+func NewNodeUse(n *Node) *NodeUse { return &NodeUse{node: n, Devices: map[string]DeviceUse{}} }
 
 // Follow counts the given allocations, by ID, in place of those that it was given
 // before, by looking at the differences. What was added besides stays counted,
@@ -69,12 +102,7 @@ func (u *NodeUse) Remove(a *Allocation) { u.remove(holding{a.ID, a.AllocatedReso
 
 func (u *NodeUse) add(h holding) {
 	u.count(h, 1)
-	h.devices(func(id string) {
-		if holder, taken := u.Devices[id]; taken {
-			u.faults = append(u.faults, fmt.Sprintf("device %s is held by allocation %s", id, holder))
-		}
-		u.Devices[id] = h.id
-	})
+	u.countDevices(h, 1)
 	h.ports(func(port int32) {
 		i, taken := slices.BinarySearch(u.ports, port)
 		if taken {
@@ -87,7 +115,7 @@ func (u *NodeUse) add(h holding) {
 
 func (u *NodeUse) remove(h holding) {
 	u.count(h, -1)
-	h.devices(func(id string) { delete(u.Devices, id) })
+	u.countDevices(h, -1)
 	h.ports(func(port int32) {
 		if i, taken := slices.BinarySearch(u.ports, port); taken {
 			u.ports = slices.Delete(u.ports, i, i+1)
@@ -112,20 +140,28 @@ func (u *NodeUse) count(h holding, by int64) {
 	u.Disk += by * h.res.Shared.DiskMB
 }
 
-// devices calls fn for each device, in an order that is always the same.
-func (h holding) devices(fn func(id string)) {
+func (u *NodeUse) countDevices(h holding, by int) {
 	if h.res == nil {
 		return
 	}
-	var ids []string
 	for _, t := range h.res.Tasks {
 		for _, d := range t.Devices {
-			ids = append(ids, d.DeviceIDs...)
+			for _, id := range d.DeviceIDs {
+				use := u.Devices[id]
+				if d.Shared() {
+					use.Shares += by
+				} else {
+					use.Whole += by
+				}
+				use.Milli += int64(by) * d.Milli
+				use.MiB += int64(by) * d.MiB
+				if use == (DeviceUse{}) {
+					delete(u.Devices, id)
+				} else {
+					u.Devices[id] = use
+				}
+			}
 		}
-	}
-	slices.Sort(ids)
-	for _, id := range ids {
-		fn(id)
 	}
 }
 
@@ -151,33 +187,44 @@ func (n *Node) Available() (cpu, memory, disk int64) {
 	return cpu, memory, disk
 }
 
-// Fault says what is over-committed, "" when all fits: cpu, memory, disk, or a
-// device or port that two allocations hold or that the node does not have.
+// Fault says what is over-committed, "" when all fits: cpu, memory, disk, a port that two
+// allocations hold, or a device of which more is held than there is.
 func (u *NodeUse) Fault() string {
 	if len(u.faults) > 0 {
 		return u.faults[0]
 	}
-	cpu, memory, disk := u.node.Available()
+	cpu, ram, disk := u.node.Available()
 	switch {
 	case u.CPU > cpu:
 		return "cpu"
-	case u.Memory > memory:
+	case u.Memory > ram:
 		return "memory"
 	case u.Disk > disk:
 		return "disk"
 	}
+	return u.DeviceFault()
+}
+
+// DeviceFault says of which device more is held than there is, "" for none.
+func (u *NodeUse) DeviceFault() string {
 	if len(u.Devices) == 0 {
 		return ""
 	}
-	has := map[string]bool{}
+	memory := map[string]int64{}
 	for _, g := range u.node.NodeResources.Devices {
 		for _, d := range g.Instances {
-			has[d.ID] = true
+			memory[d.ID] = g.MemoryMiB()
 		}
 	}
 	for _, id := range sortedKeys(u.Devices) {
-		if !has[id] {
+		mib, has := memory[id]
+		switch use := u.Devices[id]; {
+		case !has:
 			return "device " + id + " is not on the node"
+		case use.Conflict() != "":
+			return "device " + id + " " + use.Conflict()
+		case use.MiB > mib:
+			return fmt.Sprintf("device %s: %d MiB of its %d are held", id, use.MiB, mib)
 		}
 	}
 	return ""

@@ -56,6 +56,9 @@ func TestUseFollows(t *testing.T) {
 		if r.IntN(3) == 0 {
 			a.AllocatedResources.Tasks["a"].Devices = []*AllocatedDevice{{DeviceIDs: []string{fmt.Sprint("GPU-", r.IntN(30))}}}
 		}
+		if r.IntN(3) == 0 {
+			a.AllocatedResources.Tasks["b"].Devices = []*AllocatedDevice{{DeviceIDs: []string{fmt.Sprint("GPU-", r.IntN(30))}, Milli: r.Int64N(500), MiB: 1 + r.Int64N(500)}}
+		}
 		return a
 	}
 	held := map[string]*Allocation{}

@@ -30,6 +30,7 @@ const (
 	maxName      = 128 // bytes of a group's or a task's name: it becomes the name of a folder
 	maxJobID     = 512
 	maxDevices   = 1024 // devices of one request
+	maxDeviceMiB = 1 << 24
 )
 
 var (
@@ -367,27 +368,64 @@ func (c *checker) port(in api.Port, path string, seen map[string]bool, static ma
 }
 
 // deviceForms are the requests for devices that this version fills.
-var deviceForms = []string{"gpu", "nvidia/gpu", "nvidia/gpu/MODEL"}
+var deviceForms = []string{"gpu", "nvidia/gpu", "nvidia/gpu/MODEL", "nvidia/gpu-milli", "nvidia/gpu-mib", "nvidia/mig-PROFILE"}
 
-// laterDevice matches the requests for a part of a GPU.
-var laterDevice = regexp.MustCompile(`^(nvidia/)?(gpu-milli|gpu-mib|mig-[0-9a-z.+]+)(/.+)?$`)
+// migDevice matches the requests for slices that a GPU is cut into (Multi-Instance GPU).
+var migDevice = regexp.MustCompile(`^nvidia/mig-[0-9]+g\.[0-9]+gb[0-9a-z.+]*(/[^/]+)?$`)
 
 func (c *checker) device(in *api.RequestedDevice, path string) *cluster.RequestedDevice {
 	d := &cluster.RequestedDevice{Name: in.Name, Count: or(in.Count, 1), Constraints: c.constraints(in.Constraints, path, levelDevice)}
 	d.Affinities = c.affinities(in.Affinities, path, levelDevice)
-	model, hasModel := strings.CutPrefix(d.Name, "nvidia/gpu/")
+	device, milli, mib := d.Share()
+	model, hasModel := strings.CutPrefix(device, "nvidia/gpu/")
 	switch {
-	case d.Name == "gpu", d.Name == "nvidia/gpu", hasModel && strings.TrimSpace(model) != "" && !strings.Contains(model, "/"):
-	case laterDevice.MatchString(d.Name):
-		c.fault(path, "device %s, a part of a GPU, %s%s", quote(d.Name), notYet, known(deviceForms))
-		return d // its count has another measure
+	case device == "gpu", device == "nvidia/gpu", hasModel && strings.TrimSpace(model) != "" && !strings.Contains(model, "/"), migDevice.MatchString(d.Name):
 	default:
-		c.fault(path, "unknown device %s%s%s", quote(d.Name), didYouMean(d.Name, deviceForms[:2]), known(deviceForms))
+		c.fault(path, "unknown device %s%s%s", quote(d.Name), didYouMean(d.Name, deviceForms), known(deviceForms))
 	}
-	if d.Count < 1 || d.Count > maxDevices {
-		c.fault(join(path, "count"), "is %d; it must be between 1 and %d", d.Count, maxDevices)
+	count := join(path, "count")
+	switch {
+	case d.Count < 1, device == d.Name && d.Count > maxDevices:
+		c.fault(count, "is %d; it must be between 1 and %d", d.Count, maxDevices)
+	case milli >= cluster.WholeMilli:
+		c.fault(count, "is %d thousandths of a GPU; it must be between 1 and %d, a whole one is device \"nvidia/gpu\"", milli, cluster.WholeMilli-1)
+	case mib > maxDeviceMiB:
+		c.fault(count, "is %d MiB; it must be between 1 and %d", d.Count, maxDeviceMiB)
 	}
 	return d
+}
+
+// shares checks that all requests for a share of a GPU in a task mean the same GPU.
+func (c *checker) shares(devices []*cluster.RequestedDevice, path string) {
+	var whole, milli, mib, model string
+	for _, d := range devices {
+		at := join(path, join("device", d.Name))
+		device, thousandths, memory := d.Share()
+		seen := &whole
+		switch {
+		case thousandths > 0:
+			seen = &milli
+		case memory > 0:
+			seen = &mib
+		}
+		if *seen != "" && seen != &whole {
+			c.fault(at, "is a second request for a share; a task has one device \"nvidia/gpu-milli\" and one \"nvidia/gpu-mib\" at most, which mean the same GPU")
+		}
+		*seen = d.Name
+		if _, name, _ := strings.Cut(strings.TrimPrefix(device, "nvidia/"), "/"); name != "" && seen != &whole {
+			if model != "" && model != name {
+				c.fault(at, "names another model than the task's other request for a share, which means the same GPU")
+			}
+			model = name
+		}
+	}
+	switch {
+	case milli == "" && mib == "":
+	case whole != "":
+		c.fault(path, "device %s asks for whole GPUs and device %s for a share of one; a task can have either", quote(whole), quote(cmp.Or(milli, mib)))
+	default:
+		c.warn(path, "a share of a GPU is counted when work is placed; the GPU itself does not hold tasks to it, see CUDA_MPS_ACTIVE_THREAD_PERCENTAGE and RX_GPU_MIB")
+	}
 }
 
 // archives are the endings that a download in mode any would be unpacked by.

@@ -432,6 +432,7 @@ func (c *checker) resources(in *api.Resources, path string) *cluster.Resources {
 	for _, d := range present(in.Devices) {
 		r.Devices = append(r.Devices, c.device(d, join(path, join("device", d.Name))))
 	}
+	c.shares(r.Devices, path)
 	return r
 }
 

@@ -126,8 +126,10 @@ func TestExamples(t *testing.T) {
 		if errors.As(err, &fs) {
 			t.Errorf("%s: %v", file, fs.At(positions))
 		}
-		if len(warnings) > 0 {
-			t.Errorf("%s: warnings %q", file, warnings)
+		for _, w := range warnings {
+			if filepath.Base(file) != "share.nomad.hcl" || !strings.Contains(w, "a share of a GPU is counted") {
+				t.Errorf("%s: warning %q", file, w)
+			}
 		}
 	}
 }
@@ -387,6 +389,38 @@ func TestManySpreads(t *testing.T) {
 			_, _, err := FromAPI(mustParse(t, small(src.String())), options)
 			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 				t.Errorf("%d of %s: error %v", n, block, err)
+			}
+		}
+	}
+}
+
+// TestShares takes requests for a part of a GPU, and tells of each in what it differs from what can be had.
+func TestShares(t *testing.T) {
+	for _, c := range []struct {
+		devices string
+		want    []string // parts of the faults; none: it is taken, with a warning
+	}{
+		{`device "nvidia/gpu-milli" { count = 250 }`, nil},
+		{`device "nvidia/gpu-mib" { count = 8192 }`, nil},
+		{"device \"nvidia/gpu-milli/T4\" { count = 1 }\n device \"nvidia/gpu-mib\" { count = 1 }", nil},
+		{`device "nvidia/gpu-milli" { count = 1000 }`, []string{`is 1000 thousandths of a GPU`, `device "nvidia/gpu"`}},
+		{`device "nvidia/gpu-milli" { count = 0 }`, []string{"is 0"}},
+		{"device \"nvidia/gpu\" {}\n device \"nvidia/gpu-mib\" { count = 1 }", []string{"a task can have either"}},
+		{"device \"nvidia/gpu-milli\" { count = 1 }\n device \"gpu-milli\" { count = 1 }", []string{"second request for a share"}},
+		{"device \"nvidia/gpu-milli/T4\" { count = 1 }\n device \"nvidia/gpu-mib/A100\" { count = 1 }", []string{"names another model"}},
+		{`device "nvidia/gpu-mili" { count = 1 }`, []string{`unknown device "nvidia/gpu-mili"`, "nvidia/gpu-milli"}},
+	} {
+		src := strings.Replace(small(""), `task "t" {`, "task \"t\" {\n resources {\n"+c.devices+"\n}", 1)
+		_, warnings, err := FromAPI(overTheWire(t, mustParse(t, src)), options)
+		if c.want == nil {
+			if said := strings.Join(warnings, "\n"); err != nil || !strings.Contains(said, "the GPU itself does not hold tasks to it") {
+				t.Errorf("%s: %v, warnings %q", c.devices, err, said)
+			}
+			continue
+		}
+		for _, w := range c.want {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v, want %q", c.devices, err, w)
 			}
 		}
 	}

@@ -48,5 +48,7 @@ func DryRun(snap *cluster.Snapshot, job *cluster.Job, now cluster.Time) (*place.
 	}
 	ids := 0
 	newID := func() string { ids++; return fmt.Sprintf("dry-run-%d", ids) }
-	return place.NewView(snap).Plan(place.Input{Job: j, Eval: eval, Now: now, NewID: newID}), nil
+	var cache place.Cache
+	cache.Expect(mixOf(snap))
+	return cache.View(snap).Plan(place.Input{Job: j, Eval: eval, Now: now, NewID: newID}), nil
 }

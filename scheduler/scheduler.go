@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/scheduler/place"
 )
 
 // Store is what the scheduler needs of the replicated store.
@@ -50,6 +52,7 @@ type Scheduler struct {
 	workers int
 	keep    Retention
 	metrics *metrics
+	mix     atomic.Pointer[place.Mix]
 }
 
 // New makes a scheduler; Run starts it.
@@ -134,6 +137,7 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 		w := &worker{Scheduler: s, queue: q, applier: a}
 		g.Go(func() error { return w.run(ctx) })
 	}
+	g.Go(func() error { return s.watchMix(ctx) })
 	g.Go(func() error { return s.watchDeployments(ctx) })
 	g.Go(func() error { return s.watchDrains(ctx) })
 	g.Go(func() error { return s.collect(ctx) })

@@ -17,7 +17,11 @@ type Steps struct {
 
 	collector *collector
 	cache     place.Cache
+	plans     int
 }
+
+// mixPlans is how many times Steps plan by one mix of work.
+const mixPlans = 64
 
 // NewSteps begins a reign; zero values of keep take the defaults.
 func NewSteps(keep Retention, newID func() string) *Steps {
@@ -46,6 +50,10 @@ func (s *Steps) Plan(snap *cluster.Snapshot, now cluster.Time, max int) (b *Batc
 	open := func(from uint64) []*cluster.Evaluation { return snap.OpenEvalsFrom(nil, from) }
 	next, _ = s.queue.sync(open, snap.Index(nil, cluster.IndexCapacity), snap.SchedulerConfig(nil).PauseEvalBroker, now)
 	b = &Batch{steps: s}
+	if s.plans%mixPlans == 0 {
+		s.cache.Expect(mixOf(snap))
+	}
+	s.plans++
 	view := s.cache.View(snap)
 	for len(b.items) == 0 {
 		taken := s.queue.takeReady(max)

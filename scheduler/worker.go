@@ -88,6 +88,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			continue
 		}
 		if view == nil {
+			w.cache.Expect(w.mix.Load())
 			view = w.cache.View(snap)
 		}
 		r := w.plan(view, snap, eval)

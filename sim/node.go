@@ -353,12 +353,14 @@ func (n *node) launch(h *held) {
 	n.after(n.w.upTo(startTakes), func() { n.start(h) })
 }
 
-// resources are the devices and host ports that an allocation was given.
+// resources are the whole devices and host ports that an allocation was given.
 func resources(a *cluster.Allocation) (out []string) {
 	r := a.AllocatedResources
 	for _, name := range slices.Sorted(maps.Keys(r.Tasks)) {
 		for _, d := range r.Tasks[name].Devices {
-			out = append(out, d.DeviceIDs...)
+			if !d.Shared() { // the rules add up shares
+				out = append(out, d.DeviceIDs...)
+			}
 		}
 	}
 	for _, p := range r.Shared.Ports {

@@ -19,7 +19,7 @@ func TestPlanted(t *testing.T) {
 		t.Fatalf("the planted bug was not found in %d commands: %v", totals.Commands, err)
 	}
 	t.Logf("found after %s and %d commands: %v", time.Since(start), totals.Commands, f)
-	if text := f.Error(); !strings.Contains(text, "is held by allocation") && !strings.Contains(text, "is given twice") {
+	if text := f.Error(); !strings.Contains(text, "is held twice") && !strings.Contains(text, "is given twice") {
 		t.Errorf("what was found is something else: %v", f)
 	}
 }

@@ -67,7 +67,7 @@ func NewEnv(node *cluster.Node, region string, job *cluster.Job, alloc *cluster.
 	for _, name := range slices.Sorted(maps.Keys(task.Env)) {
 		e.set(name, e.Expand(task.Env[name]))
 	}
-	e.devices(Devices(alloc, task.Name))
+	e.devices(allocated(alloc, task.Name))
 	return e
 }
 
@@ -103,9 +103,17 @@ func (e *Env) meta(job *cluster.Job, group string, task *cluster.Task) {
 	}
 }
 
-// devices tells the NVIDIA libraries which GPUs the task has. They are set last:
-// a job cannot give itself more.
-func (e *Env) devices(ids []string) {
+// devices tells the NVIDIA libraries which GPUs the task has, and of which share the
+// task is to keep to itself. They are set last: a job cannot give itself more. The CUDA_MPS_
+// variables hold where the host runs NVIDIA's Multi-Process Service
+// (https://docs.nvidia.com/deploy/mps/); nothing else holds a task to its share.
+func (e *Env) devices(devices []*cluster.AllocatedDevice) {
+	var ids []string
+	var milli, mib int64
+	for _, d := range devices {
+		ids = append(ids, d.DeviceIDs...)
+		milli, mib = milli+d.Milli, mib+d.MiB
+	}
 	if len(ids) == 0 {
 		e.vars["NVIDIA_VISIBLE_DEVICES"] = "none"
 		e.vars["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -114,18 +122,30 @@ func (e *Env) devices(ids []string) {
 	list := strings.Join(ids, ",")
 	e.vars["NVIDIA_VISIBLE_DEVICES"] = list
 	e.vars["CUDA_VISIBLE_DEVICES"] = list
+	if milli > 0 {
+		e.vars["RX_GPU_MILLI"] = strconv.FormatInt(milli, 10)
+		e.vars["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = strconv.FormatInt(max(milli/10, 1), 10)
+	}
+	if mib > 0 {
+		e.vars["RX_GPU_MIB"] = strconv.FormatInt(mib, 10)
+		e.vars["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = fmt.Sprintf("0=%dM", mib) // of the only device that the task sees
+	}
 }
 
 // Devices lists the IDs of the GPUs that a task was allocated, in order.
 func Devices(alloc *cluster.Allocation, task string) []string {
-	if alloc.AllocatedResources == nil || alloc.AllocatedResources.Tasks[task] == nil {
-		return nil
-	}
 	var ids []string
-	for _, d := range alloc.AllocatedResources.Tasks[task].Devices {
+	for _, d := range allocated(alloc, task) {
 		ids = append(ids, d.DeviceIDs...)
 	}
 	return ids
+}
+
+func allocated(alloc *cluster.Allocation, task string) []*cluster.AllocatedDevice {
+	if alloc.AllocatedResources == nil || alloc.AllocatedResources.Tasks[task] == nil {
+		return nil
+	}
+	return alloc.AllocatedResources.Tasks[task].Devices
 }
 
 func nodeVariables(n *cluster.Node, region string) map[string]string {
@@ -167,10 +187,15 @@ func (e *Env) set(name, value string) {
 	e.vars[clean] = value
 }
 
+// deviceVariables say which GPUs a task has, and what share of one.
+var deviceVariables = []string{
+	"NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "RX_GPU_MILLI", "RX_GPU_MIB", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
+}
+
 // add takes variables from a template; those of the devices stay as they are.
 func (e *Env) add(vars map[string]string) {
 	for k, v := range vars {
-		if k != "NVIDIA_VISIBLE_DEVICES" && k != "CUDA_VISIBLE_DEVICES" {
+		if _, is := e.vars[k]; !is || !slices.Contains(deviceVariables, k) {
 			e.set(k, v)
 		}
 	}

@@ -94,6 +94,23 @@ func TestTaskSeesItsOwnDevicesOnly(t *testing.T) {
 	}
 }
 
+// A share is said in words that NVIDIA's Multi-Process Service takes, and the job cannot widen it.
+func TestTaskIsToldItsShare(t *testing.T) {
+	spec := &cluster.Task{Name: "t", Env: map[string]string{"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}}
+	alloc := exampleAlloc("t")
+	alloc.AllocatedResources.Tasks["t"].Devices = []*cluster.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", Name: "H100", DeviceIDs: []string{"GPU-a"}, Milli: 255, MiB: 4096}}
+	e := NewEnv(exampleNode(), "global", exampleJob(spec), alloc, spec, AllocDir("/x").Task("t"))
+	e.add(map[string]string{"RX_GPU_MIB": "80000", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=80000M"})
+	for name, want := range map[string]string{
+		"CUDA_VISIBLE_DEVICES": "GPU-a", "RX_GPU_MILLI": "255", "RX_GPU_MIB": "4096",
+		"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=4096M",
+	} {
+		if got, _ := e.Get(name); got != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestDecodeExpandsAndIsStrict(t *testing.T) {
 	e, _ := exampleEnv(t, &cluster.Task{Name: "t"})
 	var c commandConfig

@@ -376,7 +376,7 @@ func (n *node) set(a *alloc, status string, now time.Time) {
 // over says whether nothing of it runs any more.
 func (a *alloc) over() bool { return a.status == cluster.AllocClientComplete }
 
-// devices are the IDs of the devices that the allocation was given.
+// devices are the IDs of the whole devices that the allocation was given.
 func (a *alloc) devices() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if a.AllocatedResources == nil {
@@ -384,6 +384,9 @@ func (a *alloc) devices() iter.Seq[string] {
 		}
 		for _, t := range a.AllocatedResources.Tasks {
 			for _, d := range t.Devices {
+				if d.Shared() {
+					continue // others may have the rest
+				}
 				for _, id := range d.DeviceIDs {
 					if !yield(id) {
 						return

@@ -40,37 +40,32 @@ func (d *demand) affinity(n *cluster.Node) int64 {
 
 // prefersDevices says whether some device has affinities.
 func (d *demand) prefersDevices() bool {
-	return slices.ContainsFunc(d.devices, func(a deviceAsk) bool { return len(a.request.Affinities) > 0 })
+	return slices.ContainsFunc(d.devices, func(a deviceAsk) bool { return len(a.affinities) > 0 })
 }
 
 // deviceAffinity scores a host by the devices that it would give.
 func (d *demand) deviceAffinity(h *host) int64 {
-	devices, _ := takeDevices(h.node, h.use.Devices, d.devices, d.patterns)
 	var p preference
-	next := map[string]int{}
-	for _, ask := range d.devices {
-		got := devices[ask.task][next[ask.task]] // in the order of the asks
-		next[ask.task]++
-		for _, g := range h.node.NodeResources.Devices {
-			if g.Vendor == got.Vendor && g.Type == got.Type && g.Name == got.Name {
-				p.addDevice(ask.request, g, d.patterns)
-				break
-			}
-		}
-	}
+	d.room = h.room(d.room)
+	takeDevices(h.node, d.room, d.devices, d.patterns, anyRoom, func(ask *deviceAsk, g *cluster.NodeDeviceResource, _ []string) {
+		p.addDevice(ask, g, d.patterns)
+	})
 	return p.score()
 }
 
-// addDevice adds up the affinities of one request for a device group.
-func (p *preference) addDevice(req *cluster.RequestedDevice, g *cluster.NodeDeviceResource, patterns patternCache) {
-	for _, a := range req.Affinities {
+// addDevice adds up the affinities of one ask for a device group.
+func (p *preference) addDevice(ask *deviceAsk, g *cluster.NodeDeviceResource, patterns patternCache) {
+	for _, a := range ask.affinities {
 		p.add(a, deviceHolds(&cluster.Constraint{LTarget: a.LTarget, RTarget: a.RTarget, Operand: a.Operand}, g, patterns))
 	}
 }
 
-// deviceAffinity scores a device group by one request.
-func deviceAffinity(req *cluster.RequestedDevice, g *cluster.NodeDeviceResource, patterns patternCache) int64 {
+// liking scores a device group by the affinities of one ask.
+func (a *deviceAsk) liking(g *cluster.NodeDeviceResource, patterns patternCache) int64 {
+	if len(a.affinities) == 0 {
+		return 0
+	}
 	var p preference
-	p.addDevice(req, g, patterns)
+	p.addDevice(a, g, patterns)
 	return p.score()
 }

@@ -27,6 +27,15 @@ type Cache struct {
 	judged     map[string]*candidates // by demand
 	order      []string               // … the oldest first
 	properties map[string]*property   // by attribute
+	mix        *Mix
+}
+
+// Expect says what work to keep GPUs usable for; nil: for none, work is packed by what
+// nodes have left. It holds for the views that are made from now on.
+func (c *Cache) Expect(m *Mix) {
+	if m != c.mix {
+		c.mix, c.judged, c.order = m, map[string]*candidates{}, nil
+	}
 }
 
 // View prepares a snapshot.
@@ -56,7 +65,7 @@ func (c *Cache) takeNodes(nodes []*cluster.Node) {
 	for i, n := range nodes {
 		h := &host{node: n, index: i, hash: hash(n.ID)}
 		if was := old[n.ID]; was != nil {
-			h.use, h.stale, c.holding[i] = was.use, true, holding[was.index]
+			h.use, h.stale, h.reach, h.version, c.holding[i] = was.use, true, was.reach, was.version, holding[was.index]
 		}
 		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
 	}
@@ -94,6 +103,7 @@ func (c *Cache) forget(h *host) {
 }
 
 func (c *Cache) changed(h *host) {
+	h.version++
 	if len(c.changes) > 2*len(c.hosts) {
 		c.changes, c.era = c.changes[:0], c.era+1
 	}
@@ -135,6 +145,9 @@ func (v *View) candidatesFor(d *demand) *candidates {
 		return c
 	}
 	c := newCandidates(v.hosts, d, spread)
+	if !spread {
+		c.mix = v.mix
+	}
 	for n := (len(v.order) + 1) * len(v.hosts); n > maxJudged && len(v.order) > 0; n -= len(v.hosts) {
 		delete(v.judged, v.order[0])
 		v.order = v.order[1:]
@@ -203,10 +216,12 @@ func (d *demand) key(spread bool) []byte {
 	}
 	number(int64(len(d.devices)))
 	for _, a := range d.devices {
-		text(a.request.Name)
-		number(int64(a.request.Count))
-		constraints(a.request.Constraints)
-		affinities(a.request.Affinities)
+		text(a.name)
+		number(int64(a.count))
+		number(a.milli)
+		number(a.mib)
+		constraints(a.constraints)
+		affinities(a.affinities)
 	}
 	return b
 }

@@ -2,6 +2,7 @@ package place
 
 import (
 	"math/big"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -9,18 +10,50 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
-// deviceAsk is one device block of a task.
+// deviceAsk is what a task asks of one kind of device: whole ones, or a share of one.
 type deviceAsk struct {
-	task    string
-	request *cluster.RequestedDevice
+	task        string
+	name        string // TYPE, VENDOR/TYPE or VENDOR/TYPE/NAME
+	count       uint64 // whole devices; 1 for a share
+	milli, mib  int64  // of a share; 0 for whole devices
+	constraints []*cluster.Constraint
+	affinities  []*cluster.Affinity
+}
+
+func (a *deviceAsk) shared() bool { return a.milli > 0 || a.mib > 0 }
+
+// deviceAsks are those of a task. Thousandths and MiB mean the same device.
+func deviceAsks(t *cluster.Task) []deviceAsk {
+	if t.Resources == nil {
+		return nil
+	}
+	var asks []deviceAsk
+	share := -1
+	for _, r := range t.Resources.Devices {
+		name, milli, mib := r.Share()
+		switch {
+		case milli == 0 && mib == 0:
+			asks = append(asks, deviceAsk{task: t.Name, name: name, count: r.Count, constraints: r.Constraints, affinities: r.Affinities})
+			continue
+		case share < 0:
+			share = len(asks)
+			asks = append(asks, deviceAsk{task: t.Name, name: name, count: 1})
+		}
+		a := &asks[share]
+		a.milli, a.mib = a.milli+milli, a.mib+mib
+		a.constraints = append(slices.Clip(a.constraints), r.Constraints...)
+		a.affinities = append(slices.Clip(a.affinities), r.Affinities...)
+		if len(name) > len(a.name) {
+			a.name = name // the one that names the model
+		}
+	}
+	return asks
 }
 
 // specificFirst orders asks so that the ones fewer devices can serve choose
 // first; a plain "gpu" must not take the card that another task names.
 func specificFirst(asks []deviceAsk) {
-	rank := func(a deviceAsk) int {
-		return 2*strings.Count(a.request.Name, "/") + min(len(a.request.Constraints), 1)
-	}
+	rank := func(a deviceAsk) int { return 2*strings.Count(a.name, "/") + min(len(a.constraints), 1) }
 	sort.SliceStable(asks, func(i, j int) bool { return rank(asks[i]) > rank(asks[j]) })
 }
 
@@ -37,29 +70,29 @@ func deviceNamed(name string, g *cluster.NodeDeviceResource) bool {
 	return g.Vendor == parts[0] && g.Type == parts[1] && g.Name == parts[2]
 }
 
-// deviceSuits says whether a device group can serve a request at all, free or not.
-func deviceSuits(req *cluster.RequestedDevice, g *cluster.NodeDeviceResource, patterns patternCache) bool {
-	if !deviceNamed(req.Name, g) {
+// suits says whether a group of like devices can serve the ask at all, free or not.
+func (a *deviceAsk) suits(g *cluster.NodeDeviceResource, patterns patternCache) bool {
+	if !deviceNamed(a.name, g) || a.mib > 0 && a.mib > g.MemoryMiB() {
 		return false
 	}
-	for _, c := range req.Constraints {
+	for _, c := range a.constraints {
 		if !deviceHolds(c, g, patterns) {
 			return false
 		}
 	}
 	healthy := uint64(0)
 	for _, d := range g.Instances {
-		if d.Healthy && instanceWanted(req, d) {
+		if d.Healthy && a.wants(d) {
 			healthy++
 		}
 	}
-	return healthy >= req.Count
+	return healthy >= a.count
 }
 
-// instanceWanted narrows a group's instances where the request names IDs:
+// wants narrows a group's instances where the request names IDs:
 // `${device.ids}` with set_contains_any (or any other positive operand).
-func instanceWanted(req *cluster.RequestedDevice, d *cluster.NodeDevice) bool {
-	for _, c := range req.Constraints {
+func (a *deviceAsk) wants(d *cluster.NodeDevice) bool {
+	for _, c := range a.constraints {
 		if c.LTarget != "${device.ids}" {
 			continue
 		}
@@ -199,45 +232,178 @@ func compareQuantities(a, b quantity) (order int, comparable bool) {
 	return a.number.Cmp(b.number), true
 }
 
-// takeDevices chooses free, healthy devices of one node for all asks; each ask is
-// served from one group of like devices, of several from the one that meets its
-// affinities best. It fails with upstream's words.
-func takeDevices(n *cluster.Node, taken map[string]string, asks []deviceAsk, patterns patternCache) (map[string][]*cluster.AllocatedDevice, string) {
-	out := map[string][]*cluster.AllocatedDevice{}
-	mine := map[string]bool{}
-	for _, ask := range asks {
-		var got *cluster.AllocatedDevice
-		liked := int64(0)
-		for _, g := range n.NodeResources.Devices {
-			if !deviceSuits(ask.request, g, patterns) {
+// deviceRoom is what is free of one healthy device.
+type deviceRoom struct {
+	id    string
+	group int32 // in the node's list
+	whole bool  // nobody holds anything of it
+	milli int64
+	mib   int64
+
+	memory int64 // MiB that it has
+}
+
+// room lists the node's healthy devices with what is free of each, in the memory of buf.
+func (h *host) room(buf []deviceRoom) []deviceRoom {
+	out := buf[:0]
+	for i, g := range h.node.NodeResources.Devices {
+		memory := g.MemoryMiB()
+		for _, d := range g.Instances {
+			if !d.Healthy {
 				continue
 			}
-			var ids []string
-			for _, d := range g.Instances {
-				if _, held := taken[d.ID]; d.Healthy && !held && !mine[d.ID] && instanceWanted(ask.request, d) {
-					ids = append(ids, d.ID)
-				}
-				if uint64(len(ids)) == ask.request.Count {
-					break
-				}
+			use, held := h.use.Devices[d.ID]
+			r := deviceRoom{id: d.ID, group: int32(i), whole: !held, milli: cluster.WholeMilli - use.Milli, mib: memory - use.MiB, memory: memory}
+			if use.Whole > 0 {
+				r.milli, r.mib = 0, 0
 			}
-			if uint64(len(ids)) < ask.request.Count {
-				continue
-			}
-			if met := deviceAffinity(ask.request, g, patterns); got == nil || met > liked {
-				got, liked = &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids}, met
-			}
-			if len(ask.request.Affinities) == 0 {
-				break
-			}
+			out = append(out, r)
 		}
-		if got == nil {
-			return nil, "devices: no devices match request"
-		}
-		for _, id := range got.DeviceIDs {
-			mine[id] = true
-		}
-		out[ask.task] = append(out[ask.task], got)
 	}
-	return out, ""
+	return out
+}
+
+// share is what the ask takes of a device of so much memory. Who names only
+// thousandths gets as much of the memory; who names only memory has no claim on time.
+func (a *deviceAsk) share(memory int64) (milli, mib int64) {
+	if a.mib == 0 {
+		return a.milli, memory * a.milli / cluster.WholeMilli
+	}
+	return a.milli, a.mib
+}
+
+// fits says whether one device has room for the ask, or for one of its whole devices.
+func (a *deviceAsk) fits(r *deviceRoom) bool {
+	if !a.shared() {
+		return r.whole
+	}
+	milli, mib := a.share(r.memory)
+	return r.milli >= milli && r.mib >= mib && (r.whole || r.milli > 0 || r.mib > 0)
+}
+
+// worth is what the ask takes of one device with so much memory, in thousandths: of its time or of its
+// memory, whichever is more.
+func (a *deviceAsk) worth(memory int64) int64 {
+	if !a.shared() {
+		return cluster.WholeMilli
+	}
+	milli, mib := a.share(memory)
+	if memory > 0 {
+		milli = max(milli, mib*cluster.WholeMilli/memory)
+	}
+	return milli
+}
+
+// takeDevices chooses devices for all asks out of room, and takes them from it. Each
+// ask is served from one group of like devices, of several from the one that meets its
+// affinities best; a share from the device that rate likes best (the lowest, then the
+// one that is left with least). It tells chosen, unless that is nil, each ask and what it got,
+// and fails with upstream's words.
+func takeDevices(n *cluster.Node, room []deviceRoom, asks []deviceAsk, patterns patternCache, rate func(room []deviceRoom) int64, chosen func(*deviceAsk, *cluster.NodeDeviceResource, []string)) (fault string) {
+	for i := range asks {
+		ask := &asks[i]
+		group := ask.takeShare
+		if !ask.shared() {
+			group = ask.takeWhole
+		}
+		g, ids := group(n, room, patterns, rate, chosen != nil)
+		if g == nil {
+			return "devices: no devices match request"
+		}
+		if chosen != nil {
+			chosen(ask, g, ids)
+		}
+	}
+	return ""
+}
+
+func (a *deviceAsk) takeWhole(n *cluster.Node, room []deviceRoom, patterns patternCache, _ func([]deviceRoom) int64, named bool) (best *cluster.NodeDeviceResource, ids []string) {
+	free := func(r *deviceRoom, i int, g *cluster.NodeDeviceResource) bool {
+		return int(r.group) == i && r.whole && a.wantsID(g, r.id)
+	}
+	at, liked := 0, int64(0)
+	for i, g := range n.NodeResources.Devices {
+		if !a.suits(g, patterns) {
+			continue
+		}
+		count := uint64(0)
+		for k := range room {
+			if free(&room[k], i, g) {
+				count++
+			}
+		}
+		if count < a.count {
+			continue
+		}
+		if met := a.liking(g, patterns); best == nil || met > liked {
+			best, at, liked = g, i, met
+		}
+		if len(a.affinities) == 0 {
+			break
+		}
+	}
+	if best == nil {
+		return nil, nil
+	}
+	count := uint64(0)
+	for k := range room {
+		if r := &room[k]; count < a.count && free(r, at, best) {
+			if named {
+				ids = append(ids, r.id)
+			}
+			r.whole, r.milli, r.mib = false, 0, 0
+			count++
+		}
+	}
+	return best, ids
+}
+
+func (a *deviceAsk) takeShare(n *cluster.Node, room []deviceRoom, patterns patternCache, rate func([]deviceRoom) int64, named bool) (*cluster.NodeDeviceResource, []string) {
+	var best *deviceRoom
+	var least, liked int64
+	for i, g := range n.NodeResources.Devices {
+		if !a.suits(g, patterns) {
+			continue
+		}
+		met := a.liking(g, patterns)
+		var before *deviceRoom
+		for k := range room {
+			r := &room[k]
+			if int(r.group) != i || !a.fits(r) || !a.wantsID(g, r.id) || before != nil && r.same(before) {
+				continue // the last: as good as the one before
+			}
+			before = r
+			was := *r
+			r.take(a)
+			cost := rate(room)
+			*r = was
+			if best == nil || met > liked || met == liked && (cost < least || cost == least && (r.milli < best.milli || r.milli == best.milli && r.mib < best.mib)) {
+				best, least, liked = r, cost, met
+			}
+		}
+	}
+	if best == nil {
+		return nil, nil
+	}
+	best.take(a)
+	var ids []string
+	if named {
+		ids = []string{best.id}
+	}
+	return n.NodeResources.Devices[best.group], ids
+}
+
+// take takes the share that is asked for.
+func (r *deviceRoom) take(a *deviceAsk) {
+	milli, mib := a.share(r.memory)
+	r.whole, r.milli, r.mib = false, r.milli-milli, r.mib-mib
+}
+
+// same says whether it makes no difference which of the two is taken.
+func (r *deviceRoom) same(o *deviceRoom) bool {
+	return r.group == o.group && r.whole == o.whole && r.milli == o.milli && r.mib == o.mib
+}
+
+func (a *deviceAsk) wantsID(g *cluster.NodeDeviceResource, id string) bool {
+	return len(a.constraints) == 0 || slices.ContainsFunc(g.Instances, func(d *cluster.NodeDevice) bool { return d.ID == id && a.wants(d) })
 }

@@ -31,7 +31,8 @@ type demand struct {
 	devices           []deviceAsk
 	networks          []*cluster.NetworkResource
 	patterns          patternCache
-	oversubscribe     bool // memory_max is honoured
+	oversubscribe     bool         // memory_max is honoured
+	room              []deviceRoom // memory for the next look at a host
 }
 
 func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
@@ -53,9 +54,7 @@ func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
 		}
 		d.cpu += int64(t.Resources.CPU)
 		d.memory += int64(t.Resources.MemoryMB)
-		for _, r := range t.Resources.Devices {
-			d.devices = append(d.devices, deviceAsk{task: t.Name, request: r})
-		}
+		d.devices = append(d.devices, deviceAsks(t)...)
 	}
 	specificFirst(d.devices)
 	return d
@@ -121,9 +120,9 @@ func (d *demand) filter(n *cluster.Node) string {
 			return fmt.Sprintf("missing property %q", x.target)
 		}
 	}
-	for _, ask := range d.devices {
+	for i := range d.devices {
 		if !slices.ContainsFunc(n.NodeResources.Devices, func(g *cluster.NodeDeviceResource) bool {
-			return deviceSuits(ask.request, g, d.patterns)
+			return d.devices[i].suits(g, d.patterns)
 		}) {
 			return "missing devices"
 		}
@@ -149,19 +148,27 @@ func (d *demand) exhausted(h *host) string {
 		}
 	}
 	if len(d.devices) > 0 {
-		_, fault := takeDevices(h.node, h.use.Devices, d.devices, d.patterns)
-		return fault
+		d.room = h.room(d.room)
+		return takeDevices(h.node, d.room, d.devices, d.patterns, anyRoom, nil)
 	}
 	return ""
 }
 
-// take gives an allocation its resources on a node where exhausted found none missing.
-func (d *demand) take(h *host, allocID string) (*cluster.AllocatedResources, error) {
+// take gives an allocation its resources on a node where exhausted found none missing;
+// of several devices that would do, the one that suits the mix best.
+func (d *demand) take(h *host, allocID string, mix *Mix) (*cluster.AllocatedResources, error) {
 	networks, fault := h.takePorts(d.networks, allocID)
 	if fault != "" {
 		return nil, fmt.Errorf("node %s: %s", h.node.ID, fault)
 	}
-	devices, fault := takeDevices(h.node, h.use.Devices, d.devices, d.patterns)
+	devices := map[string][]*cluster.AllocatedDevice{}
+	fault = takeDevices(h.node, h.room(nil), d.devices, d.patterns, mix.rate(h, d), func(ask *deviceAsk, g *cluster.NodeDeviceResource, ids []string) {
+		got := &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids}
+		if ask.shared() {
+			got.Milli, got.MiB = ask.share(g.MemoryMiB())
+		}
+		devices[ask.task] = append(devices[ask.task], got)
+	})
 	if fault != "" {
 		return nil, fmt.Errorf("node %s: %s", h.node.ID, fault)
 	}

@@ -435,7 +435,7 @@ func (p *planner) place(g *group, nodes *search, w want) {
 		return
 	}
 	id := p.in.NewID()
-	resources, err := nodes.demand.take(h, id)
+	resources, err := nodes.demand.take(h, id, nodes.mix)
 	if err != nil {
 		panic(err) // best judged the same demand on the same use: a bug
 	}

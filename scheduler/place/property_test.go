@@ -38,6 +38,7 @@ type randomCluster struct {
 	ids   int
 	nodes []string
 	cache Cache
+	mix   *Mix
 }
 
 func newRandomCluster(t *testing.T, seed uint64) *randomCluster {
@@ -208,7 +209,17 @@ func (c *randomCluster) registerJob() {
 		text = append(text, fmt.Sprintf("task t cpu=%d memory=%d command=c%d", 50+c.rnd.IntN(500), 64+c.rnd.IntN(512), c.rnd.IntN(3)))
 	}
 	if c.rnd.IntN(2) == 0 {
-		text = append(text, fmt.Sprintf("device %s count=%d", pick(c.rnd, []string{"gpu", "nvidia/gpu", "nvidia/gpu/T4"}), 1+c.rnd.IntN(2)))
+		switch c.rnd.IntN(4) {
+		case 0:
+			text = append(text, fmt.Sprintf("device nvidia/gpu-milli count=%d", 1+c.rnd.IntN(999)))
+		case 1:
+			text = append(text, fmt.Sprintf("device nvidia/gpu-mib count=%d", 1+c.rnd.IntN(45_000)))
+			if c.rnd.IntN(2) == 0 {
+				text = append(text, fmt.Sprintf("device nvidia/gpu-milli/T4 count=%d", 1+c.rnd.IntN(500)))
+			}
+		default:
+			text = append(text, fmt.Sprintf("device %s count=%d", pick(c.rnd, []string{"gpu", "nvidia/gpu", "nvidia/gpu/T4"}), 1+c.rnd.IntN(2)))
+		}
 		if c.rnd.IntN(2) == 0 {
 			text = append(text, fmt.Sprintf("affinity ${device.model} = %s weight=%d", pick(c.rnd, []string{"A100", "H100"}), c.weight()))
 		}
@@ -317,6 +328,20 @@ func (c *randomCluster) report() {
 	c.apply(cmd, &cmd.Stamp)
 }
 
+// mixOf is what all jobs ask for; sometimes there is none.
+func mixOf(snap *cluster.Snapshot) *Mix {
+	var work []Work
+	for _, j := range snap.Jobs(nil, "*", "") {
+		for _, g := range j.TaskGroups {
+			work = append(work, Work{j, g, int64(g.Count)})
+		}
+	}
+	if len(work)%3 == 0 {
+		return nil
+	}
+	return NewMix(work)
+}
+
 // answer plans every open evaluation on one view and commits the plans.
 func (c *randomCluster) answer() {
 	for round := 0; ; round++ {
@@ -349,8 +374,14 @@ func (c *randomCluster) answer() {
 			return plans
 		}
 		again := c.ids
+		if c.rnd.IntN(4) == 0 {
+			c.mix = mixOf(snap)
+		}
+		var fresh Cache
+		c.cache.Expect(c.mix)
+		fresh.Expect(c.mix)
 		plans := plan(c.cache.View(snap), &c.ids)
-		if !bytes.Equal(cluster.Marshal(plans), cluster.Marshal(plan(NewView(snap), &again))) {
+		if !bytes.Equal(cluster.Marshal(plans), cluster.Marshal(plan(fresh.View(snap), &again))) {
 			c.t.Fatal("the same snapshot, evaluations and IDs gave two different plans, with and without what was known before")
 		}
 		cmd := &cluster.ApplyPlans{Plans: plans}

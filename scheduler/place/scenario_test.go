@@ -135,6 +135,7 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 		TriggeredBy: cluster.TriggerJobRegister, Status: cluster.EvalStatusPending, ModifyIndex: 7,
 	}
 	var job *cluster.Job
+	var expect []Work
 	for _, f := range ar.Files {
 		for i, text := range strings.Split(string(f.Data), "\n") {
 			l, err := parseLine(text)
@@ -159,6 +160,8 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 				w.evals = append(w.evals, l.eval(eval))
 			case "config":
 				w.config.SchedulerAlgorithm = l.words[0]
+			case "expect":
+				expect = append(expect, l.work())
 			case "hold":
 				w.hold = &cluster.FleetHold{Reason: strings.Join(l.words, " ")}
 			}
@@ -175,7 +178,23 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 	slices.SortFunc(w.nodes, func(a, b *cluster.Node) int { return cmp.Compare(a.ID, b.ID) })
 	ids := 0
 	in := Input{Job: job, Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprintf("id%d", ids) }}
-	return describe(NewView(w).Plan(in))
+	var cache Cache
+	if expect != nil {
+		cache.Expect(NewMix(expect))
+	}
+	return describe(cache.View(w).Plan(in))
+}
+
+// work reads `N DEVICE [count cpu memory]`: so many allocations of one task.
+func (l *line) work() Work {
+	n, err := strconv.ParseInt(l.words[0], 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	r := &cluster.Resources{CPU: int(l.num("cpu", 100)), MemoryMB: int(l.num("memory", 300))}
+	r.Devices = []*cluster.RequestedDevice{{Name: l.words[1], Count: uint64(l.num("count", 1))}}
+	g := &cluster.TaskGroup{Name: "g", Count: int(n), Tasks: []*cluster.Task{{Name: "t", Driver: "raw_exec", Resources: r}}}
+	return Work{Job: &cluster.Job{ID: "typical", Datacenters: []string{"*"}, NodePool: cluster.NodePoolAll, TaskGroups: []*cluster.TaskGroup{g}}, Group: g, Allocs: n}
 }
 
 // fill gives an allocation the resources that its job version asks for, unless
@@ -204,7 +223,7 @@ func (w *world) fill(t *testing.T, a *cluster.Allocation) {
 			h.use.Add(other)
 		}
 	}
-	r, err := newDemand(j, g).take(h, a.ID)
+	r, err := newDemand(j, g).take(h, a.ID, nil)
 	if err != nil && a.Occupies() {
 		t.Fatalf("allocation %s of the scenario does not fit where it runs: %v", a.ID, err)
 	}
@@ -316,7 +335,7 @@ func (l *line) node() *cluster.Node {
 		if !ok {
 			continue
 		}
-		g := &cluster.NodeDeviceResource{Vendor: "nvidia", Type: "gpu", Name: model, Attributes: map[string]*cluster.Attribute{}}
+		g := &cluster.NodeDeviceResource{Vendor: "nvidia", Type: l.str("gpu_type"+nth, "gpu"), Name: model, Attributes: map[string]*cluster.Attribute{}}
 		for range l.num("gpus"+nth, 1) {
 			id := fmt.Sprintf("%s-gpu%d", n.ID, ids)
 			g.Instances = append(g.Instances, &cluster.NodeDevice{ID: id, Healthy: !slices.Contains(sick, id)})
@@ -485,7 +504,7 @@ func (l *line) alloc(nodes []*cluster.Node) *cluster.Allocation {
 			r.Shared.Ports = []cluster.PortMapping{{Label: "x", Value: int(p)}}
 		}
 		if ids, ok := l.keys["gpus"]; ok {
-			r.Tasks["t"].Devices = []*cluster.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", DeviceIDs: strings.Split(ids, ",")}}
+			r.Tasks["t"].Devices = []*cluster.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", DeviceIDs: strings.Split(ids, ","), Milli: l.num("milli", 0), MiB: l.num("mib", 0)}}
 		}
 		a.AllocatedResources = r
 	}
@@ -543,6 +562,9 @@ func describe(r *Result) string {
 		for _, name := range slices.Sorted(maps.Keys(a.AllocatedResources.Tasks)) {
 			for _, d := range a.AllocatedResources.Tasks[name].Devices {
 				fmt.Fprintf(&b, " %s:%s", name, strings.Join(d.DeviceIDs, ","))
+				if d.Shared() {
+					fmt.Fprintf(&b, "(%d‰ %d MiB)", d.Milli, d.MiB)
+				}
 			}
 		}
 		if verb == "place" {

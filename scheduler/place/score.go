@@ -20,6 +20,7 @@ const (
 	scoreDevices  = "devices"
 	scoreSpreads  = "allocation-spread"
 	scoreSpareGPU = "device-protection" // ours: work without devices leaves device nodes alone
+	scoreFragment = "gpu-fragmentation" // ours, instead of binpack: how usable the node's free GPUs stay (Mix)
 
 	thousand = 1000
 )
@@ -29,14 +30,17 @@ const maxScores = 3
 
 // host is a node with what is in use there, the placements of this view included.
 type host struct {
-	node    *cluster.Node
-	index   int // in the view's hosts
-	hash    uint64
-	use     *cluster.NodeUse
-	stale   bool // use is not up to date
-	ports   portRanges
-	parsed  bool
-	planned []*cluster.Allocation
+	node      *cluster.Node
+	index     int // in the view's hosts
+	hash      uint64
+	use       *cluster.NodeUse
+	stale     bool   // use is not up to date
+	version   uint32 // moves with each change of use
+	ports     portRanges
+	parsed    bool
+	planned   []*cluster.Allocation
+	reach     reach
+	fragments fragments
 }
 
 // reservedPorts are those that the node keeps for itself.
@@ -78,6 +82,7 @@ func (p *planner) fitsWithout(g *group, nodes *search, h *host, without string) 
 type candidates struct {
 	demand *demand
 	spread bool
+	mix    *Mix                // by what growth is told; nil: by packing alone
 	metric cluster.AllocMetric // what is the same for every placement
 	list   []candidate
 	at     []int32 // by index of the host: its place in list, -1 for none
@@ -99,6 +104,10 @@ type candidate struct {
 	devices   int64  // score by those of its devices
 	sum       int64  // of these scores
 	applied   int64  // how many they are
+	growth    int64  // of its fragmentation, see Mix
+	fragment  int64  // … as a score
+	tight     int64  // packing, where it decides between equal growth
+	version   uint32 // of the host, when it was judged
 }
 
 // newCandidates filters all nodes once.
@@ -181,6 +190,10 @@ func (a *choice) better(b *choice) bool {
 		return true
 	case a.norm != b.norm:
 		return a.norm > b.norm
+	case a.growth != b.growth:
+		return a.growth < b.growth
+	case a.tight != b.tight:
+		return a.tight > b.tight
 	}
 	return a.tie < b.tie
 }
@@ -337,8 +350,11 @@ func (s *search) antiAffinity(x *choice) int64 {
 // scores names what norm is made of.
 func (s *search) scores(x *choice) map[string]int64 {
 	scores := map[string]int64{scoreBinpack: x.packing}
-	if s.candidates.spread {
+	switch {
+	case s.candidates.spread:
 		scores = map[string]int64{scoreSpread: x.packing}
+	case s.mix != nil:
+		scores = map[string]int64{scoreFragment: x.fragment}
 	}
 	if len(s.demand.affinities) > 0 {
 		scores[scoreAffinity] = x.affinity
@@ -364,6 +380,7 @@ func (s *search) scores(x *choice) map[string]int64 {
 // refresh judges a candidate anew and keeps the counts right.
 func (s *search) refresh(k *candidate) {
 	s.view.load(k.host)
+	k.version = k.host.version
 	s.countExhausted(k, -1)
 	k.exhausted = s.candidates.demand.exhausted(k.host)
 	s.countExhausted(k, 1)
@@ -376,6 +393,14 @@ func (s *search) refresh(k *candidate) {
 func (c *candidates) rate(k *candidate) {
 	k.packing, k.spare = c.score(k.host)
 	k.sum, k.applied = k.packing, 1
+	if m := c.mix; m != nil {
+		k.growth = m.growth(k.host, c.demand)
+		k.fragment, k.tight = m.score(k.growth), k.packing
+		k.sum = k.fragment
+		if k.spare {
+			k.spare, k.tight = false, k.tight-thousand
+		}
+	}
 	if k.spare {
 		k.sum, k.applied = k.sum-thousand, k.applied+1
 	}
@@ -397,7 +422,7 @@ func (s *search) catchUp() {
 		}
 	} else {
 		for _, host := range cache.changes[c.seen:] {
-			if i := c.at[host]; i >= 0 {
+			if i := c.at[host]; i >= 0 && c.list[i].version != c.list[i].host.version {
 				s.refresh(&c.list[i])
 			}
 		}
@@ -472,7 +497,7 @@ func (c *candidates) score(h *host) (packing int64, spare bool) {
 	if len(d.devices) > 0 {
 		asked := int64(0)
 		for _, a := range d.devices {
-			asked += int64(a.request.Count)
+			asked += int64(a.count)
 		}
 		free[2], n = share(idle-asked, healthy), 3
 	}
