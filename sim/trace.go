@@ -204,10 +204,13 @@ func (t *Trace) Replay(policy string, seed uint64) (*Replay, error) {
 	}
 	r := &Replay{}
 	asked, given, capacity := int64(0), int64(0), t.Capacity()
-	for _, pod := range t.Arrivals(seed, replayPercent) {
+	note := func() {
 		for int64(len(r.Allocated))*capacity <= asked*100 {
 			r.Allocated = append(r.Allocated, float64(given)*100/float64(capacity))
 		}
+	}
+	for _, pod := range t.Arrivals(seed, replayPercent) {
+		note()
 		asked += pod.Demand()
 		if p.place(pod) {
 			given += pod.Demand()
@@ -216,7 +219,7 @@ func (t *Trace) Replay(policy string, seed uint64) (*Replay, error) {
 			r.Failed++
 		}
 	}
-	r.Allocated = append(r.Allocated, float64(given)*100/float64(capacity))
+	note()
 	return r, nil
 }
 
@@ -295,18 +298,27 @@ func (e *engine) place(p *TracePod) bool {
 
 // The state in which nothing runs yet; what is placed the view remembers.
 
-func (e *engine) Index(cluster.WatchSet, ...string) uint64                              { return 1 }
-func (e *engine) Nodes(cluster.WatchSet, string) []*cluster.Node                        { return e.nodes }
-func (e *engine) AllocsHolding(cluster.WatchSet, string) []*cluster.Allocation          { return nil }
-func (e *engine) AllocsByJob(cluster.WatchSet, cluster.JobKey) []*cluster.Allocation    { return nil }
-func (e *engine) JobVersion(cluster.WatchSet, cluster.JobKey, uint64) *cluster.Job      { return nil }
+func (e *engine) Index(cluster.WatchSet, ...string) uint64 { return 1 }
+
+func (e *engine) Nodes(cluster.WatchSet, string) []*cluster.Node { return e.nodes }
+
+func (e *engine) AllocsHolding(cluster.WatchSet, string) []*cluster.Allocation { return nil }
+
+func (e *engine) AllocsByJob(cluster.WatchSet, cluster.JobKey) []*cluster.Allocation { return nil }
+
+func (e *engine) JobVersion(cluster.WatchSet, cluster.JobKey, uint64) *cluster.Job { return nil }
+
 func (e *engine) LatestDeployment(cluster.WatchSet, cluster.JobKey) *cluster.Deployment { return nil }
-func (e *engine) Eval(cluster.WatchSet, string) *cluster.Evaluation                     { return nil }
-func (e *engine) OpenEvalsByJob(cluster.JobKey) []*cluster.Evaluation                   { return nil }
-func (e *engine) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration      { return &e.config }
-func (e *engine) FleetHold(cluster.WatchSet) *cluster.FleetHold                         { return nil }
-func (e *engine) NodesVersion() any                                                     { return e }
-func (e *engine) HoldingVersions(func(nodeID string, version any))                      {}
+
+func (e *engine) Eval(cluster.WatchSet, string) *cluster.Evaluation { return nil }
+
+func (e *engine) OpenEvalsByJob(cluster.JobKey) []*cluster.Evaluation { return nil }
+
+func (e *engine) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &e.config }
+
+func (e *engine) FleetHold(cluster.WatchSet) *cluster.FleetHold    { return nil }
+func (e *engine) NodesVersion() any                                { return e }
+func (e *engine) HoldingVersions(func(nodeID string, version any)) {}
 
 // baseline places as the paper's baselines do.
 type baseline struct {
