@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,25 @@ func TestNomadCommandLine(t *testing.T) {
 	p.nomad(0, "alloc", "logs", "-stderr", id[:8]).has(t, "model")
 	p.nomad(0, "alloc", "fs", hello[0].ID[:8], "alloc/logs/").has(t, "stdout.0")
 	follow(t, p)
+
+	// Four shares of one GPU: each is told its own, and that nothing holds it to that.
+	p.nomad(0, "job", "run", "jobs/examples/share.nomad.hcl").has(t, "a share of a GPU is counted", `finished with status "complete"`)
+	p.await("the shares have ended", func() bool {
+		return regexp.MustCompile(`share\s+0\s+0\s+0\s+0\s+4\s`).MatchString(p.nomad(0, "job", "status", "share").text)
+	})
+	var shares []struct{ ID string }
+	p.get("/v1/job/share/allocations", &shares)
+	told := map[string]bool{}
+	for _, a := range shares {
+		text := p.nomad(0, "alloc", "logs", a.ID[:8]).text
+		told[text] = true
+		if !strings.Contains(text, "GPU GPU-") || !strings.Contains(text, ", 250 thousandths, 2048 MiB") {
+			t.Errorf("a task with a share of a GPU was told %q", text)
+		}
+	}
+	if len(shares) != 4 || len(told) != 1 {
+		t.Errorf("four shares that fit on one GPU were given %d different ones to %d tasks", len(told), len(shares))
+	}
 
 	// A GPU task sees its own device only, in its environment and in the accounts.
 	p.nomad(0, "job", "run", write(t, "gpu.nomad.hcl", gpuJob("g1", 1)))
