@@ -79,7 +79,7 @@ func (a *Agent) claim(r *runner) (other *runner, what string) {
 	cpu, memory, _ := a.node.Available()
 	sum := cluster.NewNodeUse(a.node)
 	sum.Add(mine)
-	wantsCPU, wantsMemory := sum.CPU > 0, sum.Memory > 0
+	wantsCPU, wantsMemory, wantsDevices := sum.CPU > 0, sum.Memory > 0, len(sum.Devices) > 0
 	var overdue *runner // that the servers do not count
 	for _, id := range slices.Sorted(maps.Keys(a.runners)) {
 		o := a.runners[id]
@@ -103,7 +103,7 @@ func (a *Agent) claim(r *runner) (other *runner, what string) {
 		return overdue, "memory"
 	case wantsCPU && sum.CPU > cpu:
 		return overdue, "cpu"
-	case sum.DeviceFault() != "":
+	case wantsDevices && sum.DeviceFault() != "":
 		return overdue, sum.DeviceFault()
 	}
 	r.begun = true

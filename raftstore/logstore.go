@@ -162,7 +162,7 @@ func openBoltLog(dir string, readOnly bool) (*boltLog, error) {
 
 // copyBoltLog moves the entries to a fresh file. For writing, bbolt goes through
 // all pages in a goroutine of its own, where a damaged one would end the process
-// without a word; a file that is only read it takes as it comes.
+// without a word; to read a file it needs no more than checkPages has seen.
 func copyBoltLog(path string) error {
 	fresh, err := bbolt.Open(path+tmpSuffix, 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
 	if err != nil {

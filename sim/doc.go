@@ -17,4 +17,7 @@
 // index; on the nodes that no device has two users; and, once the faults have
 // stopped, that nothing acknowledged is lost, that all work drains, and that
 // nothing runs that is not wanted.
+//
+// Beside that, Trace replays what was asked of a real cluster through the scheduler's
+// placement, to tell how much of its GPUs that allocates.
 package sim
