@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,8 +74,6 @@ type placeSeed struct {
 	Placed int       `json:"placed"`
 	Failed int       `json:"failed"`
 	Course []float64 `json:"gpu_allocation_pct_at"` // by percent asked for, from 0
-
-	took time.Duration
 }
 
 func runBenchPlace(ctx context.Context, p placeFlags, out io.Writer) error {
@@ -135,9 +134,12 @@ func runBenchPlace(ctx context.Context, p placeFlags, out io.Writer) error {
 // run replays the trace once for each seed, on all processors.
 func (c *placeCourse) run(ctx context.Context, trace *sim.Trace, seeds []uint64, out io.Writer) error {
 	c.Seeds = make([]placeSeed, len(seeds))
+	progress := &bar{w: out, what: c.Trace + " " + c.Policy, amount: func(total int64) string { return fmt.Sprintf("of %d seeds", total) }}
+	var mu sync.Mutex
+	done, pods := int64(0), 0
+	var took time.Duration
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	done := make(chan struct{}, len(seeds))
 	for i, seed := range seeds {
 		g.Go(func() error {
 			if ctx.Err() != nil {
@@ -148,53 +150,25 @@ func (c *placeCourse) run(ctx context.Context, trace *sim.Trace, seeds []uint64,
 			if err != nil {
 				return err
 			}
-			c.Seeds[i] = placeSeed{Seed: seed, Placed: r.Placed, Failed: r.Failed, Course: r.Allocated, took: time.Since(start)}
-			done <- struct{}{}
+			mu.Lock()
+			defer mu.Unlock()
+			c.Seeds[i] = placeSeed{seed, r.Placed, r.Failed, r.Allocated}
+			c.At100 += r.At(100) / float64(len(seeds))
+			c.At130 += r.At(130) / float64(len(seeds))
+			took, pods, done = took+time.Since(start), pods+r.Placed+r.Failed, done+1
+			progress.set(done, int64(len(seeds)))
 			return nil
 		})
 	}
-	if isTerminal(out) {
-		ended := make(chan error, 1)
-		go func() { ended <- g.Wait() }()
-		for n := 0; ; {
-			fmt.Fprintf(out, "\r%-14s %-8s %s %d of %d seeds", c.Trace, c.Policy, gauge(n, len(seeds)), n, len(seeds))
-			select {
-			case <-done:
-				n++
-				continue
-			case err := <-ended:
-				fmt.Fprint(out, "\r\033[K")
-				if err != nil {
-					return err
-				}
-			}
-			break
-		}
-	} else if err := g.Wait(); err != nil {
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	var took time.Duration
-	pods := 0
 	for _, s := range c.Seeds {
-		c.At100 += at(s.Course, 100) / float64(len(seeds))
-		c.At130 += at(s.Course, 130) / float64(len(seeds))
-		took += s.took
-		pods += s.Placed + s.Failed
-	}
-	for _, s := range c.Seeds {
-		c.Spread += math.Pow(at(s.Course, 100)-c.At100, 2)
+		c.Spread += math.Pow((&sim.Replay{Allocated: s.Course}).At(100)-c.At100, 2)
 	}
 	c.Spread = math.Sqrt(c.Spread / float64(max(len(seeds)-1, 1)))
 	c.Micros = float64(took.Microseconds()) / float64(pods)
 	return nil
-}
-
-func at(course []float64, percent int) float64 { return course[min(percent, len(course)-1)] }
-
-func gauge(n, of int) string {
-	const width = 20
-	full := width * n / max(of, 1)
-	return "[" + strings.Repeat("#", full) + strings.Repeat(" ", width-full) + "]"
 }
 
 func (c *placeCourse) print(out io.Writer) {

@@ -92,12 +92,14 @@ func timeText(nanos int64) string {
 
 // bar draws how much of a long work is done; it writes only to terminals.
 type bar struct {
-	w    io.Writer
-	what string
-	last time.Time
+	w      io.Writer
+	what   string
+	amount func(total int64) string
+	last   time.Time
 }
 
-func newBar(w io.Writer, what string) *bar { return &bar{w: w, what: what} }
+// newBar is a bar of bytes.
+func newBar(w io.Writer, what string) *bar { return &bar{w: w, what: what, amount: bytesText} }
 
 func (b *bar) set(done, total int64) {
 	if !isTerminal(b.w) || total <= 0 || (done < total && time.Since(b.last) < 50*time.Millisecond) {
@@ -106,7 +108,7 @@ func (b *bar) set(done, total int64) {
 	b.last = time.Now()
 	const width = 30
 	full := int(width * done / total)
-	fmt.Fprintf(b.w, "\r%s [%s%s] %3d%% %s", b.what, strings.Repeat("#", full), strings.Repeat(".", width-full), 100*done/total, bytesText(total))
+	fmt.Fprintf(b.w, "\r%s [%s%s] %3d%% %s", b.what, strings.Repeat("#", full), strings.Repeat(".", width-full), 100*done/total, b.amount(total))
 	if done >= total {
 		fmt.Fprintln(b.w)
 	}
