@@ -202,7 +202,7 @@ const petsJob = `job "pets" {
 // command line's users see them: differences, scores, in-place updates, reasons.
 func TestCommandLinePreferences(t *testing.T) {
 	c := newCLI(t)
-	c.until("the server says what it knows", func(snap *cluster.Snapshot) bool { return snap.KeepsPreferences() })
+	c.until("the server says what it knows", func(snap *cluster.Snapshot) bool { return snap.Rules() == cluster.CurrentRules })
 	c.file("pets.hcl", petsJob)
 	c.fails(1, "job plan -verbose pets.hcl", `+ Affinity { + LTarget: "${node.unique.name}" + Operand: "=" + RTarget: "cpu-host" + Weight: "50" }`,
 		`+ Spread { + Attribute: "${node.class}" + Weight: "50" + SpreadTarget { + Percent: "100" + Value: "test" } }`, "All tasks successfully allocated")

@@ -48,9 +48,9 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 	if err != nil && !errors.As(err, &faults) {
 		return nil, "", refused(err)
 	}
-	if j != nil && j.Prefers() && !s.cfg.Store.State().Snapshot().KeepsPreferences() {
+	if j != nil && j.NeedsRules() > s.cfg.Store.State().Snapshot().Rules() {
 		faults = append(faults, jobspec.Fault{
-			Path: "job", Text: "affinity and spread blocks need all servers of the region to keep them: upgrade those that run an older rxvision, or, right after a start, try again",
+			Path: "job", Text: "affinity and spread blocks and shares of GPUs need all servers of the region to know them: upgrade those that run an older rxvision, or, right after a start, try again",
 		})
 	}
 	unknown := unknownModels(s.cfg.Store.State().Snapshot(), in)
@@ -66,9 +66,6 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 			err = jobspec.Annotate(faults, sub.Source, sub.Format)
 		}
 		return nil, "", refused(err)
-	}
-	if need, have := j.NeedsRules(), s.cfg.Store.State().Snapshot().Rules(); need > have {
-		return nil, "", refused(cluster.Errorf(cluster.CodeConflict, "job %s asks for a share of a GPU, which some server of this region does not know yet: bring all servers to this version first (nomad server members)", j.ID))
 	}
 	return j, warningText(warnings), nil
 }

@@ -314,8 +314,8 @@ func TestPreferencesNeedRules(t *testing.T) {
 			if test.keeps {
 				version = uint64(i) + 1
 			}
-			if j.Prefers() != test.keeps || j.Version != version {
-				t.Errorf("rules %d, change %d: version %d, preferences %v", test.rules, i, j.Version, j.Prefers())
+			if j.prefers() != test.keeps || j.Version != version {
+				t.Errorf("rules %d, change %d: version %d, preferences %v", test.rules, i, j.Version, j.prefers())
 			}
 		}
 	}

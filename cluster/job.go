@@ -73,8 +73,8 @@ func (j *Job) Group(name string) *TaskGroup {
 	return nil
 }
 
-// Prefers says whether the job has affinities or spreads.
-func (j *Job) Prefers() bool {
+// prefers says whether the job has affinities or spreads.
+func (j *Job) prefers() bool {
 	affinities, spreads := j.preferences()
 	return slices.ContainsFunc(affinities, func(l *[]*Affinity) bool { return len(*l) > 0 }) ||
 		slices.ContainsFunc(spreads, func(l *[]*Spread) bool { return len(*l) > 0 })
@@ -321,8 +321,8 @@ func (d *RequestedDevice) Share() (device string, milli, mib int64) {
 	return strings.Join(parts, "/"), milli, mib
 }
 
-// NeedsRules is the version of the rules by which such a job can be registered:
-// servers that do not know it would not agree on what it holds.
+// NeedsRules is the version of the rules by which such a job can be registered, see
+// Snapshot.Rules: servers that do not know it would lose a part of what it asks for.
 func (j *Job) NeedsRules() uint64 {
 	for _, g := range j.TaskGroups {
 		for _, t := range g.Tasks {
@@ -335,6 +335,9 @@ func (j *Job) NeedsRules() uint64 {
 				}
 			}
 		}
+	}
+	if j.prefers() {
+		return rulesPreferences
 	}
 	return 0
 }

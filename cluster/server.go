@@ -115,10 +115,6 @@ func (s *Snapshot) Rules() uint64 {
 	return known
 }
 
-// KeepsPreferences says whether jobs may have affinities and spreads: not while a
-// region is upgraded from a version that would lose them.
-func (s *Snapshot) KeepsPreferences() bool { return s.Rules() >= rulesPreferences }
-
 // Timeline names the history that the state's indexes count: within one, a record of
 // an index is the same everywhere. A restore begins another. "" while the cluster has
 // no name.
