@@ -342,6 +342,7 @@ func TestRestartAndSignalCalls(t *testing.T) {
 	j, alloc := service(t, shell("t", `trap 'echo hup' HUP; trap 'exit 0' INT; echo up; while :; do sleep 0.05; done`))
 	s.run(j, alloc)
 	waitLog(t, s, "t", "up\n")
+	s.waitStatus(t, allocID, cluster.AllocClientRunning) // the agent knows it too
 	signal := func(name string) error {
 		_, _, err := s.ask(t, &pb.Call{Request: &pb.Call_Signal{Signal: &pb.SignalRequest{AllocId: allocID, Signal: name}}})
 		return err

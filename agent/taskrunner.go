@@ -262,7 +262,7 @@ func (t *taskRunner) start(ctx context.Context) (task.Handle, outcome) {
 	}
 	dir := t.r.dir.Task(t.name)
 	env := task.NewEnv(t.r.a.nodeRecord(), t.r.a.cfg.Region, job, alloc, spec, dir)
-	if how := t.prepare(ctx, spec, dir, env); how != succeeded {
+	if how := t.prepare(ctx, job, spec, dir, env); how != succeeded {
 		return nil, how
 	}
 	status := filepath.Join(t.r.a.statusDir(t.r.id), t.name+"."+newUUID()[:8])
@@ -295,9 +295,9 @@ func (t *taskRunner) start(ctx context.Context) (task.Handle, outcome) {
 	return h, succeeded
 }
 
-// prepare makes what the task finds when it starts: directories, artifacts (once)
-// and templates (each time, since they may set variables).
-func (t *taskRunner) prepare(ctx context.Context, spec *cluster.Task, dir task.Dir, env *task.Env) outcome {
+// prepare makes what the task finds when it starts: directories, the payload of a
+// dispatch, artifacts (once) and templates (each time, since they may set variables).
+func (t *taskRunner) prepare(ctx context.Context, job *cluster.Job, spec *cluster.Task, dir task.Dir, env *task.Env) outcome {
 	t.r.mu.Lock()
 	prepared := t.local().Prepared
 	t.r.mu.Unlock()
@@ -306,6 +306,12 @@ func (t *taskRunner) prepare(ctx context.Context, spec *cluster.Task, dir task.D
 		if err := dir.Build(task.User(spec)); err != nil {
 			t.event(failureEvent(eventSetupFailure, "setup_error", fmt.Errorf("failed to build task directory: %w", err)))
 			return unrecoverable
+		}
+		if p := spec.DispatchPayload; p != nil && len(job.Payload) > 0 {
+			if err := task.WritePayload(dir, p.File, job.Payload, task.User(spec)); err != nil {
+				t.event(failureEvent(eventSetupFailure, "setup_error", err))
+				return unrecoverable
+			}
 		}
 		if len(spec.Artifacts) > 0 {
 			t.event(event(eventDownloading, "Client is downloading artifacts"))

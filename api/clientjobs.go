@@ -8,7 +8,8 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// Registered is the answer to a registration or a stop.
+// Registered is the answer to a registration or a stop. EvalID is empty where nothing is to be evaluated: a job that
+// runs when it is dispatched, or at its times.
 type Registered struct {
 	EvalID         string
 	JobModifyIndex uint64
@@ -23,7 +24,8 @@ func (c *Client) RegisterJob(ctx context.Context, job *nomad.Job, source *nomad.
 	return out, c.call(ctx, http.MethodPut, []string{"jobs"}, in, out)
 }
 
-// StopJob stops a job; purge forgets it whole. EvalID is empty when there is no such job.
+// StopJob stops a job; purge forgets it whole. JobModifyIndex is 0 when there is no such job; EvalID is empty then,
+// and where there is nothing to evaluate: a job whose work is done by its children, which go on.
 func (c *Client) StopJob(ctx context.Context, id string, purge bool) (*Registered, error) {
 	query := url.Values{}
 	if purge {

@@ -35,7 +35,7 @@ type jobStub struct {
 
 func stubOfJob(snap *cluster.Snapshot, j *cluster.Job, meta bool) *jobStub {
 	stub := &jobStub{
-		ID: j.ID, Name: j.Name, Namespace: j.Namespace, Datacenters: j.Datacenters, NodePool: j.NodePool,
+		ID: j.ID, ParentID: j.ParentID, Name: j.Name, Namespace: j.Namespace, Periodic: j.Periodic != nil, ParameterizedJob: j.Parameterized(), Datacenters: j.Datacenters, NodePool: j.NodePool,
 		Type: j.Type, Priority: j.Priority, Stop: j.Stop, Status: j.Status, StatusDescription: j.StatusDescription,
 		JobSummary:  withChildren(j.Key(), snap.Summary(nil, j.Key())),
 		CreateIndex: j.CreateIndex, ModifyIndex: j.ModifyIndex, JobModifyIndex: j.JobModifyIndex, SubmitTime: j.SubmitTime,
@@ -54,7 +54,7 @@ func withChildren(k cluster.JobKey, s *cluster.JobSummary) *cluster.JobSummary {
 		out = *s
 	}
 	if out.Children == nil {
-		out.Children = new(struct{ Pending, Running, Dead int64 })
+		out.Children = new(cluster.ChildrenSummary)
 	}
 	return &out
 }

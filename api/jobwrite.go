@@ -50,7 +50,7 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 	}
 	if j != nil && j.NeedsRules() > s.cfg.Store.State().Snapshot().Rules() {
 		faults = append(faults, jobspec.Fault{
-			Path: "job", Text: "affinity and spread blocks and shares of GPUs need all servers of the region to know them: upgrade those that run an older rxvision, or, right after a start, try again",
+			Path: "job", Text: "affinity and spread blocks, shares of GPUs, periodic and parameterized jobs need all servers of the region to know them: upgrade those that run an older rxvision, or, right after a start, try again",
 		})
 	}
 	unknown := unknownModels(s.cfg.Store.State().Snapshot(), in)
@@ -240,7 +240,7 @@ func (s *Server) planJob(r *request) (any, error) {
 	if err != nil {
 		return nil, refused(err)
 	}
-	reply := &planReply{Annotations: dry.Annotations, FailedTGAllocs: metricsOf(dry.Failed), CreatedEvals: []*evaluation{}, Warnings: warnings}
+	reply := &planReply{Annotations: dry.Annotations, FailedTGAllocs: metricsOf(dry.Failed), CreatedEvals: []*evaluation{}, Warnings: warnings, NextPeriodicLaunch: nextLaunch(j)}
 	if reply.Annotations == nil {
 		reply.Annotations = &cluster.PlanAnnotations{DesiredTGUpdates: map[string]*cluster.DesiredUpdates{}}
 	}
@@ -331,8 +331,13 @@ func (s *Server) evaluateJob(r *request) (any, error) {
 	}
 	snap := s.cfg.Store.State().Snapshot()
 	j := snap.Job(nil, r.jobKey())
-	if j == nil {
+	switch {
+	case j == nil:
 		return nil, refused(notFound("job not found"))
+	case j.Parameterized():
+		return nil, refused(badRequest("can't evaluate parameterized job"))
+	case j.Spawns():
+		return nil, refused(badRequest("can't evaluate periodic job"))
 	}
 	yes := true
 	cmd := &cluster.UpdateTransitions{

@@ -142,8 +142,6 @@ func TestNotSupported(t *testing.T) {
 	for _, c := range [][2]string{
 		{"GET", "/.well-known/jwks.json"},
 		{"GET", "/v1/event/stream"},
-		{"PUT", "/v1/job/x/dispatch"},
-		{"PUT", "/v1/job/x/periodic/force"},
 		{"GET", "/v1/quotas"},
 		{"PUT", "/v1/quota"},
 		{"PUT", "/v1/namespace"},

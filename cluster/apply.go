@@ -260,6 +260,10 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		refused = t.setClusterMeta(c)
 	case *SetFleetHold:
 		refused = t.setFleetHold(c)
+	case *DispatchJob:
+		res, refused = t.dispatchJob(c)
+	case *LaunchJob:
+		res, refused = t.launchJob(c)
 	default:
 		panic(fmt.Sprintf("command %T has no rule", cmd))
 	}

@@ -24,7 +24,9 @@ func sameSpec(a, b *Job) bool {
 	return a.Region == b.Region && a.Namespace == b.Namespace && a.ID == b.ID && a.Name == b.Name && a.Type == b.Type && a.Priority == b.Priority &&
 		a.AllAtOnce == b.AllAtOnce && a.NodePool == b.NodePool && a.Stop == b.Stop && len(a.TaskGroups) > 0 && slices.Equal(a.TaskGroups, b.TaskGroups) &&
 		slices.Equal(a.Datacenters, b.Datacenters) && slices.Equal(a.Constraints, b.Constraints) && maps.Equal(a.Meta, b.Meta) &&
-		slices.Equal(a.Affinities, b.Affinities) && slices.Equal(a.Spreads, b.Spreads)
+		slices.Equal(a.Affinities, b.Affinities) && slices.Equal(a.Spreads, b.Spreads) &&
+		a.Periodic == b.Periodic && a.ParameterizedJob == b.ParameterizedJob && a.ParentID == b.ParentID && a.Dispatched == b.Dispatched &&
+		a.DispatchIdempotencyToken == b.DispatchIdempotencyToken && bytes.Equal(a.Payload, b.Payload)
 }
 
 func specBytes(j *Job) []byte {
@@ -40,7 +42,7 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 		return Result{}, Errorf(CodeInvalid, "job registration lacks a job, its ID or its groups")
 	}
 	if t.SchedulerConfig(nil).RejectJobRegistration {
-		return Result{}, Errorf(CodeForbidden, "Job registration, dispatch, and scale are disabled by the scheduler configuration")
+		return Result{}, errRejecting
 	}
 	if c.Job.Namespace != DefaultNamespace {
 		return Result{}, Errorf(CodeInvalid, "nonexistent namespace %q: this version has the namespace %q only", c.Job.Namespace, DefaultNamespace)
@@ -48,6 +50,9 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 	j := c.Job
 	old := t.Job(nil, j.Key())
 	if refused := checkModifyIndex(c, old); refused != nil {
+		return Result{}, refused
+	}
+	if refused := checkKind(j, old); refused != nil {
 		return Result{}, refused
 	}
 	if refused := t.pinModels(j); refused != nil {
@@ -70,7 +75,7 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 		t.put(TableSubmissions, s)
 	}
 	res := Result{JobModifyIndex: j.JobModifyIndex, Version: j.Version}
-	if c.EvalID != "" {
+	if c.EvalID != "" && !j.Spawns() {
 		t.evalJob(j, TriggerJobRegister, c.EvalID, c.EvalPriority)
 		res.EvalID = c.EvalID
 	}
@@ -119,6 +124,10 @@ func (t *tx) putJob(j, old *Job) *Job {
 	t.storeJob(j)
 	t.trimVersions(j.Key())
 	t.ensureSummary(j)
+	t.trackLaunches(j, old)
+	if old == nil {
+		t.countChild(j, "", j.Status)
+	}
 	t.dirty[j.Key()] = true
 	return j
 }
@@ -226,7 +235,7 @@ func (t *tx) deregisterJob(c *DeregisterJob) Result {
 		j = t.putJob(j, old)
 	}
 	res := Result{JobModifyIndex: j.JobModifyIndex, Version: j.Version}
-	if c.EvalID != "" {
+	if c.EvalID != "" && !j.Spawns() {
 		t.evalJob(j, TriggerJobDeregister, c.EvalID, c.EvalPriority)
 		res.EvalID = c.EvalID
 	}
@@ -270,6 +279,10 @@ func (t *tx) purgeJob(j *Job) {
 	if s := t.Summary(nil, k); s != nil {
 		t.delete(TableSummaries, s)
 	}
+	if l := t.Launch(nil, k); l != nil {
+		t.delete(TablePeriodicLaunches, l)
+	}
+	t.countChild(j, j.Status, JobStatusDead)
 	t.delete(TableJobs, j)
 }
 
@@ -308,11 +321,18 @@ func (t *tx) deriveJobStatuses() {
 			n := *j
 			n.Status, n.ModifyIndex = status, t.index
 			t.storeJob(&n)
+			t.countChild(&n, j.Status, status)
 		}
 	}
 }
 
 func (s *Snapshot) jobStatus(j *Job) string {
+	switch {
+	case j.Spawns() && j.Stop:
+		return JobStatusDead
+	case j.Spawns():
+		return JobStatusRunning
+	}
 	any, live := false, ""
 	each(s.txn, func(a *Allocation) bool {
 		if a.JobCreateIndex == j.CreateIndex {
@@ -346,7 +366,7 @@ func (s *Snapshot) jobStatus(j *Job) string {
 func (t *tx) ensureSummary(j *Job) {
 	s := t.Summary(nil, j.Key())
 	if s == nil || s.CreateIndex != j.CreateIndex {
-		s = &JobSummary{JobID: j.ID, Namespace: j.Namespace, CreateIndex: j.CreateIndex}
+		s = &JobSummary{JobID: j.ID, Namespace: j.Namespace, CreateIndex: j.CreateIndex, Children: t.childrenOf(j)}
 	}
 	n := copySummary(s)
 	changed := s.ModifyIndex == 0

@@ -112,15 +112,18 @@ func (t *tx) setAlias(c *SetAlias) *Error {
 		if SpecEqual(j, old) {
 			continue
 		}
-		t.evalJob(t.putJob(j, old), TriggerJobRegister, t.newID(), 0)
+		if j = t.putJob(j, old); !j.Spawns() {
+			t.evalJob(j, TriggerJobRegister, t.newID(), 0)
+		}
 	}
 	return nil
 }
 
+// aliasFollowers are the jobs that follow an alias: children keep what their parent had then.
 func (s *Snapshot) aliasFollowers(model, alias string) []*Job {
 	var out []*Job
 	for _, j := range s.Jobs(nil, "*", "") {
-		if !j.Stop && followsAlias(j, model, alias) {
+		if !j.Stop && j.ParentID == "" && followsAlias(j, model, alias) {
 			out = append(out, j)
 		}
 	}

@@ -511,7 +511,7 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 		key := JobKey{"default", fmt.Sprintf("job-%d", r.IntN(6))}
 		snap := h.Snapshot()
 		allocs := snap.Allocs(nil, "")
-		switch r.IntN(13) {
+		switch r.IntN(15) {
 		case 0, 1:
 			do(&RegisterJob{Job: testJob(key.ID, 1+r.IntN(3)), EvalID: h.id()})
 		case 2:
@@ -607,6 +607,8 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 				v.Origin = &ModelOrigin{AllocID: allocs[r.IntN(len(allocs))].ID}
 			}
 			do(&CreateModelVersion{Version: v})
+		case 13, 14:
+			do(randomChild(h, r))
 		}
 	}
 	return log
@@ -639,6 +641,8 @@ func TestGoldenBytes(t *testing.T) {
 		&SetFleetHold{Hold: &FleetHold{Nodes: 4, Of: 10, Reason: "silent"}},
 		&RegisterServer{Server: &Server{ID: "s", Name: "n", RaftAddr: "127.0.0.1:7648"}}, &RemoveServer{ID: "s", Left: true},
 		&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: true, Index: 3}, &SetClusterMeta{ClusterID: "c"},
+		&DispatchJob{Namespace: "default", JobID: "a", Payload: []byte("p"), Meta: map[string]string{"k": "v"}, IDPrefix: "x", Priority: 60, IdempotencyToken: "t", EvalID: "e"},
+		&LaunchJob{Namespace: "default", JobID: "a", At: 1, EvalID: "e"},
 	} {
 		*c.stamp() = Stamp{RequestID: "r", Time: 1}
 		name := strings.TrimPrefix(fmt.Sprintf("%T", c), "*cluster.")

@@ -46,6 +46,15 @@ func (s *Snapshot) checkJobs(high uint64, fault func(string, ...any)) (holding i
 	allocs, jobs := s.txn.rows[tableByName[TableAllocs].number], s.txn.rows[tableByName[TableJobs].number]
 	byJob := allocs.by[newQuery(TableAllocs, "job", nil).by]
 	counts, kept, seen := map[string]TaskGroupSummary{}, map[uint64]bool{}, 0
+	children := map[JobKey]ChildrenSummary{}
+	jobs.ids.ascend("", func(_ string, at slot) bool {
+		if j := jobs.records.get(at).(*Job); j.ParentID != "" {
+			c := children[j.parent()]
+			c.add(j.Status, 1)
+			children[j.parent()] = c
+		}
+		return true
+	})
 	byJob.ascend("", func(key string, x *set) bool {
 		j, _ := jobs.get(key).(*Job)
 		clear(counts)
@@ -75,7 +84,7 @@ func (s *Snapshot) checkJobs(high uint64, fault func(string, ...any)) (holding i
 			return true
 		})
 		if j != nil {
-			s.checkJob(j, counts, fault)
+			s.checkJob(j, counts, children[j.Key()], fault)
 		}
 		return true
 	})
@@ -84,25 +93,35 @@ func (s *Snapshot) checkJobs(high uint64, fault func(string, ...any)) (holding i
 	}
 	jobs.ids.ascend("", func(key string, at slot) bool {
 		if _, ok := byJob.get(key); !ok {
-			s.checkJob(jobs.records.get(at).(*Job), nil, fault)
+			j := jobs.records.get(at).(*Job)
+			s.checkJob(j, nil, children[j.Key()], fault)
 		}
 		return true
 	})
 	return holding
 }
 
-// checkJob compares a job with what its allocations count up to.
-func (s *Snapshot) checkJob(j *Job, counts map[string]TaskGroupSummary, fault func(string, ...any)) {
+// checkJob compares a job with what its allocations and children count up to.
+func (s *Snapshot) checkJob(j *Job, counts map[string]TaskGroupSummary, children ChildrenSummary, fault func(string, ...any)) {
 	if v := s.JobVersion(nil, j.Key(), j.Version); v == nil || !SpecEqual(v, j) {
 		fault("job %s: version %d is not kept as it is", j.ID, j.Version)
 	}
 	if status := s.jobStatus(j); status != j.Status {
 		fault("job %s is %s but its allocations and evaluations say %s", j.ID, j.Status, status)
 	}
+	if (j.Periodic != nil) != (s.Launch(nil, j.Key()) != nil) {
+		fault("job %s is periodic: %v, but the record of its launches: %v", j.ID, j.Periodic != nil, j.Periodic == nil)
+	}
 	sum := s.Summary(nil, j.Key())
 	if sum == nil {
 		fault("job %s has no summary", j.ID)
 		return
+	}
+	switch said := sum.Children; {
+	case (said != nil) != j.Spawns():
+		fault("job %s has children: %v, but its summary counts them: %v", j.ID, j.Spawns(), said != nil)
+	case said != nil && (said.Pending != children.Pending || said.Running != children.Running || said.Dead < children.Dead):
+		fault("job %s: summary says %+v of its children, they are %+v", j.ID, *said, children)
 	}
 	for _, name := range sortedKeys(sum.Summary) {
 		said, is := sum.Summary[name], counts[name]

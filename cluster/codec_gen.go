@@ -163,6 +163,11 @@ var (
 		Token      *ACLToken
 		ResetIndex uint64
 	}{})
+	_ = ChildrenSummary(struct {
+		Pending int64
+		Running int64
+		Dead    int64
+	}{})
 	_ = ClusterMeta(struct {
 		ClusterID   string
 		CreateTime  int64
@@ -266,6 +271,18 @@ var (
 		Replace   bool
 		Reconcile string
 	}{})
+	_ = DispatchJob(struct {
+		Stamp
+		Namespace        string
+		JobID            string
+		Payload          []uint8
+		Meta             map[string]string
+		IDPrefix         string
+		Priority         int
+		IdempotencyToken string
+		EvalID           string
+	}{})
+	_ = DispatchPayloadConfig(struct{ File string }{})
 	_ = DrainMetadata(struct {
 		StartedAt  Time
 		UpdatedAt  Time
@@ -363,29 +380,35 @@ var (
 		ModifyIndex uint64
 	}{})
 	_ = Job(struct {
-		Region            string
-		Namespace         string
-		ID                string
-		Name              string
-		Type              string
-		Priority          int
-		AllAtOnce         bool
-		Datacenters       []string
-		NodePool          string
-		Constraints       []*Constraint
-		TaskGroups        []*TaskGroup
-		Meta              map[string]string
-		Affinities        []*Affinity
-		Spreads           []*Spread
-		Stop              bool
-		Status            string
-		StatusDescription string
-		Stable            bool
-		Version           uint64
-		SubmitTime        int64
-		CreateIndex       uint64
-		ModifyIndex       uint64
-		JobModifyIndex    uint64
+		Region                   string
+		Namespace                string
+		ID                       string
+		Name                     string
+		Type                     string
+		Priority                 int
+		AllAtOnce                bool
+		Datacenters              []string
+		NodePool                 string
+		Constraints              []*Constraint
+		TaskGroups               []*TaskGroup
+		Meta                     map[string]string
+		Affinities               []*Affinity
+		Spreads                  []*Spread
+		Periodic                 *PeriodicConfig
+		ParameterizedJob         *ParameterizedJobConfig
+		ParentID                 string
+		Dispatched               bool
+		DispatchIdempotencyToken string
+		Payload                  []uint8
+		Stop                     bool
+		Status                   string
+		StatusDescription        string
+		Stable                   bool
+		Version                  uint64
+		SubmitTime               int64
+		CreateIndex              uint64
+		ModifyIndex              uint64
+		JobModifyIndex           uint64
 	}{})
 	_ = JobKey(struct {
 		Namespace string
@@ -402,14 +425,10 @@ var (
 		JobModifyIndex uint64
 	}{})
 	_ = JobSummary(struct {
-		JobID     string
-		Namespace string
-		Summary   map[string]TaskGroupSummary
-		Children  *struct {
-			Pending int64
-			Running int64
-			Dead    int64
-		}
+		JobID       string
+		Namespace   string
+		Summary     map[string]TaskGroupSummary
+		Children    *ChildrenSummary
 		CreateIndex uint64
 		ModifyIndex uint64
 	}{})
@@ -417,6 +436,13 @@ var (
 		Namespace string
 		ID        string
 		Version   uint64
+	}{})
+	_ = LaunchJob(struct {
+		Stamp
+		Namespace string
+		JobID     string
+		At        int64
+		EvalID    string
 	}{})
 	_ = LogConfig(struct {
 		MaxFiles      int
@@ -554,6 +580,26 @@ var (
 		Message string
 		Index   uint64
 	}{})
+	_ = ParameterizedJobConfig(struct {
+		Payload      string
+		MetaRequired []string
+		MetaOptional []string
+	}{})
+	_ = PeriodicConfig(struct {
+		Enabled         bool
+		SpecType        string
+		Spec            string
+		Specs           []string
+		ProhibitOverlap bool
+		TimeZone        string
+	}{})
+	_ = PeriodicLaunch(struct {
+		Namespace   string
+		ID          string
+		Launch      int64
+		CreateIndex uint64
+		ModifyIndex uint64
+	}{})
 	_ = Plan(struct {
 		EvalID            string
 		EvalEpoch         uint64
@@ -671,6 +717,7 @@ var (
 		Err            *Error
 		EvalID         string
 		JobModifyIndex uint64
+		JobID          string
 		Version        uint64
 		Plans          []PlanResult
 		Updated        bool
@@ -754,24 +801,25 @@ var (
 		Percent int
 	}{})
 	_ = Task(struct {
-		Name          string
-		Driver        string
-		User          string
-		Config        json.RawMessage
-		Env           map[string]string
-		Constraints   []*Constraint
-		Resources     *Resources
-		RestartPolicy *RestartPolicy
-		Meta          map[string]string
-		KillTimeout   time.Duration
-		KillSignal    string
-		LogConfig     *LogConfig
-		Artifacts     []*Artifact
-		Templates     []*Template
-		Leader        bool
-		ShutdownDelay time.Duration
-		Model         *ModelRef
-		Affinities    []*Affinity
+		Name            string
+		Driver          string
+		User            string
+		Config          json.RawMessage
+		Env             map[string]string
+		Constraints     []*Constraint
+		Resources       *Resources
+		RestartPolicy   *RestartPolicy
+		Meta            map[string]string
+		KillTimeout     time.Duration
+		KillSignal      string
+		LogConfig       *LogConfig
+		Artifacts       []*Artifact
+		Templates       []*Template
+		Leader          bool
+		ShutdownDelay   time.Duration
+		Model           *ModelRef
+		Affinities      []*Affinity
+		DispatchPayload *DispatchPayloadConfig
 	}{})
 	_ = TaskEvent(struct {
 		Type           string
@@ -938,6 +986,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendAutopilotConfig(b, v), true
 	case *BootstrapACL:
 		return appendBootstrapACL(b, v), true
+	case *ChildrenSummary:
+		return appendChildrenSummary(b, v), true
 	case *ClusterMeta:
 		return appendClusterMeta(b, v), true
 	case *Constraint:
@@ -968,6 +1018,10 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendDesiredUpdates(b, v), true
 	case *DisconnectStrategy:
 		return appendDisconnectStrategy(b, v), true
+	case *DispatchJob:
+		return appendDispatchJob(b, v), true
+	case *DispatchPayloadConfig:
+		return appendDispatchPayloadConfig(b, v), true
 	case *DrainMetadata:
 		return appendDrainMetadata(b, v), true
 	case *DrainStrategy:
@@ -1000,6 +1054,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendJobSummary(b, v), true
 	case *JobVersionKey:
 		return appendJobVersionKey(b, v), true
+	case *LaunchJob:
+		return appendLaunchJob(b, v), true
 	case *LogConfig:
 		return appendLogConfig(b, v), true
 	case *MigrateStrategy:
@@ -1038,6 +1094,12 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendNodeScore(b, v), true
 	case *NodeStatusUpdate:
 		return appendNodeStatusUpdate(b, v), true
+	case *ParameterizedJobConfig:
+		return appendParameterizedJobConfig(b, v), true
+	case *PeriodicConfig:
+		return appendPeriodicConfig(b, v), true
+	case *PeriodicLaunch:
+		return appendPeriodicLaunch(b, v), true
 	case *Plan:
 		return appendPlan(b, v), true
 	case *PlanAnnotations:
@@ -1177,6 +1239,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeAutopilotConfig(d, v)
 	case *BootstrapACL:
 		decodeBootstrapACL(d, v)
+	case *ChildrenSummary:
+		decodeChildrenSummary(d, v)
 	case *ClusterMeta:
 		decodeClusterMeta(d, v)
 	case *Constraint:
@@ -1207,6 +1271,10 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeDesiredUpdates(d, v)
 	case *DisconnectStrategy:
 		decodeDisconnectStrategy(d, v)
+	case *DispatchJob:
+		decodeDispatchJob(d, v)
+	case *DispatchPayloadConfig:
+		decodeDispatchPayloadConfig(d, v)
 	case *DrainMetadata:
 		decodeDrainMetadata(d, v)
 	case *DrainStrategy:
@@ -1239,6 +1307,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeJobSummary(d, v)
 	case *JobVersionKey:
 		decodeJobVersionKey(d, v)
+	case *LaunchJob:
+		decodeLaunchJob(d, v)
 	case *LogConfig:
 		decodeLogConfig(d, v)
 	case *MigrateStrategy:
@@ -1277,6 +1347,12 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeNodeScore(d, v)
 	case *NodeStatusUpdate:
 		decodeNodeStatusUpdate(d, v)
+	case *ParameterizedJobConfig:
+		decodeParameterizedJobConfig(d, v)
+	case *PeriodicConfig:
+		decodePeriodicConfig(d, v)
+	case *PeriodicLaunch:
+		decodePeriodicLaunch(d, v)
 	case *Plan:
 		decodePlan(d, v)
 	case *PlanAnnotations:
@@ -1418,6 +1494,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyAutopilotConfig)
 	case *BootstrapACL:
 		return copyPtr(v, copyBootstrapACL)
+	case *ChildrenSummary:
+		return copyPtr(v, copyChildrenSummary)
 	case *ClusterMeta:
 		return copyPtr(v, copyClusterMeta)
 	case *Constraint:
@@ -1448,6 +1526,10 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyDesiredUpdates)
 	case *DisconnectStrategy:
 		return copyPtr(v, copyDisconnectStrategy)
+	case *DispatchJob:
+		return copyPtr(v, copyDispatchJob)
+	case *DispatchPayloadConfig:
+		return copyPtr(v, copyDispatchPayloadConfig)
 	case *DrainMetadata:
 		return copyPtr(v, copyDrainMetadata)
 	case *DrainStrategy:
@@ -1480,6 +1562,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyJobSummary)
 	case *JobVersionKey:
 		return copyPtr(v, copyJobVersionKey)
+	case *LaunchJob:
+		return copyPtr(v, copyLaunchJob)
 	case *LogConfig:
 		return copyPtr(v, copyLogConfig)
 	case *MigrateStrategy:
@@ -1518,6 +1602,12 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyNodeScore)
 	case *NodeStatusUpdate:
 		return copyPtr(v, copyNodeStatusUpdate)
+	case *ParameterizedJobConfig:
+		return copyPtr(v, copyParameterizedJobConfig)
+	case *PeriodicConfig:
+		return copyPtr(v, copyPeriodicConfig)
+	case *PeriodicLaunch:
+		return copyPtr(v, copyPeriodicLaunch)
 	case *Plan:
 		return copyPtr(v, copyPlan)
 	case *PlanAnnotations:
@@ -2964,6 +3054,42 @@ func copyBootstrapACL(v *BootstrapACL) {
 	v.Token = copyPtr(v.Token, copyACLToken)
 }
 
+func appendChildrenSummary(b []byte, v *ChildrenSummary) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendInt(append(b, "\xa4"+"Dead"...), v.Dead)
+	b = appendInt(append(b, "\xa7"+"Pending"...), v.Pending)
+	b = appendInt(append(b, "\xa7"+"Running"...), v.Running)
+	return b
+}
+
+var keysOfChildrenSummary = []string{
+	"Dead",
+	"Pending",
+	"Running",
+}
+
+func decodeChildrenSummary(d *decoder, v *ChildrenSummary) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfChildrenSummary, &next) {
+		case 0: // Dead
+			v.Dead = d.int()
+		case 1: // Pending
+			v.Pending = d.int()
+		case 2: // Running
+			v.Running = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyChildrenSummary(v *ChildrenSummary) {
+}
+
 func appendClusterMeta(b []byte, v *ClusterMeta) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -3868,6 +3994,104 @@ func decodeDisconnectStrategy(d *decoder, v *DisconnectStrategy) {
 func copyDisconnectStrategy(v *DisconnectStrategy) {
 }
 
+func appendDispatchJob(b []byte, v *DispatchJob) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 11)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendStr(append(b, "\xa8"+"IDPrefix"...), v.IDPrefix)
+	b = appendStr(append(b, "\xb0"+"IdempotencyToken"...), v.IdempotencyToken)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendBin(append(b, "\xa7"+"Payload"...), v.Payload)
+	b = appendInt(append(b, "\xa8"+"Priority"...), int64(v.Priority))
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfDispatchJob = []string{
+	"EvalID",
+	"IDPrefix",
+	"IdempotencyToken",
+	"JobID",
+	"Meta",
+	"Namespace",
+	"Payload",
+	"Priority",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeDispatchJob(d *decoder, v *DispatchJob) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfDispatchJob, &next) {
+		case 0: // EvalID
+			v.EvalID = d.str()
+		case 1: // IDPrefix
+			v.IDPrefix = d.str()
+		case 2: // IdempotencyToken
+			v.IdempotencyToken = d.str()
+		case 3: // JobID
+			v.JobID = d.str()
+		case 4: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 5: // Namespace
+			v.Namespace = d.str()
+		case 6: // Payload
+			v.Payload = d.bin()
+		case 7: // Priority
+			v.Priority = int(d.int())
+		case 8: // RequestID
+			v.RequestID = d.text()
+		case 9: // Rules
+			v.Rules = d.uint()
+		case 10: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDispatchJob(v *DispatchJob) {
+	v.Meta = copyMap(v.Meta, nil)
+	v.Payload = copyList(v.Payload, nil)
+}
+
+func appendDispatchPayloadConfig(b []byte, v *DispatchPayloadConfig) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 1)
+	b = appendStr(append(b, "\xa4"+"File"...), v.File)
+	return b
+}
+
+var keysOfDispatchPayloadConfig = []string{
+	"File",
+}
+
+func decodeDispatchPayloadConfig(d *decoder, v *DispatchPayloadConfig) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfDispatchPayloadConfig, &next) {
+		case 0: // File
+			v.File = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDispatchPayloadConfig(v *DispatchPayloadConfig) {
+}
+
 func appendDrainMetadata(b []byte, v *DrainMetadata) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -4549,6 +4773,24 @@ func appendJob(b []byte, v *Job) []byte {
 	if len(v.Affinities) > 0 {
 		n++
 	}
+	if v.DispatchIdempotencyToken != "" {
+		n++
+	}
+	if v.Dispatched {
+		n++
+	}
+	if v.ParameterizedJob != nil {
+		n++
+	}
+	if v.ParentID != "" {
+		n++
+	}
+	if len(v.Payload) > 0 {
+		n++
+	}
+	if v.Periodic != nil {
+		n++
+	}
 	if len(v.Spreads) > 0 {
 		n++
 	}
@@ -4560,6 +4802,12 @@ func appendJob(b []byte, v *Job) []byte {
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendList(append(b, "\xab"+"Datacenters"...), v.Datacenters, appendStr)
+	if v.DispatchIdempotencyToken != "" {
+		b = appendStr(append(b, "\xb8"+"DispatchIdempotencyToken"...), v.DispatchIdempotencyToken)
+	}
+	if v.Dispatched {
+		b = appendBool(append(b, "\xaa"+"Dispatched"...), v.Dispatched)
+	}
 	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
 	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
 	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
@@ -4567,6 +4815,18 @@ func appendJob(b []byte, v *Job) []byte {
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
 	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
 	b = appendStr(append(b, "\xa8"+"NodePool"...), v.NodePool)
+	if v.ParameterizedJob != nil {
+		b = appendParameterizedJobConfig(append(b, "\xb0"+"ParameterizedJob"...), v.ParameterizedJob)
+	}
+	if v.ParentID != "" {
+		b = appendStr(append(b, "\xa8"+"ParentID"...), v.ParentID)
+	}
+	if len(v.Payload) > 0 {
+		b = appendBin(append(b, "\xa7"+"Payload"...), v.Payload)
+	}
+	if v.Periodic != nil {
+		b = appendPeriodicConfig(append(b, "\xa8"+"Periodic"...), v.Periodic)
+	}
 	b = appendInt(append(b, "\xa8"+"Priority"...), int64(v.Priority))
 	b = appendStr(append(b, "\xa6"+"Region"...), v.Region)
 	if len(v.Spreads) > 0 {
@@ -4589,6 +4849,8 @@ var keysOfJob = []string{
 	"Constraints",
 	"CreateIndex",
 	"Datacenters",
+	"DispatchIdempotencyToken",
+	"Dispatched",
 	"ID",
 	"JobModifyIndex",
 	"Meta",
@@ -4596,6 +4858,10 @@ var keysOfJob = []string{
 	"Name",
 	"Namespace",
 	"NodePool",
+	"ParameterizedJob",
+	"ParentID",
+	"Payload",
+	"Periodic",
 	"Priority",
 	"Region",
 	"Spreads",
@@ -4623,41 +4889,53 @@ func decodeJob(d *decoder, v *Job) {
 			v.CreateIndex = d.uint()
 		case 4: // Datacenters
 			v.Datacenters = decodeShared(d, func(d *decoder) []string { return decodeList(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 5: // ID
+		case 5: // DispatchIdempotencyToken
+			v.DispatchIdempotencyToken = d.str()
+		case 6: // Dispatched
+			v.Dispatched = d.bool()
+		case 7: // ID
 			v.ID = d.str()
-		case 6: // JobModifyIndex
+		case 8: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 7: // Meta
+		case 9: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 8: // ModifyIndex
+		case 10: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 9: // Name
+		case 11: // Name
 			v.Name = d.str()
-		case 10: // Namespace
+		case 12: // Namespace
 			v.Namespace = d.str()
-		case 11: // NodePool
+		case 13: // NodePool
 			v.NodePool = d.str()
-		case 12: // Priority
+		case 14: // ParameterizedJob
+			v.ParameterizedJob = decodePtr(d, decodeParameterizedJobConfig)
+		case 15: // ParentID
+			v.ParentID = d.str()
+		case 16: // Payload
+			v.Payload = d.bin()
+		case 17: // Periodic
+			v.Periodic = decodePtr(d, decodePeriodicConfig)
+		case 18: // Priority
 			v.Priority = int(d.int())
-		case 13: // Region
+		case 19: // Region
 			v.Region = d.str()
-		case 14: // Spreads
+		case 20: // Spreads
 			v.Spreads = decodeBlock(d, decodeSpread)
-		case 15: // Stable
+		case 21: // Stable
 			v.Stable = d.bool()
-		case 16: // Status
+		case 22: // Status
 			v.Status = d.str()
-		case 17: // StatusDescription
+		case 23: // StatusDescription
 			v.StatusDescription = d.str()
-		case 18: // Stop
+		case 24: // Stop
 			v.Stop = d.bool()
-		case 19: // SubmitTime
+		case 25: // SubmitTime
 			v.SubmitTime = d.int()
-		case 20: // TaskGroups
+		case 26: // TaskGroups
 			v.TaskGroups = decodeBlock(d, decodeTaskGroup)
-		case 21: // Type
+		case 27: // Type
 			v.Type = d.str()
-		case 22: // Version
+		case 28: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -4670,6 +4948,9 @@ func copyJob(v *Job) {
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 	v.Datacenters = copyList(v.Datacenters, nil)
 	v.Meta = copyMap(v.Meta, nil)
+	v.ParameterizedJob = copyPtr(v.ParameterizedJob, copyParameterizedJobConfig)
+	v.Payload = copyList(v.Payload, nil)
+	v.Periodic = copyPtr(v.Periodic, copyPeriodicConfig)
 	v.Spreads = copyList(v.Spreads, func(v **Spread) { *v = copyPtr(*v, copySpread) })
 	v.TaskGroups = copyList(v.TaskGroups, func(v **TaskGroup) { *v = copyPtr(*v, copyTaskGroup) })
 }
@@ -4768,7 +5049,7 @@ func appendJobSummary(b []byte, v *JobSummary) []byte {
 		return append(b, 0xc0)
 	}
 	b = appendMapLen(b, 6)
-	b = appendJobSummaryChildren(append(b, "\xa8"+"Children"...), v.Children)
+	b = appendChildrenSummary(append(b, "\xa8"+"Children"...), v.Children)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
 	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
@@ -4791,7 +5072,7 @@ func decodeJobSummary(d *decoder, v *JobSummary) {
 	for n := d.mapLen(); n > 0; n-- {
 		switch d.field(keysOfJobSummary, &next) {
 		case 0: // Children
-			v.Children = decodePtr(d, decodeJobSummaryChildren)
+			v.Children = decodePtr(d, decodeChildrenSummary)
 		case 1: // CreateIndex
 			v.CreateIndex = d.uint()
 		case 2: // JobID
@@ -4811,54 +5092,6 @@ func decodeJobSummary(d *decoder, v *JobSummary) {
 func copyJobSummary(v *JobSummary) {
 	v.Children = copyPtr(v.Children, nil)
 	v.Summary = copyMap(v.Summary, nil)
-}
-
-func appendJobSummaryChildren(b []byte, v *struct {
-	Pending int64
-	Running int64
-	Dead    int64
-}) []byte {
-	if v == nil {
-		return append(b, 0xc0)
-	}
-	b = appendMapLen(b, 3)
-	b = appendInt(append(b, "\xa4"+"Dead"...), v.Dead)
-	b = appendInt(append(b, "\xa7"+"Pending"...), v.Pending)
-	b = appendInt(append(b, "\xa7"+"Running"...), v.Running)
-	return b
-}
-
-var keysOfJobSummaryChildren = []string{
-	"Dead",
-	"Pending",
-	"Running",
-}
-
-func decodeJobSummaryChildren(d *decoder, v *struct {
-	Pending int64
-	Running int64
-	Dead    int64
-}) {
-	next := 0
-	for n := d.mapLen(); n > 0; n-- {
-		switch d.field(keysOfJobSummaryChildren, &next) {
-		case 0: // Dead
-			v.Dead = d.int()
-		case 1: // Pending
-			v.Pending = d.int()
-		case 2: // Running
-			v.Running = d.int()
-		default:
-			d.skip()
-		}
-	}
-}
-
-func copyJobSummaryChildren(v *struct {
-	Pending int64
-	Running int64
-	Dead    int64
-}) {
 }
 
 func appendJobVersionKey(b []byte, v *JobVersionKey) []byte {
@@ -4895,6 +5128,58 @@ func decodeJobVersionKey(d *decoder, v *JobVersionKey) {
 }
 
 func copyJobVersionKey(v *JobVersionKey) {
+}
+
+func appendLaunchJob(b []byte, v *LaunchJob) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 7)
+	b = appendInt(append(b, "\xa2"+"At"...), v.At)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfLaunchJob = []string{
+	"At",
+	"EvalID",
+	"JobID",
+	"Namespace",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeLaunchJob(d *decoder, v *LaunchJob) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfLaunchJob, &next) {
+		case 0: // At
+			v.At = d.int()
+		case 1: // EvalID
+			v.EvalID = d.str()
+		case 2: // JobID
+			v.JobID = d.str()
+		case 3: // Namespace
+			v.Namespace = d.str()
+		case 4: // RequestID
+			v.RequestID = d.text()
+		case 5: // Rules
+			v.Rules = d.uint()
+		case 6: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyLaunchJob(v *LaunchJob) {
 }
 
 func appendLogConfig(b []byte, v *LogConfig) []byte {
@@ -5984,6 +6269,137 @@ func decodeNodeStatusUpdate(d *decoder, v *NodeStatusUpdate) {
 func copyNodeStatusUpdate(v *NodeStatusUpdate) {
 }
 
+func appendParameterizedJobConfig(b []byte, v *ParameterizedJobConfig) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendList(append(b, "\xac"+"MetaOptional"...), v.MetaOptional, appendStr)
+	b = appendList(append(b, "\xac"+"MetaRequired"...), v.MetaRequired, appendStr)
+	b = appendStr(append(b, "\xa7"+"Payload"...), v.Payload)
+	return b
+}
+
+var keysOfParameterizedJobConfig = []string{
+	"MetaOptional",
+	"MetaRequired",
+	"Payload",
+}
+
+func decodeParameterizedJobConfig(d *decoder, v *ParameterizedJobConfig) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfParameterizedJobConfig, &next) {
+		case 0: // MetaOptional
+			v.MetaOptional = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 1: // MetaRequired
+			v.MetaRequired = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 2: // Payload
+			v.Payload = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyParameterizedJobConfig(v *ParameterizedJobConfig) {
+	v.MetaOptional = copyList(v.MetaOptional, nil)
+	v.MetaRequired = copyList(v.MetaRequired, nil)
+}
+
+func appendPeriodicConfig(b []byte, v *PeriodicConfig) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 6)
+	b = appendBool(append(b, "\xa7"+"Enabled"...), v.Enabled)
+	b = appendBool(append(b, "\xaf"+"ProhibitOverlap"...), v.ProhibitOverlap)
+	b = appendStr(append(b, "\xa4"+"Spec"...), v.Spec)
+	b = appendStr(append(b, "\xa8"+"SpecType"...), v.SpecType)
+	b = appendList(append(b, "\xa5"+"Specs"...), v.Specs, appendStr)
+	b = appendStr(append(b, "\xa8"+"TimeZone"...), v.TimeZone)
+	return b
+}
+
+var keysOfPeriodicConfig = []string{
+	"Enabled",
+	"ProhibitOverlap",
+	"Spec",
+	"SpecType",
+	"Specs",
+	"TimeZone",
+}
+
+func decodePeriodicConfig(d *decoder, v *PeriodicConfig) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfPeriodicConfig, &next) {
+		case 0: // Enabled
+			v.Enabled = d.bool()
+		case 1: // ProhibitOverlap
+			v.ProhibitOverlap = d.bool()
+		case 2: // Spec
+			v.Spec = d.str()
+		case 3: // SpecType
+			v.SpecType = d.str()
+		case 4: // Specs
+			v.Specs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 5: // TimeZone
+			v.TimeZone = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyPeriodicConfig(v *PeriodicConfig) {
+	v.Specs = copyList(v.Specs, nil)
+}
+
+func appendPeriodicLaunch(b []byte, v *PeriodicLaunch) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 5)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	b = appendInt(append(b, "\xa6"+"Launch"...), v.Launch)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	return b
+}
+
+var keysOfPeriodicLaunch = []string{
+	"CreateIndex",
+	"ID",
+	"Launch",
+	"ModifyIndex",
+	"Namespace",
+}
+
+func decodePeriodicLaunch(d *decoder, v *PeriodicLaunch) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfPeriodicLaunch, &next) {
+		case 0: // CreateIndex
+			v.CreateIndex = d.uint()
+		case 1: // ID
+			v.ID = d.str()
+		case 2: // Launch
+			v.Launch = d.int()
+		case 3: // ModifyIndex
+			v.ModifyIndex = d.uint()
+		case 4: // Namespace
+			v.Namespace = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyPeriodicLaunch(v *PeriodicLaunch) {
+}
+
 func appendPlan(b []byte, v *Plan) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -6890,10 +7306,17 @@ func appendResult(b []byte, v *Result) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 7)
+	n := 7
+	if v.JobID != "" {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendError(append(b, "\xa3"+"Err"...), v.Err)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
 	b = appendUint(append(b, "\xa5"+"Index"...), v.Index)
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	}
 	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
 	b = appendList(append(b, "\xa5"+"Plans"...), v.Plans, func(b []byte, v PlanResult) []byte { return appendPlanResult(b, &v) })
 	b = appendBool(append(b, "\xa7"+"Updated"...), v.Updated)
@@ -6905,6 +7328,7 @@ var keysOfResult = []string{
 	"Err",
 	"EvalID",
 	"Index",
+	"JobID",
 	"JobModifyIndex",
 	"Plans",
 	"Updated",
@@ -6921,13 +7345,15 @@ func decodeResult(d *decoder, v *Result) {
 			v.EvalID = d.str()
 		case 2: // Index
 			v.Index = d.uint()
-		case 3: // JobModifyIndex
+		case 3: // JobID
+			v.JobID = d.str()
+		case 4: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 4: // Plans
+		case 5: // Plans
 			v.Plans = decodeList(d, decodePlanResult)
-		case 5: // Updated
+		case 6: // Updated
 			v.Updated = d.bool()
-		case 6: // Version
+		case 7: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -7539,6 +7965,9 @@ func appendTask(b []byte, v *Task) []byte {
 	if len(v.Affinities) > 0 {
 		n++
 	}
+	if v.DispatchPayload != nil {
+		n++
+	}
 	if v.Model != nil {
 		n++
 	}
@@ -7549,6 +7978,9 @@ func appendTask(b []byte, v *Task) []byte {
 	b = appendList(append(b, "\xa9"+"Artifacts"...), v.Artifacts, appendArtifact)
 	b = appendBin(append(b, "\xa6"+"Config"...), v.Config)
 	b = appendList(append(b, "\xab"+"Constraints"...), v.Constraints, appendConstraint)
+	if v.DispatchPayload != nil {
+		b = appendDispatchPayloadConfig(append(b, "\xaf"+"DispatchPayload"...), v.DispatchPayload)
+	}
 	b = appendStr(append(b, "\xa6"+"Driver"...), v.Driver)
 	b = appendMap(append(b, "\xa3"+"Env"...), v.Env, appendStr)
 	b = appendStr(append(b, "\xaa"+"KillSignal"...), v.KillSignal)
@@ -7573,6 +8005,7 @@ var keysOfTask = []string{
 	"Artifacts",
 	"Config",
 	"Constraints",
+	"DispatchPayload",
 	"Driver",
 	"Env",
 	"KillSignal",
@@ -7601,33 +8034,35 @@ func decodeTask(d *decoder, v *Task) {
 			v.Config = d.bin()
 		case 3: // Constraints
 			v.Constraints = decodeShared(d, func(d *decoder) []*Constraint { return decodeBlock(d, decodeConstraint) })
-		case 4: // Driver
+		case 4: // DispatchPayload
+			v.DispatchPayload = decodePtr(d, decodeDispatchPayloadConfig)
+		case 5: // Driver
 			v.Driver = d.str()
-		case 5: // Env
+		case 6: // Env
 			v.Env = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 6: // KillSignal
+		case 7: // KillSignal
 			v.KillSignal = d.str()
-		case 7: // KillTimeout
+		case 8: // KillTimeout
 			v.KillTimeout = time.Duration(d.int())
-		case 8: // Leader
+		case 9: // Leader
 			v.Leader = d.bool()
-		case 9: // LogConfig
+		case 10: // LogConfig
 			v.LogConfig = decodeShared(d, func(d *decoder) *LogConfig { return decodePtr(d, decodeLogConfig) })
-		case 10: // Meta
+		case 11: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 11: // Model
+		case 12: // Model
 			v.Model = decodePtr(d, decodeModelRef)
-		case 12: // Name
+		case 13: // Name
 			v.Name = d.str()
-		case 13: // Resources
+		case 14: // Resources
 			v.Resources = decodeShared(d, func(d *decoder) *Resources { return decodePtr(d, decodeResources) })
-		case 14: // RestartPolicy
+		case 15: // RestartPolicy
 			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
-		case 15: // ShutdownDelay
+		case 16: // ShutdownDelay
 			v.ShutdownDelay = time.Duration(d.int())
-		case 16: // Templates
+		case 17: // Templates
 			v.Templates = decodeBlock(d, decodeTemplate)
-		case 17: // User
+		case 18: // User
 			v.User = d.str()
 		default:
 			d.skip()
@@ -7640,6 +8075,7 @@ func copyTask(v *Task) {
 	v.Artifacts = copyList(v.Artifacts, func(v **Artifact) { *v = copyPtr(*v, copyArtifact) })
 	v.Config = copyList(v.Config, nil)
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
+	v.DispatchPayload = copyPtr(v.DispatchPayload, nil)
 	v.Env = copyMap(v.Env, nil)
 	v.LogConfig = copyPtr(v.LogConfig, nil)
 	v.Meta = copyMap(v.Meta, nil)

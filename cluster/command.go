@@ -39,6 +39,8 @@ const (
 	KindDeleteIntroTokens Kind = 28
 	KindSetFleetHold      Kind = 29
 	KindSetClusterMeta    Kind = 31
+	KindDispatchJob       Kind = 32
+	KindLaunchJob         Kind = 33
 )
 
 // Command changes the State. Its stamp comes from the proposer.
@@ -69,11 +71,14 @@ const (
 	// read a job without them.
 	rulesPreferences = 2
 
-	// rulesShares counts shares of devices. No job asks for one before all servers know it.
+	// rulesShares counts shares of devices. To older ones they are whole devices.
 	rulesShares = 3
 
+	// rulesChildren knows jobs with children. To older ones they are jobs like others.
+	rulesChildren = 4
+
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesShares
+	CurrentRules = rulesChildren
 )
 
 func (s *Stamp) stamp() *Stamp { return s }
@@ -128,8 +133,8 @@ type DeregisterNode struct {
 	NodeID string
 }
 
-// RegisterJob creates a job or its next version, with an evaluation, in one
-// entry. An identical specification keeps Version and JobModifyIndex. Models
+// RegisterJob creates a job or its next version, with an evaluation unless it has
+// children instead of allocations, in one entry. An identical specification keeps Version and JobModifyIndex. Models
 // that onnx tasks name are resolved and pinned; an unknown one refuses the job.
 type RegisterJob struct {
 	Stamp
@@ -311,6 +316,10 @@ func newCommand(k Kind) Command {
 		return new(SetClusterMeta)
 	case KindSetFleetHold:
 		return new(SetFleetHold)
+	case KindDispatchJob:
+		return new(DispatchJob)
+	case KindLaunchJob:
+		return new(LaunchJob)
 	}
 	return nil
 }
@@ -318,12 +327,26 @@ func newCommand(k Kind) Command {
 // EncodeCommand makes a log entry, of the newest rules: the kind's byte, then the body as Marshal writes it.
 func EncodeCommand(c Command) []byte { return encodeCommand(c, CurrentRules) }
 
-// EncodeCommand makes a log entry for the servers that the region has, of the newest rules that all of them know.
+// EncodeCommand makes a log entry for the servers that the region has, of the newest rules that all of them know,
+// or of those that the command cannot do without: see Supports.
 func (s *Snapshot) EncodeCommand(c Command) []byte { return encodeCommand(c, s.Rules()) }
 
 func encodeCommand(c Command, rules uint64) []byte {
-	c.stamp().Rules = rules
+	c.stamp().Rules = max(rules, needs(c))
 	return marshal([]byte{byte(c.kind())}, c)
+}
+
+// needs gives the rules without which a command means nothing, or something else; 0: any will do.
+func needs(c Command) uint64 {
+	switch c := c.(type) {
+	case *DispatchJob, *LaunchJob:
+		return rulesChildren
+	case *RegisterJob:
+		if c.Job != nil {
+			return c.Job.NeedsRules()
+		}
+	}
+	return 0
 }
 
 // DecodeCommand reads a log entry.
@@ -353,6 +376,7 @@ type Result struct {
 	Err            *Error // the command was refused and changed nothing
 	EvalID         string
 	JobModifyIndex uint64
+	JobID          string `json:",omitempty"` // of the child that was dispatched or launched; "": none was
 	Version        uint64 // of the model or job that was created
 	Plans          []PlanResult
 	Updated        bool // SetSchedulerConfig: whether the check passed

@@ -12,6 +12,7 @@ const (
 
 	TriggerJobRegister       = "job-register"
 	TriggerJobDeregister     = "job-deregister"
+	TriggerPeriodicJob       = "periodic-job"
 	TriggerNodeUpdate        = "node-update"
 	TriggerNodeDrain         = "node-drain"
 	TriggerAllocStop         = "alloc-stop"

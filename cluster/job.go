@@ -50,6 +50,13 @@ type Job struct {
 	// Affinities and Spreads hold for every group besides its own.
 	Affinities []*Affinity `json:",omitempty"`
 	Spreads    []*Spread   `json:",omitempty"`
+	// What makes a job run through others, and what such another has of it: see child.go.
+	Periodic                 *PeriodicConfig         `json:",omitempty"`
+	ParameterizedJob         *ParameterizedJobConfig `json:",omitempty"`
+	ParentID                 string                  `json:",omitempty"` // of a child: the job that it was dispatched or launched from
+	Dispatched               bool                    `json:",omitempty"` // a child of a parameterized job, or a child of that one
+	DispatchIdempotencyToken string                  `json:",omitempty"`
+	Payload                  []byte                  `json:",omitempty"` // of the dispatch; at most MaxPayload bytes
 
 	// Set by the state.
 	Stop              bool
@@ -202,6 +209,8 @@ type Task struct {
 	Model *ModelRef `json:",omitempty"`
 	// Affinities count for the whole group.
 	Affinities []*Affinity `json:",omitempty"`
+	// DispatchPayload names the file that a dispatched job's payload is written to; nil: none.
+	DispatchPayload *DispatchPayloadConfig `json:",omitempty"`
 }
 
 // ModelRef says which model an onnx task serves. A job names it as NAME (the
@@ -324,22 +333,27 @@ func (d *RequestedDevice) Share() (device string, milli, mib int64) {
 // NeedsRules is the version of the rules by which such a job can be registered, see
 // Snapshot.Rules: servers that do not know it would lose a part of what it asks for.
 func (j *Job) NeedsRules() uint64 {
-	for _, g := range j.TaskGroups {
-		for _, t := range g.Tasks {
-			if t.Resources == nil {
-				continue
-			}
-			for _, d := range t.Resources.Devices {
-				if _, milli, mib := d.Share(); milli > 0 || mib > 0 {
-					return rulesShares
-				}
-			}
-		}
-	}
-	if j.prefers() {
+	switch {
+	case j.needsChildren():
+		return rulesChildren
+	case j.asksShares():
+		return rulesShares
+	case j.prefers():
 		return rulesPreferences
 	}
 	return 0
+}
+
+// asksShares says whether the job asks for a part of a device.
+func (j *Job) asksShares() bool {
+	return slices.ContainsFunc(j.TaskGroups, func(g *TaskGroup) bool {
+		return g != nil && slices.ContainsFunc(g.Tasks, func(t *Task) bool {
+			return t != nil && t.Resources != nil && slices.ContainsFunc(t.Resources.Devices, func(d *RequestedDevice) bool {
+				_, milli, mib := d.Share()
+				return milli > 0 || mib > 0
+			})
+		})
+	})
 }
 
 // NetworkResource is a group's network block, or one network of a node or an
@@ -411,7 +425,7 @@ type JobSummary struct {
 	JobID       string
 	Namespace   string
 	Summary     map[string]TaskGroupSummary
-	Children    *struct{ Pending, Running, Dead int64 }
+	Children    *ChildrenSummary // of a job that has children instead of allocations; nil for others
 	CreateIndex uint64
 	ModifyIndex uint64
 }

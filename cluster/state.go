@@ -29,6 +29,8 @@ const (
 	TableServers       = "servers"
 	TableAutopilot     = "autopilot_config"
 	TableClusterMeta   = "cluster_meta"
+
+	TablePeriodicLaunches = "periodic_launches"
 )
 
 // IndexCapacity is an entry of the index table that is no table: the last log
@@ -89,6 +91,20 @@ var Tables = []*Table{
 	{
 		Name: TableJobs, Record: 1, New: func() any { return new(Job) },
 		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID },
+		by: map[string]func(any) string{
+			"launches": func(v any) string {
+				if j := v.(*Job); j.Launches() {
+					return j.Namespace + sep + j.ID
+				}
+				return ""
+			},
+			"token": func(v any) string {
+				if j := v.(*Job); j.DispatchIdempotencyToken != "" {
+					return j.Namespace + sep + j.ParentID + sep + j.DispatchIdempotencyToken
+				}
+				return ""
+			},
+		},
 	},
 	{
 		Name: TableJobVersions, Record: 9, New: func() any { return new(Job) },
@@ -196,6 +212,10 @@ var Tables = []*Table{
 	{
 		Name: TableClusterMeta, Record: 14, New: func() any { return new(ClusterMeta) },
 		key: func(any) string { return "meta" },
+	},
+	{
+		Name: TablePeriodicLaunches, Record: 6, New: func() any { return new(PeriodicLaunch) },
+		key: func(v any) string { l := v.(*PeriodicLaunch); return l.Namespace + sep + l.ID },
 	},
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },

@@ -101,6 +101,9 @@ func (c *checker) job(in *api.Job) *cluster.Job {
 		out.Datacenters = []string{"*"}
 	}
 	c.jobNames(out)
+	c.noChild(in)
+	out.Periodic = c.periodic(out.Type, in.Periodic)
+	out.ParameterizedJob = c.parameterized(out.Type, in.ParameterizedJob)
 	out.Constraints = c.constraints(in.Constraints, "", levelJob)
 	out.Affinities, out.Spreads = c.affinities(in.Affinities, "", levelJob), c.spreads(in.Spreads, "")
 
@@ -163,6 +166,7 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 		at := join(path, join("task", t.Name))
 		c.taskName(t.Name, at, seen)
 		task := c.task(service, g, t, in.RestartPolicy, at)
+		task.DispatchPayload = c.dispatchPayload(out, t.DispatchPayload, join(at, "dispatch_payload"))
 		g.Tasks = append(g.Tasks, task)
 		if task.Leader {
 			if leader != "" {

@@ -128,7 +128,16 @@ var (
 		skip: []string{
 			"ID", "Status", "StatusDescription", "Stable", "Version", "SubmitTime", "CreateIndex", "ModifyIndex", "JobModifyIndex",
 		},
-		children: []child{{field: "Datacenters", name: "Datacenters"}, constraints, affinities, spreads},
+		children: []child{
+			{field: "Datacenters", name: "Datacenters"},
+			constraints,
+			affinities,
+			spreads,
+			{field: "Periodic", name: "Periodic", block: block{children: []child{{field: "Specs", name: "Specs"}}}},
+			{field: "ParameterizedJob", name: "ParameterizedJob", block: block{children: []child{
+				{field: "MetaOptional", name: "MetaOptional"}, {field: "MetaRequired", name: "MetaRequired"},
+			}}},
+		},
 	}
 	groupBlock = block{
 		skip: []string{"Name"},
@@ -164,6 +173,7 @@ var (
 			{field: "LogConfig", name: "LogConfig"},
 			{field: "Artifacts", name: "Artifact", key: fieldKey("GetterSource", "RelativeDest")},
 			{field: "Templates", name: "Template", key: fieldKey("DestPath")},
+			{field: "DispatchPayload", name: "DispatchPayload"},
 		},
 	}
 	modelBlock  = block{children: []child{{field: "Model", name: "Model"}}}
@@ -196,7 +206,7 @@ func (d differ) objects(old, new reflect.Value, b block) []*api.ObjectDiff {
 		switch {
 		case c.key != nil:
 			pairs = pair(blocks(o), blocks(n), func(p *any) string { return c.key(*p) })
-		case c.field == "Datacenters":
+		case isStrings(o) || isStrings(n):
 			if s := stringsDiff(c.name, o, n); s != nil {
 				out = append(out, s)
 			}
@@ -224,6 +234,8 @@ func (d differ) object(name string, old, new map[string]string, noOld, noNew boo
 	}
 	return &api.ObjectDiff{Type: t, Name: name, Fields: fieldDiffs(old, new, d.contextual), Objects: inner}
 }
+
+func isStrings(v reflect.Value) bool { return v.IsValid() && v.Type() == reflect.TypeFor[[]string]() }
 
 func stringsDiff(name string, old, new reflect.Value) *api.ObjectDiff {
 	list := func(v reflect.Value) []string {

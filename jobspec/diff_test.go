@@ -67,6 +67,7 @@ func TestDiffOfNewJob(t *testing.T) {
 	got := lines(Diff(nil, mustJob(t, small("")), true, annotations(cluster.DesiredUpdates{Place: 1})))
 	const want = `+ job small
 + AllAtOnce: "" => "false"
++ Dispatched: "" => "false"
 + Name: "" => "small"
 + Namespace: "" => "default"
 + NodePool: "" => "default"

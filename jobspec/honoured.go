@@ -18,12 +18,12 @@ const notYet = "is not supported yet by rxvision"
 // somebody adds it here.
 var honoured = map[reflect.Type]string{
 	reflect.TypeFor[api.Job](): `Region Namespace ID Name Type Priority AllAtOnce Datacenters NodePool Constraints
-		TaskGroups Update Reschedule Migrate Meta Affinities Spreads`,
+		TaskGroups Update Reschedule Migrate Meta Affinities Spreads Periodic ParameterizedJob`,
 	reflect.TypeFor[api.TaskGroup](): `Name Count Constraints Tasks RestartPolicy ReschedulePolicy EphemeralDisk
 		Update Migrate Networks Meta ShutdownDelay Disconnect MaxClientDisconnect PreventRescheduleOnLost
 		Affinities Spreads`,
 	reflect.TypeFor[api.Task](): `Name Driver User Config Constraints Env Resources RestartPolicy Meta KillTimeout
-		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal Affinities`,
+		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal Affinities DispatchPayload`,
 	reflect.TypeFor[api.Constraint]():   `LTarget RTarget Operand`,
 	reflect.TypeFor[api.Affinity]():     `LTarget RTarget Operand Weight`,
 	reflect.TypeFor[api.Spread]():       `Attribute Weight SpreadTarget`,
@@ -45,12 +45,16 @@ var honoured = map[reflect.Type]string{
 	// nothing ever changes under one: modes, signals and splay are accepted and idle.
 	reflect.TypeFor[api.Template](): `SourcePath DestPath EmbeddedTmpl ChangeMode ChangeSignal Once Splay Perms
 		LeftDelim RightDelim Envvars`,
+
+	reflect.TypeFor[api.PeriodicConfig]():         `Enabled Spec Specs SpecType ProhibitOverlap TimeZone`,
+	reflect.TypeFor[api.ParameterizedJobConfig](): `Payload MetaRequired MetaOptional`,
+	reflect.TypeFor[api.DispatchPayloadConfig]():  `File`,
 }
 
 // setByState names the fields of a job that the state owns. Whoever sends a job
 // back that he was given sends them along; they are not the user's to set.
 const setByState = `Stop Status StatusDescription Stable Version SubmitTime CreateIndex ModifyIndex JobModifyIndex
-	VersionTag NomadTokenID DispatchIdempotencyToken`
+	VersionTag NomadTokenID ParentID Dispatched DispatchIdempotencyToken Payload`
 
 // neutral says of a field that is set whether it means the same as leaving it out.
 // Servers of Nomad fill these in, and answers that they gave are submitted again.

@@ -20,8 +20,9 @@ import (
 // server has applied it too. It stamps RequestID and Time when they are empty.
 // The error is Result.Err when the rules refused the command, ErrNoLeader when
 // nobody could take it within the leader wait, CodeTooLarge when it is over
-// MaxEntry, CodeUnavailable when the disk is full, the leader does not answer or
-// the store has ended, and ctx's when that ended first.
+// MaxEntry, CodeUnsupported while a server of the region is too old to know it,
+// CodeUnavailable when the disk is full, the leader does not answer or the store has
+// ended, and ctx's when that ended first.
 func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
 	end, err := s.begin()
 	if err != nil {
@@ -31,7 +32,11 @@ func (s *Store) Apply(ctx context.Context, cmd cluster.Command) (cluster.Result,
 	stamp := cluster.StampOf(cmd)
 	setDefault(&stamp.RequestID, newUUID())
 	setDefault(&stamp.Time, time.Now().UnixNano())
-	entry := seal(s.State().Snapshot().EncodeCommand(cmd))
+	snap := s.State().Snapshot()
+	if err := snap.Supports(cmd); err != nil {
+		return cluster.Result{}, err
+	}
+	entry := seal(snap.EncodeCommand(cmd))
 	if len(entry) > MaxEntry {
 		return cluster.Result{}, cluster.Errorf(cluster.CodeTooLarge,
 			"the change takes %d bytes, over the limit of %d bytes for one change", len(entry), MaxEntry)

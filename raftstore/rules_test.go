@@ -22,3 +22,23 @@ func TestOlderServerCannotJoin(t *testing.T) {
 		t.Fatalf("%d members afterwards, %v", len(servers), err)
 	}
 }
+
+// TestOlderServerIsSpared: a command that an older server of the region would stop at is not proposed.
+func TestOlderServerIsSpared(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	eventually(t, "the region goes by the newest rules", func() bool { return s.State().Snapshot().Rules() == cluster.CurrentRules })
+	dispatch := func() error {
+		_, err := s.Apply(context.Background(), &cluster.DispatchJob{Namespace: "default", JobID: "nobody"})
+		return err
+	}
+	if err := dispatch(); cluster.CodeOf(err) != cluster.CodeNotFound {
+		t.Fatalf("a dispatch of no job: %v", err)
+	}
+	older := &cluster.Server{ID: newUUID(), Name: "older", Region: s.cfg.Region, RaftAddr: "127.0.0.1:1", Rules: cluster.CurrentRules - 1}
+	if _, err := s.Apply(context.Background(), &cluster.RegisterServer{Server: older}); err != nil {
+		t.Fatal(err)
+	}
+	if err := dispatch(); cluster.CodeOf(err) != cluster.CodeUnsupported || !strings.Contains(err.Error(), "upgrade older first") {
+		t.Fatalf("beside an older server: %v", err)
+	}
+}

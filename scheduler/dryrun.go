@@ -12,7 +12,8 @@ import (
 // plan): annotations, placements and failures. It changes nothing and works on
 // any server. The job is a complete specification as jobspec makes it; what the
 // state sets when it registers a job, models included, DryRun sets in a copy.
-// The error names every model that is not there.
+// The error names every model that is not there. Of a job with children it says what
+// would become of a child.
 func DryRun(snap *cluster.Snapshot, job *cluster.Job, now cluster.Time) (*place.Result, error) {
 	j := cluster.Clone(job)
 	var faults []error
@@ -42,6 +43,7 @@ func DryRun(snap *cluster.Snapshot, job *cluster.Job, now cluster.Time) (*place.
 			j.Version = old.Version + 1
 		}
 	}
+	j.Periodic, j.ParameterizedJob = nil, nil
 	eval := &cluster.Evaluation{
 		ID: "dry-run", Namespace: j.Namespace, JobID: j.ID, Type: j.Type, Priority: j.Priority,
 		TriggeredBy: cluster.TriggerJobRegister, JobModifyIndex: j.JobModifyIndex, Status: cluster.EvalStatusPending,

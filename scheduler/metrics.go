@@ -18,6 +18,8 @@ type metrics struct {
 	entries prometheus.Counter
 	failed  prometheus.Counter
 	reaped  prometheus.Counter
+
+	launched prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -38,6 +40,8 @@ func newMetrics() *metrics {
 		entries: counter("plan_entries_total", "Log entries with plans."),
 		failed:  counter("failed_evaluations_total", "Evaluations given up after too many refused plans."),
 		reaped:  counter("reaped_total", "Ended records forgotten."),
+
+		launched: counter("launches_total", "Periodic jobs launched at their times."),
 	}
 }
 
@@ -46,7 +50,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.evals, m.planned, m.placed, m.stopped, m.refused, m.entries, m.failed, m.reaped} {
+	for _, c := range []prometheus.Collector{m.evals, m.planned, m.placed, m.stopped, m.refused, m.entries, m.failed, m.reaped, m.launched} {
 		errs = append(errs, r.Register(c))
 	}
 	return errors.Join(errs...)

@@ -36,7 +36,7 @@ func (s *Scheduler) watchMix(ctx context.Context) error {
 func mixOf(snap *cluster.Snapshot) *place.Mix {
 	var work []place.Work
 	for _, j := range snap.Jobs(nil, "*", "") {
-		if j.Stop || j.Status == cluster.JobStatusDead {
+		if j.Stop || j.Spawns() || j.Status == cluster.JobStatusDead {
 			continue
 		}
 		for _, g := range j.TaskGroups {

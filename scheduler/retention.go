@@ -23,6 +23,7 @@ type Retention struct {
 	NodeGCThreshold       time.Duration // nodes that are down and hold nothing, and then their enrolments; 24 h
 	JobTrackedVersions    int           // versions of a job, besides the newest stable one and those that run; 6, which is the most
 
+	MaxEndedJobs        int // 100,000: the jobs that leave after JobGCThreshold
 	MaxEndedAllocsOfJob int // 1,000
 	MaxEndedAllocs      int // 100,000
 	MaxEndedEvals       int // 100,000
@@ -46,6 +47,7 @@ func (r *Retention) defaults() {
 	if r.JobTrackedVersions <= 0 || r.JobTrackedVersions > cluster.MaxJobVersions {
 		r.JobTrackedVersions = cluster.MaxJobVersions
 	}
+	r.MaxEndedJobs = cmp.Or(r.MaxEndedJobs, 100_000)
 	r.MaxEndedAllocsOfJob = cmp.Or(r.MaxEndedAllocsOfJob, 1_000)
 	r.MaxEndedAllocs = cmp.Or(r.MaxEndedAllocs, 100_000)
 	r.MaxEndedEvals = cmp.Or(r.MaxEndedEvals, 100_000)
@@ -72,12 +74,12 @@ type collector struct {
 	room   int // records that reap still takes
 	bytes  int
 
-	allocs, evals, deployments ages
+	jobs, allocs, evals, deployments ages
 }
 
 func newCollector(keep *Retention) *collector {
-	width := max(keep.EvalGCThreshold, keep.BatchEvalGCThreshold)/ageBuckets + time.Second
-	return &collector{keep: keep, allocs: newAges(width), evals: newAges(width), deployments: newAges(width)}
+	width := max(keep.EvalGCThreshold, keep.BatchEvalGCThreshold, keep.JobGCThreshold)/ageBuckets + time.Second
+	return &collector{keep: keep, jobs: newAges(width), allocs: newAges(width), evals: newAges(width), deployments: newAges(width)}
 }
 
 // page goes on with the walk on a snapshot: what to commit, and whether the walk
@@ -97,6 +99,7 @@ func (c *collector) page(snap *cluster.Snapshot, now cluster.Time) (cmds []clust
 		c.enrolments(snap, now)
 		c.tokens(snap, now)
 		c.after = cluster.JobKey{}
+		c.jobs.turn(c.keep.MaxEndedJobs)
 		c.allocs.turn(c.keep.MaxEndedAllocs)
 		c.evals.turn(c.keep.MaxEndedEvals)
 		c.deployments.turn(c.keep.MaxEndedDeployments)
@@ -128,11 +131,15 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	evals, deployments := snap.EndedEvals(k), snap.EndedDeployments(k)
 	looked = len(allocs) + len(evals) + len(deployments)
 	named := snap.Lineage(k)
-	if j != nil && named == nil && c.dead(j, allocs, evals, now) && len(snap.OpenEvalsByJob(k)) == 0 {
-		r := c.next(len(k.Namespace) + len(k.ID))
-		r.Jobs = append(r.Jobs, k)
-		c.room -= min(c.room, looked) // they leave in the same entry
-		return looked
+	if j != nil && named == nil && len(snap.OpenEvalsByJob(k)) == 0 {
+		if end, dead := endOf(j, allocs, evals); dead && (c.old(end, c.keep.JobGCThreshold, now) || c.jobs.over(end)) {
+			r := c.next(len(k.Namespace) + len(k.ID))
+			r.Jobs = append(r.Jobs, k)
+			c.room -= min(c.room, looked) // they leave in the same entry
+			return looked
+		} else if dead {
+			c.jobs.add(end)
+		}
 	}
 	threshold := c.keep.EvalGCThreshold
 	if j != nil && j.Type == cluster.JobTypeBatch {
@@ -167,23 +174,22 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 	return looked
 }
 
-// dead says whether a job has ended for good and long ago, if no evaluation of it is
-// open.
-func (c *collector) dead(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended, now cluster.Time) bool {
+// endOf says whether a job of which no evaluation is open has ended for good, and when.
+func endOf(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended) (last int64, dead bool) {
 	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
-		return false
+		return 0, false
 	}
-	last := j.SubmitTime
+	last = j.SubmitTime
 	for _, e := range evals {
 		last = max(last, e.At)
 	}
 	for _, a := range allocs {
 		if !a.ClientTerminal() {
-			return false
+			return 0, false
 		}
 		last = max(last, a.ModifyTime)
 	}
-	return c.old(last, c.keep.JobGCThreshold, now)
+	return last, true
 }
 
 // ended forgets allocations that no longer count for their job (nil: purged), and

@@ -1,5 +1,5 @@
 // Package scheduler is the leader's loop: it answers evaluations by plans,
-// watches over deployments and drains, and forgets what has ended. Where work
+// watches over deployments and drains, launches periodic jobs, and forgets what has ended. Where work
 // goes is decided by package place; what is committed, by the rules of cluster.
 // Here are only order, retries and time. DESIGN.md tells why it is built so.
 package scheduler
@@ -140,6 +140,7 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 	g.Go(func() error { return s.watchMix(ctx) })
 	g.Go(func() error { return s.watchDeployments(ctx) })
 	g.Go(func() error { return s.watchDrains(ctx) })
+	g.Go(func() error { return s.watchPeriodic(ctx) })
 	g.Go(func() error { return s.collect(ctx) })
 	return g.Wait()
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // Steps makes a leader's decisions one at a time, without goroutines, clock or
-// randomness of its own: the same queue, planning, retries, deployments, drains
-// and collection that Run drives on a real leader. It is for simulation. A new
+// randomness of its own: the same queue, planning, retries, deployments, drains,
+// launches and collection that Run drives on a real leader. It is for simulation. A new
 // reign begins with new Steps.
 type Steps struct {
 	queue *queue
@@ -16,6 +16,7 @@ type Steps struct {
 	newID func() string
 
 	collector *collector
+	launcher  *launcher
 	cache     place.Cache
 	plans     int
 }
@@ -28,6 +29,7 @@ func NewSteps(keep Retention, newID func() string) *Steps {
 	keep.defaults()
 	s := &Steps{queue: newQueue(), keep: keep, newID: newID}
 	s.collector = newCollector(&s.keep)
+	s.launcher = newLauncher(func(*cluster.Job, error) {})
 	return s
 }
 
@@ -107,7 +109,7 @@ func (b *Batch) Settle(res cluster.Result, err error, now cluster.Time) []cluste
 	return cmds
 }
 
-// Watch looks after deployments and drains: what must be committed now.
+// Watch looks after deployments, drains and periodic jobs: what must be committed now.
 func (s *Steps) Watch(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.Command) {
 	for _, d := range snap.ActiveDeployments(nil) {
 		if due := progressDue(d); due != 0 && due <= now {
@@ -120,6 +122,10 @@ func (s *Steps) Watch(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.
 	}
 	if len(d.move) > 0 {
 		cmds = append(cmds, d.command(s.newID))
+	}
+	launches, _ := s.launcher.look(snap, nil, now, s.newID)
+	for _, l := range launches {
+		cmds = append(cmds, l)
 	}
 	return cmds
 }

@@ -178,7 +178,7 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 		return fmt.Errorf("job %s has settled, but a fresh evaluation would place %d, stop %d, and create the deployment %+v%s",
 			j.ID, len(r.Plan.Place), len(r.Plan.Stop), r.Plan.Deployment, story(snap, j.Key()))
 	}
-	if j.Stop {
+	if j.Stop || j.Spawns() {
 		return nil
 	}
 	reason := ""

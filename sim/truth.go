@@ -119,6 +119,8 @@ func summary(c cluster.Command, res cluster.Result) string {
 		return fmt.Sprintf("%s version %d", c.Job.ID, res.Version)
 	case *cluster.DeregisterJob:
 		return fmt.Sprintf("%s purge %t", c.JobID, c.Purge)
+	case *cluster.DispatchJob, *cluster.LaunchJob:
+		return res.JobID
 	case *cluster.ApplyPlans:
 		place, stop, refused, stale := 0, 0, 0, 0
 		for i, p := range c.Plans {
@@ -169,8 +171,19 @@ func (t *truth) judge(s *server, c cluster.Command, res cluster.Result) {
 		} else if res.JobModifyIndex != 0 {
 			t.jobs[k] = res.JobModifyIndex
 		}
+	case *cluster.DispatchJob:
+		t.spawned(c.Namespace, res)
+	case *cluster.LaunchJob:
+		t.spawned(c.Namespace, res)
 	case *cluster.SetAlias, *cluster.Reap:
 		t.readJobs(s)
+	}
+}
+
+// spawned is told of a child that an answer names.
+func (t *truth) spawned(namespace string, res cluster.Result) {
+	if res.JobID != "" {
+		t.jobs[cluster.JobKey{Namespace: namespace, ID: res.JobID}] = res.JobModifyIndex
 	}
 }
 

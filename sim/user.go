@@ -59,6 +59,9 @@ var actions = []action{
 	{1, (*user).deletePolicies},
 	{1, (*user).upsertTokens},
 	{1, (*user).deleteTokens},
+	{4, (*user).form},
+	{6, (*user).dispatch},
+	{2, (*user).launch},
 	{2, (*user).introduce},
 	{2, (*user).enrol},
 	{1, (*user).deleteIntroductions},
@@ -117,6 +120,9 @@ func (u *user) tidy() {
 				EvalID: w.newID(),
 			})
 		}
+	}
+	for _, j := range snap.LaunchingJobs(nil) {
+		cmds = append(cmds, &cluster.DeregisterJob{Namespace: j.Namespace, JobID: j.ID, EvalID: w.newID()})
 	}
 	for _, n := range snap.Nodes(nil, "") {
 		if d := n.DrainStrategy; n.Drain && d != nil && d.Deadline == 0 && s.clock() > d.StartedAt.Add(drainPatience) {

@@ -94,16 +94,26 @@ func (d Dir) Build(username string) error {
 	if err := os.MkdirAll(d.Secrets(), 0o700); err != nil {
 		return err
 	}
+	uid, gid, err := owner(username)
+	if err != nil || uid < 0 {
+		return err
+	}
+	return os.Chown(d.Secrets(), uid, gid)
+}
+
+// owner finds whom a task's private files are given to: -1 for nobody else, since the task
+// runs as the agent's own user, or the agent may not give files away.
+func owner(username string) (uid, gid int, err error) {
 	if username == "" || os.Geteuid() != 0 {
-		return nil
+		return -1, -1, nil
 	}
 	u, err := user.Lookup(username)
 	if err != nil {
-		return fmt.Errorf("user %q: %w", username, err)
+		return -1, -1, fmt.Errorf("user %q: %w", username, err)
 	}
 	uid, err1 := strconv.Atoi(u.Uid)
 	gid, err2 := strconv.Atoi(u.Gid)
-	return errors.Join(err1, err2, os.Chown(d.Secrets(), uid, gid))
+	return uid, gid, errors.Join(err1, err2)
 }
 
 // makeOpen makes directories that every user of the host may write, as Nomad's

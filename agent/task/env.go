@@ -48,6 +48,9 @@ func NewEnv(node *cluster.Node, region string, job *cluster.Job, alloc *cluster.
 	e.set("NOMAD_TASK_NAME", task.Name)
 	e.set("NOMAD_JOB_ID", alloc.JobID)
 	e.set("NOMAD_JOB_NAME", job.Name)
+	if job.ParentID != "" {
+		e.set("NOMAD_JOB_PARENT_ID", job.ParentID)
+	}
 	e.set("NOMAD_NAMESPACE", alloc.Namespace)
 	e.set("NOMAD_REGION", region)
 	e.set("NOMAD_DC", node.Datacenter)
@@ -86,12 +89,15 @@ func (e *Env) port(p cluster.PortMapping) {
 }
 
 // meta sets NOMAD_META_… of job, group and task, the narrower one winning, in the
-// key's own spelling and in capitals.
+// key's own spelling and in capitals. What a dispatch could give and did not is empty.
 func (e *Env) meta(job *cluster.Job, group string, task *cluster.Task) {
-	all := maps.Clone(job.Meta)
-	if all == nil {
-		all = map[string]string{}
+	all := map[string]string{}
+	if job.Dispatched && job.ParameterizedJob != nil {
+		for _, key := range job.ParameterizedJob.MetaOptional {
+			all[key] = ""
+		}
 	}
+	maps.Copy(all, job.Meta)
 	if g := job.Group(group); g != nil {
 		maps.Copy(all, g.Meta)
 	}

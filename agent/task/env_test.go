@@ -211,3 +211,21 @@ func TestNamesAndSignals(t *testing.T) {
 		t.Errorf("workers are stopped by %v", s)
 	}
 }
+
+// TestEnvironmentOfADispatchedJob: it knows its parent, and what a dispatch could give and did not is empty.
+func TestEnvironmentOfADispatchedJob(t *testing.T) {
+	spec := &cluster.Task{Name: "t"}
+	job := exampleJob(spec)
+	job.ParentID, job.Dispatched = "par", true
+	job.ParameterizedJob = &cluster.ParameterizedJobConfig{MetaOptional: []string{"note", "owner"}}
+	e := NewEnv(exampleNode(), "global", job, exampleAlloc("t"), spec, AllocDir("/x").Task("t"))
+	for name, want := range map[string]string{"NOMAD_JOB_PARENT_ID": "par", "NOMAD_META_note": "", "NOMAD_META_NOTE": "", "NOMAD_META_owner": "job"} {
+		if got, ok := e.Get(name); got != want || !ok {
+			t.Errorf("%s = %q, %v, want %q", name, got, ok, want)
+		}
+	}
+	job.Dispatched = false
+	if _, ok := NewEnv(exampleNode(), "global", job, exampleAlloc("t"), spec, AllocDir("/x").Task("t")).Get("NOMAD_META_note"); ok {
+		t.Error("a job that was not dispatched has what a dispatch could give")
+	}
+}

@@ -60,8 +60,12 @@ Exit code 2 means that the job is registered but could not be placed whole.`,
 			if c.json {
 				return printJSON(out, registered)
 			}
+			if registered.EvalID == "" {
+				fmt.Fprintln(out, "registered; it runs when it is dispatched, or at its times")
+				return nil
+			}
 			fmt.Fprintf(out, "evaluation %s\n", registered.EvalID)
-			if detach || registered.EvalID == "" {
+			if detach {
 				return nil
 			}
 			return watchJob(cmd.Context(), client, registered.EvalID, out)
@@ -302,11 +306,15 @@ func newJobStop() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if r.EvalID == "" {
+			if r.JobModifyIndex == 0 {
 				return fmt.Errorf("job %q: not found", args[0])
 			}
 			if c.json {
 				return printJSON(cmd.OutOrStdout(), r)
+			}
+			if r.EvalID == "" {
+				fmt.Fprintln(cmd.OutOrStdout(), "stopped; what was dispatched or launched from it goes on")
+				return nil
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "evaluation %s\n", r.EvalID)
 			if detach {

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	_ "time/tzdata" // periodic jobs name zones, whatever the host has of them
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"

@@ -1,13 +1,6 @@
 job "later" {
   type = "system"
 
-  periodic {
-    cron = "@daily"
-  }
-
-  parameterized {
-  }
-
   update {
     canary       = 1
     auto_revert  = true
@@ -91,10 +84,6 @@ job "later" {
       secret "s" {
         provider = "nomad"
         path     = "p"
-      }
-
-      dispatch_payload {
-        file = "f"
       }
 
       csi_plugin {

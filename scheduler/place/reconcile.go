@@ -71,7 +71,7 @@ func (p *planner) reconcile() []*group {
 		groups, byName[name] = append(groups, g), g
 		return g
 	}
-	if p.job != nil && !p.job.Stop {
+	if p.job != nil && !p.job.Stop && !p.job.Spawns() { // else nothing of it is to run
 		for _, spec := range p.job.TaskGroups {
 			add(spec.Name, spec)
 		}
@@ -465,6 +465,7 @@ type startForm struct {
 	Disk     *cluster.EphemeralDisk
 	Networks []*cluster.NetworkResource
 	Tasks    []taskForm
+	Payload  []byte
 }
 
 type taskForm struct {
@@ -476,15 +477,16 @@ type taskForm struct {
 	Templates                  []*cluster.Template
 	Leader                     bool
 	Model                      *cluster.ModelRef
+	DispatchPayload            *cluster.DispatchPayloadConfig
 }
 
 func formOf(j *cluster.Job, g *cluster.TaskGroup) startForm {
-	f := startForm{Disk: g.EphemeralDisk, Networks: g.Networks, Meta: merged(j.Meta, g.Meta)}
+	f := startForm{Disk: g.EphemeralDisk, Networks: g.Networks, Meta: merged(j.Meta, g.Meta), Payload: j.Payload}
 	for _, t := range g.Tasks {
 		tf := taskForm{
 			Name: t.Name, Driver: t.Driver, User: t.User, Config: string(t.Config),
 			Env: t.Env, Meta: t.Meta, Resources: withoutAffinities(t.Resources), LogConfig: t.LogConfig,
-			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: t.Model,
+			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: t.Model, DispatchPayload: t.DispatchPayload,
 		}
 		f.Tasks = append(f.Tasks, tf)
 	}
