@@ -288,7 +288,10 @@ func TestPreferencesNeedRules(t *testing.T) {
 		keeps bool
 	}{{rulesPreferences - 1, false}, {CurrentRules, true}} {
 		h := newHarness(t)
-		h.encode = func(c Command) []byte { return encodeCommand(c, test.rules) }
+		h.encode = func(c Command) []byte { // encodeCommand would give the job the rules that it needs
+			c.stamp().Rules = test.rules
+			return marshal([]byte{byte(c.kind())}, c)
+		}
 		job := func(change func(*Job, *TaskGroup)) *Job {
 			j := testJob("a", 1)
 			j.TaskGroups[0].Tasks[0].Resources = &Resources{CPU: 100, MemoryMB: 10, Devices: []*RequestedDevice{{Name: "gpu", Count: 1}}}
