@@ -177,7 +177,7 @@ func (p *planner) stateOf(a *cluster.Allocation) state {
 		return unheard // its node is back and will tell
 	case set(a.DesiredTransition.Migrate):
 		return moving
-	case current && (set(a.DesiredTransition.Reschedule) || set(a.DesiredTransition.ForceReschedule) || p.unhealthy(a)):
+	case set(a.DesiredTransition.Reschedule), set(a.DesiredTransition.ForceReschedule), current && p.unhealthy(a):
 		return failed
 	default:
 		return running

@@ -486,6 +486,9 @@ func (l *line) alloc(nodes []*cluster.Node) *cluster.Allocation {
 	if l.has("migrate") {
 		a.DesiredTransition.Migrate = &yes
 	}
+	if l.has("forced") {
+		a.DesiredTransition.ForceReschedule = &yes
+	}
 	if n := l.num("rescheduled", 0); n > 0 {
 		a.RescheduleTracker = &cluster.RescheduleTracker{}
 		for i := range n {
