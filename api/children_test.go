@@ -23,6 +23,7 @@ func batcher(id string, p *nomad.ParameterizedJobConfig, times *nomad.PeriodicCo
 // TestDispatchAndForce asks for children as the nomad client does.
 func TestDispatchAndForce(t *testing.T) {
 	w := newWire(t)
+	w.knows("new", cluster.CurrentRules)
 	jobs := w.client().Jobs()
 	for _, j := range []*nomad.Job{
 		batcher("par", &nomad.ParameterizedJobConfig{MetaRequired: []string{"who"}}, nil),
@@ -126,6 +127,7 @@ func sameSet(a, b []string) bool {
 // TestPlanOfChildren: a plan says when a periodic job is launched next, in its own time zone.
 func TestPlanOfChildren(t *testing.T) {
 	w := newWire(t)
+	w.knows("new", cluster.CurrentRules)
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)

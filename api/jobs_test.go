@@ -104,15 +104,12 @@ func TestPreferences(t *testing.T) {
 	j.Spreads = []*nomad.Spread{nomad.NewSpread("${meta.rack}", 70, []*nomad.SpreadTarget{nomad.NewSpreadTarget("r1", 60)})}
 	j.TaskGroups[0].Affinities = []*nomad.Affinity{nomad.NewAffinity("${node.class}", "is_set", "", 100)}
 	j.TaskGroups[0].Tasks[0].Affinities = []*nomad.Affinity{{LTarget: "${attr.x}", Operand: ">", RTarget: "1"}}
-	server := func(id string, rules uint64) {
-		w.apply(&cluster.RegisterServer{Server: &cluster.Server{ID: id, RaftAddr: id + ":1", Rules: rules}})
-	}
-	server("new", cluster.CurrentRules)
-	server("old", 1)
+	w.knows("new", cluster.CurrentRules)
+	w.knows("old", 1)
 	if r := w.submit(j, "", nil); r.status == http.StatusOK || !strings.Contains(r.body, "upgrade those") {
 		t.Errorf("with an older server: %d %s", r.status, r.body)
 	}
-	server("old", cluster.CurrentRules)
+	w.knows("old", cluster.CurrentRules)
 	if r := w.submit(j, "", nil); r.status != http.StatusOK {
 		t.Fatalf("%d %s", r.status, r.body)
 	}

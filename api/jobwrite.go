@@ -50,7 +50,7 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 	}
 	if j != nil && j.NeedsRules() > s.cfg.Store.State().Snapshot().Rules() {
 		faults = append(faults, jobspec.Fault{
-			Path: "job", Text: "affinity and spread blocks, shares of GPUs, periodic and parameterized jobs need all servers of the region to know them: upgrade those that run an older rxvision, or, right after a start, try again",
+			Path: "job", Text: "it asks for what older servers do not know: upgrade those of the region that run an older rxvision, or, right after a start, try again",
 		})
 	}
 	unknown := unknownModels(s.cfg.Store.State().Snapshot(), in)

@@ -181,6 +181,12 @@ func (w *wire) apply(cmd cluster.Command) cluster.Result {
 	return res
 }
 
+// knows registers a server that knows the rules up to a version.
+func (w *wire) knows(id string, rules uint64) {
+	w.Helper()
+	w.apply(&cluster.RegisterServer{Server: &cluster.Server{ID: id, RaftAddr: id + ":1", Rules: rules}})
+}
+
 // reply is an answer read whole.
 type reply struct {
 	status int
