@@ -92,6 +92,10 @@ bench-serve: build ort ## requests/s and latency through gateway and worker, bes
 bench-control: build ort nomad ## writes, failover and a large state on three servers, beside the real nomad
 	@$(with_nomad); out/bin/rxvision bench control --nomad "$$(command -v nomad)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/control.json $(BENCHFLAGS)
 
+.PHONY: bench-sched
+bench-sched: build ## jobs placed per second through the API, Raft and the agents' streams
+	@out/bin/rxvision bench sched --commit "$$(git rev-parse --short HEAD)" --out out/bench/sched.json $(BENCHFLAGS)
+
 .PHONY: bench-place
 TRACE ?=
 bench-place: build ## GPU allocation on a production trace, beside what was published (TRACE=folder with its lists)

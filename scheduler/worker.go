@@ -15,6 +15,7 @@ const (
 	maxBatch    = 64        // evaluations that are planned on one snapshot
 	maxAttempts = 5         // refused plans of one evaluation
 	planBytes   = 256 << 10 // of one plan; a bigger change takes several, one after the other
+	moreBytes   = 640 << 10 // of those that follow: each looks at the whole job again
 )
 
 // followUpDelay is how long after an evaluation failed its job is looked at again.
@@ -91,7 +92,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			w.cache.Expect(w.mix.Load())
 			view = w.cache.View(snap)
 		}
-		r := w.plan(view, snap, eval)
+		r := w.plan(view, snap, eval, i.planBytes())
 		if unchanged(eval, r) {
 			w.queue.done(i, r.Eval.SnapshotIndex)
 			continue
@@ -117,9 +118,9 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 	return nil
 }
 
-func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation) *place.Result {
+func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, bytes int) *place.Result {
 	start := time.Now()
-	r := planOne(view, snap, eval, cluster.TimeOf(start), newID)
+	r := planOne(view, snap, eval, cluster.TimeOf(start), newID, bytes)
 	took := time.Since(start)
 	w.metrics.planned.Observe(took.Seconds())
 	for _, m := range r.Failed {
@@ -134,8 +135,8 @@ func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Ev
 }
 
 // planOne answers one evaluation of a snapshot.
-func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, now cluster.Time, newID func() string) *place.Result {
-	return view.Plan(place.Input{Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: now, NewID: newID, MaxBytes: planBytes})
+func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, now cluster.Time, newID func() string, bytes int) *place.Result {
+	return view.Plan(place.Input{Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: now, NewID: newID, MaxBytes: bytes})
 }
 
 // unchanged says whether a blocked evaluation is blocked as before: as many
@@ -189,6 +190,7 @@ func (q *queue) settle(i *item, r *place.Result, out outcome) (why string) {
 		}
 		q.again(i, i.attempts+1, 0)
 	case r.More:
+		i.cut = true
 		q.again(i, 0, 0)
 	case r.Eval.Status == cluster.EvalStatusBlocked:
 		q.done(i, r.Eval.SnapshotIndex)

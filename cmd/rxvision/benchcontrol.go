@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/proc"
 )
 
@@ -411,9 +412,14 @@ func (p *controlPlane) attach(ctx context.Context, count int) (detach func() err
 	}
 }
 
-// benchJob is a job of n allocations.
+// benchJob is a service of n allocations.
 func benchJob(id string, n int, datacenter string) string {
-	return fmt.Sprintf(`{"Job":{"ID":%q,"Name":%q,"Type":"service","Datacenters":[%q],"TaskGroups":[{"Name":"g","Count":%d,"Tasks":[{"Name":"t","Driver":"raw_exec","Config":{"command":"/bin/true"},"Resources":{"CPU":10,"MemoryMB":10}}]}]}}`, id, id, datacenter, n)
+	return benchWork(cluster.JobTypeService, id, n, datacenter)
+}
+
+// benchWork is a job of n allocations.
+func benchWork(kind, id string, n int, datacenter string) string {
+	return fmt.Sprintf(`{"Job":{"ID":%q,"Name":%q,"Type":%q,"Datacenters":[%q],"TaskGroups":[{"Name":"g","Count":%d,"Tasks":[{"Name":"t","Driver":"raw_exec","Config":{"command":"/bin/true"},"Resources":{"CPU":10,"MemoryMB":10}}]}]}}`, id, id, kind, datacenter, n)
 }
 
 var controlClients = []int{1, 8, 32, 64}

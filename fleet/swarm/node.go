@@ -355,6 +355,9 @@ func (n *node) set(a *alloc, status string, now time.Time) {
 	switch status {
 	case cluster.AllocClientPending:
 		n.swarm.taken.Add(1)
+		if n.swarm.cfg.Taken != nil {
+			n.swarm.cfg.Taken(a.Allocation)
+		}
 		a.due = now.Add(around(n.swarm.cfg.Start))
 	case cluster.AllocClientRunning:
 		a.started = now

@@ -67,6 +67,8 @@ type Config struct {
 	Work       time.Duration // tasks of batch jobs run for it
 	Stop       time.Duration // tasks that are told to stop take it; 0: they end at once
 	Version    string        // of the program, for show
+	// Taken is called for each allocation when its node is told of it; it must be quick.
+	Taken  func(*cluster.Allocation)
 	Logger     *slog.Logger
 }
 
