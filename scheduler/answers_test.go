@@ -76,7 +76,7 @@ func TestPlanNamesWhatItAnswers(t *testing.T) {
 		pending("7", func(e *cluster.Evaluation) { e.JobID = "other" }),
 	}})
 	snap := s.State().Snapshot()
-	r := planOne(place.NewView(snap), snap, snap.Eval(nil, own), now(), newID, planBytes)
+	r := planOne(place.NewView(snap), snap, snap.Eval(nil, own), now(), newID, 1)
 	if want := []string{"1", "2"}; !slices.Equal(r.Plan.Answers, want) {
 		t.Errorf("the plan answers %q, want %q", r.Plan.Answers, want)
 	}
@@ -84,7 +84,7 @@ func TestPlanNamesWhatItAnswers(t *testing.T) {
 	big := service("web", 2000, func(j *cluster.Job) { *j.TaskGroups[0].Tasks[0].Resources = cluster.Resources{CPU: 1, MemoryMB: 1} })
 	own = s.run(big)
 	snap = s.State().Snapshot()
-	if r := planOne(place.NewView(snap), snap, snap.Eval(nil, own), now(), newID, planBytes); !r.More || len(r.Plan.Answers) > 0 {
+	if r := planOne(place.NewView(snap), snap, snap.Eval(nil, own), now(), newID, 1); !r.More || len(r.Plan.Answers) > 0 {
 		t.Errorf("a plan that is cut short (%v) answers %q", r.More, r.Plan.Answers)
 	}
 }

@@ -34,6 +34,19 @@ type outcome struct {
 	err   error
 }
 
+// whole says whether all of the plan was applied.
+func (o *outcome) whole() bool { return o.err == nil && !o.Stale && len(o.Refused) == 0 }
+
+// outcome waits for what becomes of the plan.
+func (s *submission) outcome(ctx context.Context) (outcome, error) {
+	select {
+	case out := <-s.answer:
+		return out, nil
+	case <-ctx.Done():
+		return outcome{}, ctx.Err()
+	}
+}
+
 func newApplier(s *Scheduler) *applier {
 	return &applier{Scheduler: s, in: make(chan []*submission, s.workers)}
 }

@@ -59,15 +59,6 @@ type item struct {
 	out      bool                // a worker has it; until it gives it back, eval does not change
 	fresh    *cluster.Evaluation // what sync has seen of it while it was out, nil for nothing
 	sweep    uint64              // the newest that has seen it
-	cut      bool                // its last plan was cut short
-}
-
-// planBytes bounds its next plan.
-func (i *item) planBytes() int {
-	if i.cut {
-		return moreBytes
-	}
-	return planBytes
 }
 
 // line is what is ready of one job. It is there while it has items or a worker has one of them.

@@ -382,6 +382,41 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// TestRefusedPartIsPlannedAgain: of a change in several parts one meets a node that has gone.
+// The parts after it wait for another plan, which places what is missing and ends the evaluation.
+func TestRefusedPartIsPlannedAgain(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.check = false
+		for i := range 4 {
+			w.node(fmt.Sprintf("n%d", i), 0)
+		}
+		parts, refused := 0, ""
+		w.before = func(cmd cluster.Command) error {
+			p, ok := cmd.(*cluster.ApplyPlans)
+			if !ok || len(p.Plans[0].Place) == 0 {
+				return nil
+			}
+			if parts++; parts == 3 {
+				refused = p.Plans[0].Place[0].NodeID
+				w.must(&cluster.UpdateEligibility{NodeID: refused, Eligibility: cluster.NodeIneligible})
+			}
+			return nil
+		}
+		small := func(j *cluster.Job) { *j.TaskGroups[0].Tasks[0].Resources = cluster.Resources{CPU: 1, MemoryMB: 1} }
+		e := w.run(service("big", 3000, small, batch))
+		snap := w.settle()
+		w.wantLive(snap, "big", 3000)
+		w.wantEval(snap, e, cluster.EvalStatusComplete)
+		names := map[string]bool{}
+		for _, a := range snap.AllocsByJob(nil, cluster.JobKey{Namespace: cluster.DefaultNamespace, ID: "big"}) {
+			names[a.Name] = true
+		}
+		if refused == "" || len(names) != 3000 {
+			t.Fatalf("node %q was refused, %d names are given out", refused, len(names))
+		}
+	})
+}
+
 // TestBigJob: a change that does not fit into one log entry takes several, and
 // its evaluation ends once.
 func TestBigJob(t *testing.T) {

@@ -68,7 +68,7 @@ func (s *Steps) Plan(snap *cluster.Snapshot, now cluster.Time, max int) (b *Batc
 				s.queue.ended(i)
 				continue
 			}
-			r := planOne(view, snap, eval, now, s.newID, planBytes)
+			r := planOne(view, snap, eval, now, s.newID, 1)
 			if unchanged(eval, r) {
 				s.queue.done(i, r.Eval.SnapshotIndex)
 				continue

@@ -15,7 +15,7 @@ const (
 	maxBatch    = 64        // evaluations that are planned on one snapshot
 	maxAttempts = 5         // refused plans of one evaluation
 	planBytes   = 256 << 10 // of one plan; a bigger change takes several, one after the other
-	moreBytes   = 640 << 10 // of those that follow: each looks at the whole job again
+	planParts   = 64        // that a bigger change is cut into; after them it is planned again
 )
 
 // followUpDelay is how long after an evaluation failed its job is looked at again.
@@ -92,12 +92,12 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			w.cache.Expect(w.mix.Load())
 			view = w.cache.View(snap)
 		}
-		r := w.plan(view, snap, eval, i.planBytes())
+		r := w.plan(view, snap, eval)
 		if unchanged(eval, r) {
 			w.queue.done(i, r.Eval.SnapshotIndex)
 			continue
 		}
-		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(r.Plan))
+		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(first(r)))
 	}
 	if len(plans) == 0 {
 		return nil
@@ -105,38 +105,77 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 	if err := w.applier.submit(ctx, plans); err != nil {
 		return err
 	}
+	var long []func() error // after the others, which need not wait for them
 	for n, p := range plans {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case out := <-p.answer:
-			if err := w.settle(ctx, items[n], results[n], out); err != nil {
+		out, err := p.outcome(ctx)
+		switch r := results[n]; {
+		case err != nil:
+			return err
+		case len(r.Earlier) > 0:
+			long = append(long, func() error { return w.goOn(ctx, items[n], r, out) })
+		default:
+			if err := w.settle(ctx, items[n], r, out); err != nil {
 				return err
 			}
+		}
+	}
+	for _, rest := range long {
+		if err := rest(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, bytes int) *place.Result {
+// first is what is committed first of an answer.
+func first(r *place.Result) *cluster.Plan {
+	if len(r.Earlier) > 0 {
+		return r.Earlier[0]
+	}
+	return r.Plan
+}
+
+// goOn commits the further parts of an answer, as long as each is applied whole.
+func (w *worker) goOn(ctx context.Context, i *item, r *place.Result, out outcome) error {
+	for len(r.Earlier) > 0 && out.whole() {
+		r.Earlier = r.Earlier[1:]
+		p := newSubmission(first(r))
+		err := w.applier.submit(ctx, []*submission{p})
+		if err == nil {
+			out, err = p.outcome(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.settle(ctx, i, r, out)
+}
+
+func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation) *place.Result {
 	start := time.Now()
-	r := planOne(view, snap, eval, cluster.TimeOf(start), newID, bytes)
+	r := planOne(view, snap, eval, cluster.TimeOf(start), newID, planParts)
 	took := time.Since(start)
 	w.metrics.planned.Observe(took.Seconds())
 	for _, m := range r.Failed {
 		m.AllocationTime = took
 	}
-	for _, a := range r.Plan.Place {
-		if a.Metrics != nil && a.CreateIndex == 0 {
-			a.Metrics.AllocationTime = took / time.Duration(len(r.Plan.Place))
+	parts, placed := append(r.Earlier, r.Plan), 0
+	for _, p := range parts {
+		placed += len(p.Place)
+	}
+	for _, p := range parts {
+		for _, a := range p.Place {
+			if a.Metrics != nil && a.CreateIndex == 0 {
+				a.Metrics.AllocationTime = took / time.Duration(placed)
+			}
 		}
 	}
 	return r
 }
 
 // planOne answers one evaluation of a snapshot.
-func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, now cluster.Time, newID func() string, bytes int) *place.Result {
-	return view.Plan(place.Input{Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: now, NewID: newID, MaxBytes: bytes})
+func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation, now cluster.Time, newID func() string, parts int) *place.Result {
+	return view.Plan(place.Input{Job: snap.Job(nil, eval.JobKey()), Eval: eval, Now: now, NewID: newID, MaxBytes: planBytes, MaxParts: parts})
 }
 
 // unchanged says whether a blocked evaluation is blocked as before: as many
@@ -189,8 +228,7 @@ func (q *queue) settle(i *item, r *place.Result, out outcome) (why string) {
 			return fmt.Sprintf("maximum attempts reached (%d)", maxAttempts)
 		}
 		q.again(i, i.attempts+1, 0)
-	case r.More:
-		i.cut = true
+	case r.More, len(r.Earlier) > 0:
 		q.again(i, 0, 0)
 	case r.Eval.Status == cluster.EvalStatusBlocked:
 		q.done(i, r.Eval.SnapshotIndex)

@@ -64,9 +64,10 @@ type Input struct {
 	Now  cluster.Time
 	// NewID gives IDs for allocations, deployments and evaluations.
 	NewID func() string
-	// MaxBytes bounds the plan's encoded size, roughly; 0 does not. A plan cut
-	// short says More. Jobs that are placed all at once are never cut.
-	MaxBytes int
+	// MaxBytes bounds a plan's encoded size, roughly; 0 does not. What is bigger is cut into
+	// plans of that size, MaxParts at most (0: one); if that does not reach either, the last
+	// one says More. Jobs that are placed all at once are never cut.
+	MaxBytes, MaxParts int
 }
 
 // Result is placement's answer.
@@ -74,6 +75,9 @@ type Result struct {
 	// Plan is never nil. Its Evals hold the answered evaluation and those that
 	// follow from it; they are empty when More is set.
 	Plan *cluster.Plan
+	// Earlier are the parts of a big change that are to be committed before Plan, each when
+	// the one before it was applied whole; after one that was not, ask again.
+	Earlier []*cluster.Plan
 	// Failed says for each group that lacks allocations why.
 	Failed map[string]*cluster.AllocMetric
 	// Queued counts for each group the allocations that it still lacks.
@@ -89,7 +93,7 @@ type Result struct {
 // Empty says whether the plan changes neither allocations nor deployments.
 func (r *Result) Empty() bool {
 	p := r.Plan
-	return len(p.Place) == 0 && len(p.Stop) == 0 && p.Deployment == nil && len(p.DeploymentUpdates) == 0
+	return len(r.Earlier) == 0 && len(p.Place) == 0 && len(p.Stop) == 0 && p.Deployment == nil && len(p.DeploymentUpdates) == 0
 }
 
 // planner makes one plan.
@@ -118,19 +122,13 @@ func (v *View) Plan(in Input) *Result {
 	p := &planner{
 		View: v, in: in, job: in.Job, allocs: v.reader.AllocsByJob(nil, key),
 		onGroup: map[string]tallies{},
-		left:    in.MaxBytes, bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
+		bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
 		result: &Result{
-			Plan: &cluster.Plan{
-				EvalID: in.Eval.ID, EvalEpoch: in.Eval.ModifyIndex, Namespace: key.Namespace, JobID: key.ID,
-			},
 			Failed: map[string]*cluster.AllocMetric{}, Queued: map[string]int{},
 			Annotations: &cluster.PlanAnnotations{DesiredTGUpdates: map[string]*cluster.DesiredUpdates{}},
 		},
 	}
-	if in.Job != nil {
-		p.result.Plan.JobVersion, p.result.Plan.JobModifyIndex = in.Job.Version, in.Job.JobModifyIndex
-		p.result.Plan.AllAtOnce = in.Job.AllAtOnce
-	}
+	p.newPart()
 	for _, a := range p.allocs {
 		if !a.Terminal() {
 			p.count(a, 1)
@@ -148,6 +146,16 @@ func (v *View) Plan(in Input) *Result {
 	}
 	p.finish()
 	return p.result
+}
+
+// newPart begins a plan.
+func (p *planner) newPart() {
+	key := p.in.Eval.JobKey()
+	plan := &cluster.Plan{EvalID: p.in.Eval.ID, EvalEpoch: p.in.Eval.ModifyIndex, Namespace: key.Namespace, JobID: key.ID}
+	if p.job != nil {
+		plan.JobVersion, plan.JobModifyIndex, plan.AllAtOnce = p.job.Version, p.job.JobModifyIndex, p.job.AllAtOnce
+	}
+	p.result.Plan, p.left = plan, p.in.MaxBytes
 }
 
 // count keeps how many live allocations the job has on each node.
@@ -315,10 +323,16 @@ func (p *planner) planGroup(g *group) {
 	}
 }
 
-// full says whether the plan has reached its size; then More is set.
+// full says whether nothing more goes into the plan; then More is set. One that has reached
+// its size is followed by another, as long as there may be more.
 func (p *planner) full() bool {
-	if p.bounded && p.left <= 0 {
-		p.result.More = true
+	switch r := p.result; {
+	case !p.bounded || p.left > 0 || r.More:
+	case len(r.Earlier)+1 < p.in.MaxParts:
+		r.Earlier = append(r.Earlier, r.Plan)
+		p.newPart()
+	default:
+		r.More = true
 	}
 	return p.result.More
 }

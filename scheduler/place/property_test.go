@@ -361,15 +361,15 @@ func (c *randomCluster) answer() {
 		if len(open) == 0 {
 			return
 		}
-		maxBytes := pick(c.rnd, []int{0, 2000})
+		maxBytes, maxParts := pick(c.rnd, []int{0, 2000}), pick(c.rnd, []int{0, 3})
 		plan := func(v *View, ids *int) (plans []*cluster.Plan) {
 			for _, e := range open {
 				newID := func() string { *ids++; return fmt.Sprintf("%08d-0000-0000-0000-000000000000", *ids) }
-				r := v.Plan(Input{Job: snap.Job(nil, e.JobKey()), Eval: e, Now: c.now, NewID: newID, MaxBytes: maxBytes})
-				if r.More && r.Empty() {
-					c.t.Fatalf("a plan for %s was cut to nothing", e.JobID)
+				r := v.Plan(Input{Job: snap.Job(nil, e.JobKey()), Eval: e, Now: c.now, NewID: newID, MaxBytes: maxBytes, MaxParts: maxParts})
+				if len(r.Earlier) >= max(maxParts, 1) || r.More && r.Empty() {
+					c.t.Fatalf("a plan for %s was cut to nothing, or into %d parts", e.JobID, len(r.Earlier)+1)
 				}
-				plans = append(plans, r.Plan)
+				plans = append(append(plans, r.Earlier...), r.Plan)
 			}
 			return plans
 		}
@@ -389,7 +389,7 @@ func (c *randomCluster) answer() {
 			if r.Stale || len(r.Refused) > 0 {
 				c.t.Fatalf("plan for %s was refused: %+v", plans[i].JobID, r)
 			}
-			c.checkDistinct(snap.Job(nil, open[i].JobKey()), plans[i])
+			c.checkDistinct(snap.Job(nil, cluster.JobKey{Namespace: plans[i].Namespace, ID: plans[i].JobID}), plans[i])
 		}
 	}
 }
