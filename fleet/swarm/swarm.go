@@ -69,7 +69,7 @@ type Config struct {
 	Version    string        // of the program, for show
 	// Taken is called for each allocation when its node is told of it; it must be quick.
 	Taken  func(*cluster.Allocation)
-	Logger     *slog.Logger
+	Logger *slog.Logger
 }
 
 func (c *Config) defaults() error {
