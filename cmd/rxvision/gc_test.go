@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"runtime/debug"
 	"testing"
 )
@@ -13,6 +14,9 @@ func TestHeapIsCollectedBeforeThePacerHoldsItUp(t *testing.T) {
 	}
 	before := debug.SetGCPercent(100)
 	defer debug.SetGCPercent(before)
+	live := make([]byte, 8<<20) // a server's heap; a few hundred KiB would be full at once by Go's own rule
+	runtime.GC()
+	defer runtime.KeepAlive(live)
 	var h heap
 	h.look()
 	cycles := h.cycles
