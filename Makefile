@@ -82,7 +82,7 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 	tools/fuzz.sh $(FUZZTIME) $(PKG)
 
 .PHONY: bench
-bench: bench-serve bench-control ## run all benchmarks of the platform; figures go to out/bench/*.json
+bench: bench-serve bench-control bench-sched ## run all benchmarks of the platform; figures go to out/bench/*.json
 
 .PHONY: bench-serve
 bench-serve: build ort ## requests/s and latency through gateway and worker, beside ONNX Runtime alone

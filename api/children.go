@@ -20,8 +20,8 @@ type dispatched struct {
 	Index           uint64
 }
 
-// dispatchJob creates a child of a parameterized job. It is one write and reads nothing:
-// all is checked where it is applied.
+// dispatchJob creates a child of a parameterized job. All is checked where it is applied,
+// not on a state that may be older.
 func (s *Server) dispatchJob(r *request) (any, error) {
 	var req api.JobDispatchRequest
 	if err := r.decode(&req); err != nil {

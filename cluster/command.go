@@ -77,11 +77,8 @@ const (
 	// rulesChildren knows jobs with children. To older ones they are jobs like others.
 	rulesChildren = 4
 
-	// rulesEngine is what the scheduler needs to do more than to place what fits.
-	rulesEngine = 5
-
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesEngine
+	CurrentRules = rulesChildren
 )
 
 func (s *Stamp) stamp() *Stamp { return s }

@@ -97,7 +97,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			w.queue.done(i, r.Eval.SnapshotIndex)
 			continue
 		}
-		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(first(r)))
+		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(r.Parts()[0]))
 	}
 	if len(plans) == 0 {
 		return nil
@@ -127,19 +127,12 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 	return nil
 }
 
-// first is what is committed first of an answer.
-func first(r *place.Result) *cluster.Plan {
-	if len(r.Earlier) > 0 {
-		return r.Earlier[0]
-	}
-	return r.Plan
-}
-
-// goOn commits the further parts of an answer, as long as each is applied whole.
+// goOn commits the further parts of an answer, as long as each is applied whole; Earlier
+// then holds those that are still to come, for settle.
 func (w *worker) goOn(ctx context.Context, i *item, r *place.Result, out outcome) error {
 	for len(r.Earlier) > 0 && out.whole() {
 		r.Earlier = r.Earlier[1:]
-		p := newSubmission(first(r))
+		p := newSubmission(r.Parts()[0])
 		err := w.applier.submit(ctx, []*submission{p})
 		if err == nil {
 			out, err = p.outcome(ctx)
@@ -159,7 +152,7 @@ func (w *worker) plan(view *place.View, snap *cluster.Snapshot, eval *cluster.Ev
 	for _, m := range r.Failed {
 		m.AllocationTime = took
 	}
-	parts, placed := append(r.Earlier, r.Plan), 0
+	parts, placed := r.Parts(), 0
 	for _, p := range parts {
 		placed += len(p.Place)
 	}

@@ -365,14 +365,21 @@ func (p *controlPlane) leader(ctx context.Context) (*benchServer, error) {
 	}
 }
 
+// introduce makes a token by which so many agents enrol.
+func (p *controlPlane) introduce(ctx context.Context, agents int) (string, error) {
+	var token struct{ Secret string }
+	err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/intro-tokens", fmt.Sprintf(`{"Uses":%d,"TTL":"1h"}`, agents), &token)
+	return token.Secret, err
+}
+
 // attach starts simulated agents on all servers and waits until all are there.
 func (p *controlPlane) attach(ctx context.Context, count int) (detach func() error, err error) {
-	var token struct{ Secret string }
-	if err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/intro-tokens", fmt.Sprintf(`{"Uses":%d,"TTL":"1h"}`, count), &token); err != nil {
+	token, err := p.introduce(ctx, count)
+	if err != nil {
 		return nil, err
 	}
 	secret := filepath.Join(p.dir, "intro-token")
-	if err := os.WriteFile(secret, []byte(token.Secret), 0o600); err != nil {
+	if err := os.WriteFile(secret, []byte(token), 0o600); err != nil {
 		return nil, err
 	}
 	args := []string{"bench", "nodes", "--count", strconv.Itoa(count), "--ca", "ca.pem", "--intro-token-file", secret}

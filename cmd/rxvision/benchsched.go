@@ -134,8 +134,8 @@ func (c *schedFlags) region(ctx context.Context, r *benchRun, dir string, server
 
 // enlist attaches simulated agents of this process and waits until all are there.
 func (p *controlPlane) enlist(ctx context.Context, count int, taken func(*cluster.Allocation)) (detach func() error, err error) {
-	var token struct{ Secret string }
-	if err := p.call(ctx, http.MethodPut, p.servers[0], "/v1/intro-tokens", fmt.Sprintf(`{"Uses":%d,"TTL":"1h"}`, count), &token); err != nil {
+	token, err := p.introduce(ctx, count)
+	if err != nil {
 		return nil, err
 	}
 	m, err := pki.Load(pki.Config{CA: filepath.Join(p.dir, "ca.pem"), Region: "global", Role: pki.RoleNode, MayLack: true, Use: "wire"})
@@ -146,7 +146,7 @@ func (p *controlPlane) enlist(ctx context.Context, count int, taken func(*cluste
 	for _, s := range p.servers {
 		cfg.Servers = append(cfg.Servers, s.rpc)
 	}
-	cfg.Identity = (&enroller{servers: cfg.Servers, token: token.Secret, wire: m.Anonymous(pki.Only(pki.RoleServer))}).identity
+	cfg.Identity = (&enroller{servers: cfg.Servers, token: token, wire: m.Anonymous(pki.Only(pki.RoleServer))}).identity
 	s, err := swarm.New(cfg)
 	if err != nil {
 		return nil, err
@@ -218,12 +218,16 @@ func (s *schedRun) register(ctx context.Context, n int, watch *sync.WaitGroup) e
 	}
 	if n%sampled == 0 {
 		watch.Go(func() {
-			for index := "1"; ctx.Err() == nil; {
+			for {
 				var allocs []struct{ CreateIndex uint64 }
-				if s.p.call(ctx, http.MethodGet, server, "/v1/job/"+id+"/allocations?stale&wait=60s&index="+index, "", &allocs) == nil && len(allocs) > 0 {
+				err := s.p.call(ctx, http.MethodGet, server, "/v1/job/"+id+"/allocations?stale&wait=60s&index=1", "", &allocs)
+				if err == nil && len(allocs) > 0 {
 					s.mu.Lock()
 					defer s.mu.Unlock()
 					s.seen = append(s.seen, time.Since(began))
+					return
+				}
+				if err != nil && pause(ctx) != nil {
 					return
 				}
 			}
@@ -274,12 +278,17 @@ func (s *schedRun) quantiles(what, target string) {
 // placed measures what the region takes from clients that each wait for their answers.
 func (s *schedRun) placed(ctx context.Context) error {
 	s.begin()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	var watch sync.WaitGroup
 	var jobs atomic.Int64
 	began := time.Now()
 	accepted, err := closedLoop(ctx, schedClients, s.each, func(ctx context.Context, _ int) error { return s.register(ctx, int(jobs.Add(1)), &watch) })
 	if err == nil {
 		err = s.wait(ctx, "rate", int(jobs.Load()))
+	}
+	if err != nil {
+		end()
 	}
 	watch.Wait()
 	if err != nil {
@@ -295,6 +304,8 @@ func (s *schedRun) placed(ctx context.Context) error {
 // steady offers jobs at a rate.
 func (s *schedRun) steady(ctx context.Context) (err error) {
 	s.begin()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	const most = 512 // calls at once: beyond it the rate is not kept, and said so
 	var watch, calls sync.WaitGroup
 	slots := make(chan struct{}, most)
@@ -306,6 +317,7 @@ func (s *schedRun) steady(ctx context.Context) (err error) {
 		case <-time.After(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(s.rate)))):
 		case <-ctx.Done():
 			calls.Wait()
+			watch.Wait()
 			return ctx.Err()
 		}
 		slots <- struct{}{}
@@ -327,9 +339,12 @@ func (s *schedRun) steady(ctx context.Context) (err error) {
 		err = s.wait(ctx, "steady", n)
 	}
 	if err != nil {
-		return err
+		end()
 	}
 	watch.Wait()
+	if err != nil {
+		return err
+	}
 	what := strconv.Itoa(s.rate) + " jobs/s offered"
 	s.r.add(figure{Metric: s.name + ", " + what + ": sent", Value: offered, Unit: "1/s"})
 	s.quantiles(what, "1000")

@@ -90,6 +90,9 @@ type Result struct {
 	More bool
 }
 
+// Parts are the plans of the answer, in the order in which they are to be committed.
+func (r *Result) Parts() []*cluster.Plan { return slices.Concat(r.Earlier, []*cluster.Plan{r.Plan}) }
+
 // Empty says whether the plan changes neither allocations nor deployments.
 func (r *Result) Empty() bool {
 	p := r.Plan

@@ -369,7 +369,7 @@ func (c *randomCluster) answer() {
 				if len(r.Earlier) >= max(maxParts, 1) || r.More && r.Empty() {
 					c.t.Fatalf("a plan for %s was cut to nothing, or into %d parts", e.JobID, len(r.Earlier)+1)
 				}
-				plans = append(append(plans, r.Earlier...), r.Plan)
+				plans = append(plans, r.Parts()...)
 			}
 			return plans
 		}
