@@ -102,6 +102,11 @@ bench-place: build ## GPU allocation on a production trace, beside what was publ
 	@test -n "$(TRACE)" || { echo 'say where the trace lies: make bench-place TRACE=DIR (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023/csv)'; exit 2; }
 	@out/bin/rxvision bench place --data "$(TRACE)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/place.json $(BENCHFLAGS)
 
+.PHONY: bench-day
+bench-day: build ## a day of a production trace in virtual time: waits, preemption, tenants (TRACE=folder with its lists)
+	@test -n "$(TRACE)" || { echo 'say where the trace lies: make bench-day TRACE=DIR (github.com/alibaba/clusterdata, cluster-trace-gpu-v2023/csv)'; exit 2; }
+	@out/bin/rxvision bench day --data "$(TRACE)" --commit "$$(git rev-parse --short HEAD)" --out out/bench/day.json --plot out/bench/day.svg $(BENCHFLAGS)
+
 .PHONY: bench-go
 bench-go: ## run the benchmarks inside the packages
 	@mkdir -p out/bench

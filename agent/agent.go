@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rxvision/rxvision/agent/gpu"
+	"github.com/rxvision/rxvision/agent/spot"
 	"github.com/rxvision/rxvision/agent/task"
 	"github.com/rxvision/rxvision/blob"
 	"github.com/rxvision/rxvision/cluster"
@@ -78,6 +79,14 @@ type Config struct {
 	// them again. By default they run on.
 	StopTasksOnExit bool
 
+	Spot    bool          // the machine may be taken away at short notice
+	Notices spot.Provider // of that, nil: nobody is asked
+
+	// HealthCheckCommand is run, with one device visible, before a device that has failed
+	// is given to work again; its end with 0 is one condition. Empty: NVML alone decides.
+	HealthCheckCommand []string
+	SelfTestAfter      time.Duration // DefaultSelfTestAfter
+
 	// Identity opens the holder of the node's certificate; with it all of the wire is
 	// mTLS, and workers get certificates too. Nil: plain text.
 	Identity func(nodeID, name string) (*pki.Holder, error)
@@ -110,6 +119,9 @@ type Agent struct {
 	allocRoot string
 
 	nodeChanged chan struct{} // capacity 1
+	faulty      chan struct{} // capacity 1: the faults of devices have changed
+	faults      deviceFaults
+	spot        bool
 	certified   chan struct{} // capacity 1: a worker began with a certificate
 
 	mu           sync.Mutex
@@ -119,7 +131,8 @@ type Agent struct {
 	conns        map[string]*grpc.ClientConn
 	warned       map[string]bool
 	pulse        pulse
-	reintroduced time.Time // when the node last tried to enrol again; of connect's goroutine
+	interruption *cluster.Interruption // that is announced, nil for none
+	reintroduced time.Time             // when the node last tried to enrol again; of connect's goroutine
 
 	told     map[string]told // by allocation, as servers named them and as it is stored
 	timeline string          // of told, as servers name it; "": told may lack some
@@ -155,6 +168,9 @@ func (c *Config) defaults() error {
 	if c.CacheBytes == 0 {
 		c.CacheBytes = DefaultCacheBytes
 	}
+	if c.SelfTestAfter == 0 {
+		c.SelfTestAfter = DefaultSelfTestAfter
+	}
 	if c.KeepAllocs == 0 {
 		c.KeepAllocs = DefaultKeepAllocs
 	}
@@ -189,7 +205,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		cfg: cfg, log: cfg.Log, gpus: cfg.GPUs, cpu: newCPUSampler(),
 		allocRoot: filepath.Join(cfg.DataDir, "alloc"), nodeChanged: make(chan struct{}, 1), certified: make(chan struct{}, 1),
 		runners: map[string]*runner{}, conns: map[string]*grpc.ClientConn{}, warned: map[string]bool{},
-		told: map[string]told{},
+		told: map[string]told{}, faulty: make(chan struct{}, 1),
 	}
 	a.suspend, a.suspendNow = context.WithCancel(context.Background())
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -232,6 +248,12 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		if a.gpus, err = gpu.Open(gpu.Options{}); err != nil {
 			a.log.Info("this is a CPU-only node", "reason", err)
 		}
+	}
+	if err = a.restoreFaults(); err != nil {
+		return nil, err
+	}
+	if err = a.learnSpot(ctx); err != nil {
+		return nil, err
 	}
 	a.drivers = task.NewDrivers(ctx, task.Options{
 		RawExec: cfg.RawExec, CgroupParent: cfg.Cgroup, Hidden: append([]string{cfg.DataDir}, cfg.Hidden...),
@@ -279,6 +301,10 @@ func (a *Agent) Run(ctx context.Context) error {
 			wg.Go(func() { a.serveHTTP(background) })
 		}
 		wg.Go(func() { a.watchGPUs(background) })
+		wg.Go(func() { a.testDevices(background) })
+		if a.cfg.Notices != nil {
+			wg.Go(func() { a.watchNotices(background) })
+		}
 		wg.Go(func() { a.collectGarbage(background) })
 		if a.holder != nil {
 			wg.Go(func() { _ = a.holder.Run(background) }) // gives no errors
@@ -439,6 +465,9 @@ func (a *Agent) watchGPUs(ctx context.Context) {
 			err := a.gpus.Watch(ctx, func(e gpu.Event) {
 				a.log.Warn("GPU health", "device", e.UUID, "healthy", e.Healthy, "reason", e.Reason, "xid", e.XID)
 				a.refreshNode()
+				if !e.Healthy {
+					a.tellTasks(e)
+				}
 			})
 			if err != nil {
 				a.log.Error("GPU health cannot be watched", "error", err, "retry_in", watchRetry)

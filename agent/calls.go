@@ -101,6 +101,12 @@ func (a *Agent) handle(ctx context.Context, call *pb.Call, out answerStream) err
 			return err
 		}
 		return sendJSON(out, stats)
+	case *pb.Call_Checks:
+		results, err := a.checkResults(q.Checks.AllocId)
+		if err != nil {
+			return err
+		}
+		return sendJSON(out, results)
 	case *pb.Call_Restart:
 		if err := a.restartTasks(q.Restart); err != nil {
 			return err

@@ -287,7 +287,7 @@ func TestGPUs(t *testing.T) {
 	if got := s.node.NodeResources.Devices[0].Instances[1].HealthDescription; !strings.Contains(got, "79") {
 		t.Errorf("reason %q", got)
 	}
-	fake.Heal("GPU-1")
+	fake.Readmit("GPU-1")
 	s.wait(t, "the healed GPU", healthy(true))
 
 	j, alloc := service(t, shell("t", `echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES; exec sleep 600`))

@@ -31,8 +31,10 @@ const (
 	eventKilled         = "Killed"
 	eventSiblingFailed  = "Sibling Task Failed"
 	eventLeaderDead     = "Leader Task Dead"
+	eventMainDead       = "Main Tasks Dead"
 	eventShutdownDelay  = "Waiting for shutdown delay"
 	eventUnhealthy      = "Alloc Unhealthy"
+	eventDevice         = "Device Unhealthy" // ours
 )
 
 func event(kind, display string, details ...string) *cluster.TaskEvent {

@@ -7,18 +7,23 @@ import (
 	"github.com/rxvision/rxvision/cluster"
 )
 
-// healthManual is the health_check that leaves the verdict to an operator.
-const healthManual = "manual"
+// Kinds of health_check: by what the services are checked by as well (the default), and one that leaves the verdict to an operator.
+const (
+	healthChecks = "checks"
+	healthManual = "manual"
+)
 
 // Reasons of an unhealthy allocation as Nomad words them.
 const (
 	unhealthyFailed   = "Unhealthy because of failed task"
 	unhealthyDeadline = "Task not running for min_healthy_time of %s by deadline"
+	unhealthyChecks   = "Services not healthy by deadline"
 	unhealthyModel    = "Model not ready for min_healthy_time of %s by deadline"
 )
 
 // watchHealth comes to a verdict on an allocation of a deployment: healthy once
-// all tasks have run, and its model has been ready, for min_healthy_time;
+// all tasks but those that run once around the others have run, its model has been ready, and the checks of its
+// services have succeeded, for min_healthy_time;
 // unhealthy when a task has failed, or at the healthy_deadline. It returns when to
 // look again, 0 for not before a change.
 func (r *runner) watchHealth(now time.Time) time.Duration {
@@ -41,20 +46,31 @@ func (r *runner) watchHealth(now time.Time) time.Duration {
 	}
 	since, failed, waiting := r.healthySince(g)
 	r.mu.Unlock()
+	unchecked := ""
+	if g.Update.HealthCheck == healthChecks {
+		var passing time.Time
+		if passing, unchecked = r.checksSince(); passing.After(since) {
+			since = passing
+		}
+	}
 
 	deadline := l.WatchFrom.Std().Add(g.Update.HealthyDeadline)
 	switch {
 	case failed != "":
 		r.setHealth(now, false, unhealthyFailed, failed)
-	case waiting == "" && now.Sub(since) >= g.Update.MinHealthyTime:
+	case waiting == "" && unchecked == "" && now.Sub(since) >= g.Update.MinHealthyTime:
 		r.setHealth(now, true, "", "")
 	case !now.Before(deadline):
 		text := unhealthyDeadline
 		if r.modelLags(waiting) {
 			text = unhealthyModel
 		}
-		r.setHealth(now, false, fmt.Sprintf(text, g.Update.MinHealthyTime), waiting)
-	case waiting == "":
+		text = fmt.Sprintf(text, g.Update.MinHealthyTime)
+		if waiting == "" && unchecked != "" {
+			text = unhealthyChecks
+		}
+		r.setHealth(now, false, text, waiting)
+	case waiting == "" && unchecked == "":
 		return min(since.Add(g.Update.MinHealthyTime).Sub(now), deadline.Sub(now))
 	default:
 		return deadline.Sub(now)
@@ -72,6 +88,8 @@ func (r *runner) healthySince(g *cluster.TaskGroup) (since time.Time, failed, wa
 			continue
 		case l.State.State == cluster.TaskStateDead && l.State.Failed:
 			return since, t.Name, ""
+		case t.Lifecycle.Once(): // before or after what is to be healthy
+			continue
 		case l.State.State != cluster.TaskStateRunning:
 			waiting = t.Name
 		case t.Model != nil && (l.Serving == nil || !l.Serving.Ready):

@@ -17,6 +17,7 @@ import (
 type metrics struct {
 	restarts  prometheus.Counter
 	connected prometheus.Gauge
+	selfTests *prometheus.CounterVec // by result
 }
 
 func (a *Agent) newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -28,10 +29,13 @@ func (a *Agent) newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "rxvision_agent_connected", Help: "1 while the agent is attached to a server.",
 		}),
 	}
+	m.selfTests = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rxvision_gpu_self_tests_total", Help: "Self-tests of devices that had failed, by result: passed or failed.",
+	}, []string{"result"})
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "rxvision_agent_updates_waiting", Help: "Allocations whose newest state no server has acknowledged.",
 	}, func() float64 { return float64(a.updates.waiting()) })
-	for _, c := range []prometheus.Collector{m.restarts, m.connected, waiting, &nodeCollector{a}} {
+	for _, c := range []prometheus.Collector{m.restarts, m.connected, m.selfTests, waiting, &nodeCollector{a}} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

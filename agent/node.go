@@ -62,6 +62,7 @@ func (a *Agent) fingerprint() *cluster.Node {
 	n.Drivers = drivers
 	maps.Copy(n.Attributes, attrs)
 	a.addGPUs(n)
+	a.addSpot(n)
 	for k, v := range n.Attributes {
 		if v == "" {
 			delete(n.Attributes, k)
@@ -92,9 +93,13 @@ func sameDriver(a, b *cluster.DriverInfo) bool {
 func (a *Agent) addGPUs(n *cluster.Node) {
 	inv, err := a.gpus.Inventory()
 	if err != nil {
-		a.log.Error("GPUs could not be listed", "error", err)
+		a.log.Error("GPUs could not be listed; they count as they were", "error", err)
+		if old := a.nodeRecord(); old != nil {
+			n.NodeResources.Devices = old.NodeResources.Devices
+		}
 		return
 	}
+	a.noteFaults(inv)
 	for _, w := range inv.Warnings {
 		a.warnOnce(w)
 	}
@@ -116,7 +121,7 @@ func deviceGroup(g gpu.Group) *cluster.NodeDeviceResource {
 		d.Attributes[name] = &a
 	}
 	for _, m := range g.Members {
-		dev := &cluster.NodeDevice{ID: m.ID, Healthy: m.Health.Healthy, HealthDescription: m.Health.Reason}
+		dev := &cluster.NodeDevice{ID: m.ID, Healthy: m.Health.Healthy, HealthDescription: m.Health.Reason, Links: m.Links}
 		if m.PCIBusID != "" {
 			dev.Locality = &cluster.NodeDeviceLocality{PciBusID: m.PCIBusID}
 		}

@@ -51,7 +51,7 @@ const (
 // is from [0,1).
 func decide(p *cluster.RestartPolicy, jobType string, how outcome, t *localTask, now time.Time, random float64) verdict {
 	switch {
-	case how == succeeded && jobType == cluster.JobTypeBatch:
+	case how == succeeded && (jobType == cluster.JobTypeBatch || jobType == cluster.JobTypeSysBatch):
 		return verdict{}
 	case how == unrecoverable:
 		return verdict{reason: reasonUnrecoverable, failed: true}

@@ -152,6 +152,9 @@ func (r *runner) endsWithin() time.Duration {
 	if g.ShutdownDelay != nil {
 		limit += *g.ShutdownDelay
 	}
+	if r.preempted() {
+		limit += g.PreemptGrace()
+	}
 	for _, t := range g.Tasks {
 		limit += t.ShutdownDelay + routeWait + killGrace(t)
 	}

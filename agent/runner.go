@@ -45,6 +45,7 @@ type runner struct {
 	done     chan struct{} // closed when all tasks have ended, or the agent let go of them
 	begun    bool          // its tasks may hold what it was given; of Agent.mu
 	wg       sync.WaitGroup
+	checks   checks
 }
 
 // newRunner prepares to run an allocation; local is what an earlier agent knew.
@@ -99,7 +100,7 @@ func (r *runner) spec(name string) (*cluster.Allocation, *cluster.Job, *cluster.
 // case the tasks run on.
 func (r *runner) run(ctx context.Context) {
 	defer close(r.done)
-	if !r.terminal() && !r.awaitRoom(ctx) || !r.begin() {
+	if !r.terminal() && !r.await(ctx) || !r.begin() {
 		return
 	}
 	for _, t := range r.tasks {
@@ -114,14 +115,30 @@ func (r *runner) run(ctx context.Context) {
 	})
 	defer r.wg.Wait()
 	stop := r.stop
+	poll := time.NewTicker(checkpointEvery)
+	defer poll.Stop()
+	asking, stopAsking := context.WithCancel(ctx)
+	defer r.checks.wg.Wait()
+	defer stopAsking()
 	for {
-		var timer <-chan time.Time
+		r.syncChecks(asking)
+		var timer, limit <-chan time.Time
 		if wait := r.judge(time.Now()); wait > 0 {
 			timer = time.After(wait)
+		}
+		if left := r.watchLimit(time.Now()); left > 0 {
+			limit = time.After(left)
 		}
 		select {
 		case <-r.changed:
 		case <-timer:
+		case <-limit:
+		case <-poll.C:
+			for _, t := range r.tasks {
+				if t.running() != nil {
+					t.takeCheckpoint()
+				}
+			}
 		case <-stop:
 			stop = nil
 			r.wg.Go(func() { r.end(ctx) })
@@ -191,6 +208,11 @@ func (r *runner) update(change func()) {
 		r.log.Error("the state of an allocation could not be stored; it is lost if the agent ends", "error", err)
 	}
 	r.publish()
+	r.look()
+}
+
+// look has the runner look at its tasks again.
+func (r *runner) look() {
 	select {
 	case r.changed <- struct{}{}:
 	default:
@@ -221,6 +243,9 @@ func (r *runner) settle() {
 		l.ClientStatus, l.ClientDescription = cluster.AllocClientPending, describePending
 	case failed:
 		l.ClientStatus, l.ClientDescription = cluster.AllocClientFailed, describeFailed
+		if g := r.group(); l.Overrun && g != nil {
+			l.ClientDescription = limitReached(g.MaxRunDuration)
+		}
 	default:
 		l.ClientStatus, l.ClientDescription = cluster.AllocClientComplete, describeComplete
 	}
@@ -232,7 +257,7 @@ func (r *runner) publish() {
 	a := &cluster.Allocation{
 		ID: r.id, Namespace: r.alloc.Namespace, JobID: r.alloc.JobID, NodeID: r.alloc.NodeID, Epoch: r.alloc.Epoch,
 		ClientStatus: r.local.ClientStatus, ClientDescription: r.local.ClientDescription,
-		TaskStates: make(map[string]*cluster.TaskState, len(r.local.Tasks)),
+		TaskStates: make(map[string]*cluster.TaskState, len(r.local.Tasks)), Checkpoints: r.checkpoints(),
 	}
 	for name, t := range r.local.Tasks {
 		s := *t.State
@@ -255,6 +280,7 @@ func (r *runner) judge(now time.Time) time.Duration {
 	for _, v := range r.victims() {
 		v.task.requestKill(v.reason)
 	}
+	r.letBegin()
 	return r.watchHealth(now)
 }
 
@@ -264,12 +290,13 @@ type victim struct {
 }
 
 // victims are the tasks to end because of another's end: one that failed takes
-// all along, a leader's end too.
+// all along, a leader's end too; sidecars end with the last of those that they are for.
+// Poststop tasks are none: they run because of such ends.
 func (r *runner) victims() (out []victim) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	g := r.group()
-	if g == nil {
+	if g == nil || r.local.Overrun { // then they are ended in their order
 		return nil
 	}
 	var reason *cluster.TaskEvent
@@ -284,10 +311,16 @@ func (r *runner) victims() (out []victim) {
 			reason = event(eventLeaderDead, "Leader Task in Group dead")
 		}
 	}
+	if reason == nil && r.onlySidecars(g) {
+		reason = event(eventMainDead, "Main tasks in the group died")
+	}
 	if reason == nil {
 		return nil
 	}
 	for name, t := range r.tasks {
+		if spec := g.Task(name); spec == nil || spec.Lifecycle.Is(cluster.HookPoststop) {
+			continue
+		}
 		if l := r.local.Tasks[name]; l.State.State != cluster.TaskStateDead && !l.Stopping {
 			out = append(out, victim{t, reason})
 		}
@@ -310,8 +343,9 @@ func (r *runner) allDead() bool {
 // requestStop makes the allocation end. It returns at once.
 func (r *runner) requestStop() { r.stopOnce.Do(func() { close(r.stop) }) }
 
-// end ends the tasks: no more requests are routed to it, the group's shutdown
-// delay passes, then the leader ends, then the others.
+// end ends the tasks: no more requests are routed to it, a notice is given if it was
+// preempted, the group's shutdown delay passes, then the leader ends, then the others,
+// sidecars last.
 func (r *runner) end(ctx context.Context) {
 	r.mu.Lock()
 	var delay time.Duration
@@ -323,6 +357,9 @@ func (r *runner) end(ctx context.Context) {
 	for _, t := range r.tasks {
 		t.setServing(nil)
 	}
+	if r.giveNotice(ctx); ctx.Err() != nil {
+		return
+	}
 	if delay > 0 {
 		select {
 		case <-time.After(delay):
@@ -330,14 +367,14 @@ func (r *runner) end(ctx context.Context) {
 			return
 		}
 	}
-	for _, leader := range []bool{true, false} {
+	for step := range endSteps {
 		for name, t := range r.tasks {
-			if spec := g.Task(name); spec != nil && spec.Leader == leader {
+			if spec := g.Task(name); spec != nil && endOrder(spec) == step {
 				t.requestKill(nil)
 			}
 		}
 		for name, t := range r.tasks {
-			if spec := g.Task(name); spec != nil && spec.Leader == leader {
+			if spec := g.Task(name); spec != nil && endOrder(spec) == step {
 				<-t.done
 			}
 		}
@@ -364,6 +401,7 @@ func (r *runner) replace(alloc *cluster.Allocation, job *cluster.Job) {
 	}
 	moved = moved || !alloc.Terminal() && r.knownLess()
 	r.mu.Unlock()
+	r.look()
 	if alloc.ServerTerminal() {
 		r.requestStop()
 	}

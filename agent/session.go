@@ -260,6 +260,8 @@ func ttlOf(w *pb.Welcome) (time.Duration, error) {
 func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, ttl time.Duration, ttls <-chan time.Duration) error {
 	beat := time.NewTicker(ttl / 4)
 	defer beat.Stop()
+	measure := time.NewTicker(sampleEvery)
+	defer measure.Stop()
 	for {
 		var m pb.NodeMessage
 		select {
@@ -271,6 +273,12 @@ func (a *Agent) send(ctx context.Context, stream pb.Fleet_AttachClient, ttl time
 		case <-beat.C:
 			a.pulse.beat(time.Now())
 			m.Message = &pb.NodeMessage_Heartbeat{Heartbeat: &pb.Heartbeat{}}
+		case now := <-measure.C:
+			samples := a.samples(now)
+			if len(samples) == 0 {
+				continue
+			}
+			m.Message = &pb.NodeMessage_Samples{Samples: &pb.Samples{Samples: samples}}
 		case <-a.nodeChanged:
 			m.Message = &pb.NodeMessage_Node{Node: &pb.NodeChanged{Node: cluster.Marshal(a.nodeRecord())}}
 		case <-a.updates.wake:

@@ -96,15 +96,7 @@ func (a *Agent) nodeStats() *hostStats {
 
 // deviceStats measures the GPUs, those of only when it is not nil.
 func (a *Agent) deviceStats(only map[string]bool) []*deviceGroupStats {
-	all, err := a.gpus.Stats()
-	if err != nil {
-		a.warnOnce("statistics: " + err.Error())
-		return nil
-	}
-	byID := make(map[string]gpu.Stats, len(all))
-	for _, s := range all {
-		byID[s.UUID] = s
-	}
+	byID := a.gpuStats()
 	var groups []*deviceGroupStats
 	for _, d := range a.nodeRecord().NodeResources.Devices {
 		g := &deviceGroupStats{Vendor: d.Vendor, Type: d.Type, Name: d.Name, InstanceStats: map[string]*deviceStats{}}

@@ -43,6 +43,9 @@ type localState struct {
 	WatchFrom         cluster.Time // when the watch for it began
 	Collected         bool         // the directory was removed
 	Gone              bool         // the servers forgot it: forget it too once its tasks have ended
+	Noticed           cluster.Time // when its tasks were told that it is preempted, 0: not
+	Began             cluster.Time `json:",omitempty"` // when the first of its main tasks began to run, 0: not yet
+	Overrun           bool         `json:",omitempty"` // it has reached its run time limit
 }
 
 // localTask is what the node knows of one task.
@@ -55,6 +58,8 @@ type localTask struct {
 	Window   int64            // unix nanoseconds: start of the restart policy's interval
 	Count    int              // restarts in it
 	Stopping bool             // it is to be ended
+
+	Checkpoint *cluster.Checkpoint `json:",omitempty"` // the newest that it has told of; replaced, never changed
 }
 
 func openStore(path string) (*store, error) {
@@ -111,6 +116,46 @@ func (s *store) nextRun(now time.Time) (run uint64, err error) {
 		return b.Put([]byte("run"), strconv.AppendUint(nil, run, 10))
 	})
 	return run, err
+}
+
+// deviceFaults reads what devices have failed, and why.
+func (s *store) deviceFaults() (faults map[string]string, err error) {
+	err = s.note("faults", &faults)
+	return faults, err
+}
+
+func (s *store) saveDeviceFaults(faults map[string]string) error { return s.saveNote("faults", faults) }
+
+// interruption reads the notice that the node's provider gave last, nil for none.
+func (s *store) interruption() (n *cluster.Interruption, err error) {
+	err = s.note("interruption", &n)
+	return n, err
+}
+
+func (s *store) saveInterruption(n *cluster.Interruption) error {
+	return s.saveNote("interruption", n)
+}
+
+// note reads what is kept of the node under a name, as JSON; what is not there leaves into as it is.
+func (s *store) note(name string, into any) error {
+	return s.db.View(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(bucketNode).Get([]byte(name))
+		if v == nil {
+			return nil
+		}
+		if err := json.Unmarshal(v, into); err != nil {
+			return fmt.Errorf("agent state: %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+func (s *store) saveNote(name string, value any) error {
+	v, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketNode).Put([]byte(name), v) })
 }
 
 // newUUID draws a UUID (RFC 9562, version 4).

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -38,16 +39,21 @@ type taskRunner struct {
 	handle task.Handle // of the run that is on, nil between runs
 	stats  usageSample
 
-	kill    context.Context // ends when the task shall end
-	killNow context.CancelFunc
-	restart chan string   // a reason to restart now (capacity 1)
-	done    chan struct{} // closed when the task has ended for good, or the agent let go of it
+	checkpoint fs.FileInfo // of the file that tells of checkpoints, as it was read last
+
+	turnOnce sync.Once
+	kill     context.Context // ends when the task shall end
+	killNow  context.CancelFunc
+	restart  chan string   // a reason to restart now, outside the policy (capacity 1)
+	unwell   chan string   // a reason why the run counts as failed (capacity 1)
+	turn     chan struct{} // closed when the tasks that are to run before have
+	done     chan struct{} // closed when the task has ended for good, or the agent let go of it
 }
 
 func newTaskRunner(r *runner, name string) *taskRunner {
 	t := &taskRunner{
 		r: r, name: name, log: r.log.With("task", name),
-		restart: make(chan string, 1), done: make(chan struct{}),
+		restart: make(chan string, 1), unwell: make(chan string, 1), turn: make(chan struct{}), done: make(chan struct{}),
 	}
 	t.kill, t.killNow = context.WithCancel(context.Background())
 	return t
@@ -85,6 +91,7 @@ const (
 	exited                  // by itself, or it never began
 	killed                  // it was to end
 	restarted               // somebody asked for a restart
+	unwell                  // a check failed too often
 	suspended               // the agent ends and takes its tasks along, to start them again
 	lost                    // while no agent ran, by no fault of its own: a reboot
 )
@@ -99,6 +106,9 @@ func (t *taskRunner) run(ctx context.Context) {
 	h, over := t.recover(ctx)
 	for recovered := h != nil; !over; recovered = false {
 		end, how := exited, succeeded
+		if h == nil && !t.awaitTurn(ctx) {
+			return // the next agent waits on
+		}
 		if h == nil && t.kill.Err() == nil {
 			if h, how = t.start(ctx); h == nil && (ctx.Err() != nil || t.r.a.suspend.Err() != nil) {
 				return // the next agent starts it
@@ -110,7 +120,7 @@ func (t *taskRunner) run(ctx context.Context) {
 				return
 			}
 			exit := h.Exit()
-			if !exit.Success() {
+			if !exit.Success() || end == unwell {
 				how = broke
 			}
 			if exit.Lost && recovered && end == exited {
@@ -148,7 +158,11 @@ func (t *taskRunner) conclude(end ending, how outcome, last *cluster.TaskEvent) 
 	if policy == nil {
 		policy = group.RestartPolicy
 	}
-	if t.kill.Err() != nil {
+	t.takeCheckpoint() // with the end the servers hear the last
+	t.r.mu.Lock()
+	noticed, overrun := t.r.local.Noticed != 0, t.r.local.Overrun
+	t.r.mu.Unlock()
+	if t.kill.Err() != nil || noticed || overrun && how != succeeded {
 		end = killed
 	}
 	if end == suspended {
@@ -168,12 +182,13 @@ func (t *taskRunner) conclude(end ending, how outcome, last *cluster.TaskEvent) 
 		switch end {
 		case killed:
 			addEvent(s, event(eventKilled, "Task successfully killed"))
+			v.failed = overrun && spec.Lifecycle == nil
 		case restarted:
 			v = verdict{restart: true}
 		case lost:
 			v = verdict{restart: true, reason: reasonLost}
 		default:
-			v = decide(policy, job.Type, how, l, now, random)
+			v = decide(policy, restartsAs(job.Type, spec.Lifecycle), how, l, now, random)
 		}
 		if v.restart {
 			s.State, s.LastRestart = cluster.TaskStatePending, cluster.TimeOf(now)
@@ -261,7 +276,11 @@ func (t *taskRunner) start(ctx context.Context) (task.Handle, outcome) {
 		return nil, unrecoverable
 	}
 	dir := t.r.dir.Task(t.name)
-	env := task.NewEnv(t.r.a.nodeRecord(), t.r.a.cfg.Region, job, alloc, spec, dir)
+	t.r.mu.Lock()
+	begun := *alloc
+	begun.Checkpoints = t.r.checkpoints()
+	t.r.mu.Unlock()
+	env := task.NewEnv(t.r.a.nodeRecord(), t.r.a.cfg.Region, job, &begun, spec, dir)
 	if how := t.prepare(ctx, job, spec, dir, env); how != succeeded {
 		return nil, how
 	}
@@ -343,6 +362,7 @@ func (t *taskRunner) started(h task.Handle) {
 			l.State.State, l.State.StartedAt = cluster.TaskStateRunning, cluster.TimeOf(time.Now())
 			addEvent(l.State, event(eventStarted, "Task started by client"))
 		}
+		t.r.countFrom(t.name, l.State.StartedAt)
 	})
 	if s.TLS {
 		select {
@@ -366,6 +386,10 @@ func (t *taskRunner) watch(ctx context.Context, h task.Handle) (end ending) {
 		h.Detach()
 	}()
 	select {
+	case <-t.unwell: // it was about the run before
+	default:
+	}
+	select {
 	case <-h.Done():
 		end = exited
 	case <-ctx.Done():
@@ -376,6 +400,9 @@ func (t *taskRunner) watch(ctx context.Context, h task.Handle) (end ending) {
 		end = suspended
 	case reason := <-t.restart:
 		end = restarted
+		t.event(event(eventRestartSignal, reason, "restart_reason", reason))
+	case reason := <-t.unwell:
+		end = unwell
 		t.event(event(eventRestartSignal, reason, "restart_reason", reason))
 	}
 	stopProbes()
@@ -476,6 +503,17 @@ func (t *taskRunner) requestRestart() bool {
 	default: // one is under way
 	}
 	return true
+}
+
+// restartUnwell ends the run as one that failed: what follows is the restart policy's to say.
+func (t *taskRunner) restartUnwell(reason string) {
+	if t.running() == nil {
+		return
+	}
+	select {
+	case t.unwell <- reason:
+	default: // one is under way
+	}
 }
 
 // signal sends a signal by name to the running task.

@@ -83,6 +83,7 @@ func newGuarded(t *testing.T) *guarded {
 	g.node(gpuNode)
 	g.job("web")
 	g.alloc(webAlloc, "web", gpuNode, webDeployment)
+	g.apply(&cluster.UpsertNamespaces{Namespaces: []*cluster.Namespace{{Name: "dev"}}})
 	g.copyWeb()
 	for _, name := range []string{"fashion", "secret"} {
 		if r := g.ask("PUT", "/v1/models/"+name, "bytes of "+name, g.manager()); r.status != 200 {
@@ -92,8 +93,8 @@ func newGuarded(t *testing.T) *guarded {
 	return g
 }
 
-// copyWeb copies the job web and what it has into the namespace dev as job hidden. No
-// command makes jobs in other namespaces yet, so it is done as a restore would.
+// copyWeb copies the job web and what it has into the namespace dev as job hidden. It
+// is done as a restore would, which is short.
 func (g *guarded) copyWeb() {
 	g.Helper()
 	restore := cluster.NewRestore()

@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"strconv"
 
-	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
 
@@ -120,41 +119,4 @@ func (s *Server) agentHealth(r *request) (any, error) {
 type statusBody struct {
 	status int
 	body   any
-}
-
-// namespace is a namespace as clients read it.
-type namespace struct {
-	Name, Description, Quota string
-	Meta                     map[string]string
-	CreateIndex, ModifyIndex uint64
-}
-
-var defaultNamespace = &namespace{
-	Name: cluster.DefaultNamespace, Description: "Default shared namespace", CreateIndex: 1, ModifyIndex: 1,
-}
-
-func (s *Server) listNamespaces(r *request) (any, error) {
-	return s.read(r, func(*cluster.Snapshot, cluster.WatchSet) found {
-		list := only([]*namespace{defaultNamespace}, func(n *namespace) bool {
-			return hasPrefix(n.Name, r.prefix) && r.may(acl.AnyInNamespace, n.Name, "")
-		})
-		same := func(n *namespace) any { return n }
-		return page(r, 1, list, true, func(n *namespace) position { return named(n.Name) }, same, same)
-	})
-}
-
-func (s *Server) readNamespace(r *request) (any, error) {
-	return s.read(r, func(*cluster.Snapshot, cluster.WatchSet) found {
-		if r.params["name"] != cluster.DefaultNamespace {
-			return found{index: 1, err: notFound("Namespace not found")}
-		}
-		return found{body: defaultNamespace, index: 1}
-	})
-}
-
-func (s *Server) deleteNamespace(r *request) (any, error) {
-	if r.params["name"] == cluster.DefaultNamespace {
-		return nil, refusedf("can not delete default namespace")
-	}
-	return nil, refused(notFound("namespace not found"))
 }

@@ -440,7 +440,8 @@ func TestCommandLineOperators(t *testing.T) {
 	c.run("operator scheduler get-config", "Scheduler Algorithm = binpack")
 	c.run("operator scheduler set-config -scheduler-algorithm=spread", "Scheduler configuration updated!")
 	c.run("operator scheduler get-config", "Scheduler Algorithm = spread")
-	c.fails(1, "operator scheduler set-config -preempt-batch-scheduler=true", "501", "does not support preemption")
+	c.run("operator scheduler set-config -preempt-batch-scheduler=true", "Scheduler configuration updated!")
+	c.fails(1, "operator scheduler set-config -preempt-system-scheduler=true", "501", "does not support preemption for system")
 
 	e := snap.EvalsByJob(nil, cluster.JobKey{Namespace: "default", ID: "web"})[0]
 	c.run("eval list", "job-register web default <none> complete false")
@@ -468,8 +469,6 @@ func TestCommandLineOperators(t *testing.T) {
 	c.run("volume status", "No CSI volumes")
 	c.run("service list", "No service registrations found")
 	c.fails(1, "acl policy list", "ACL support disabled")
-	c.fails(1, "quota list", "does not support quotas")
-	c.fails(1, "namespace apply dev", "does not support namespaces besides default")
 	c.run("system gc")
 	c.run("job status web", "Status = running")
 }

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"slices"
+
 	"github.com/rxvision/rxvision/acl"
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -92,11 +94,16 @@ func (s *Server) updateDeployment(r *request, d *cluster.Deployment, status, des
 	if err != nil {
 		return nil, refused(err)
 	}
-	reply := &deploymentReply{EvalID: res.EvalID, DeploymentModifyIndex: res.Index, Index: res.Index}
+	return deploymentWrote(res), nil
+}
+
+// deploymentWrote answers a change of a deployment.
+func deploymentWrote(res cluster.Result) *answer {
+	reply := &deploymentReply{EvalID: res.EvalID, DeploymentModifyIndex: res.Index, RevertedJobVersion: res.Reverted, Index: res.Index}
 	if res.EvalID != "" {
 		reply.EvalCreateIndex = res.Index
 	}
-	return &answer{body: reply, index: res.Index}, nil
+	return &answer{body: reply, index: res.Index}
 }
 
 func (s *Server) failDeployment(r *request) (any, error) {
@@ -106,8 +113,6 @@ func (s *Server) failDeployment(r *request) (any, error) {
 	}
 	return s.updateDeployment(r, d, cluster.DeploymentFailed, cluster.DeploymentDescFailedByUser, true)
 }
-
-const descPaused = "Deployment is paused"
 
 func (s *Server) pauseDeployment(r *request) (any, error) {
 	var req struct {
@@ -126,22 +131,66 @@ func (s *Server) pauseDeployment(r *request) (any, error) {
 		return nil, err
 	}
 	if req.Pause {
-		return s.updateDeployment(r, d, cluster.DeploymentPaused, descPaused, false)
+		return s.updateDeployment(r, d, cluster.DeploymentPaused, cluster.DeploymentDescPaused, false)
 	}
 	return s.updateDeployment(r, d, cluster.DeploymentRunning, cluster.DeploymentDescRunning, true)
 }
 
 func (s *Server) promoteDeployment(r *request) (any, error) {
-	d, err := s.activeDeployment(r, "promote")
-	if err != nil {
+	var req struct {
+		DeploymentID string
+		All          bool
+		Groups       []string
+	}
+	if err := r.decode(&req); err != nil {
 		return nil, err
 	}
-	for _, g := range d.TaskGroups {
-		if g.DesiredCanaries > 0 {
-			return nil, notBuilt("this version of rxvision does not support promoting canaries")
+	d, err := s.activeDeployment(r, "promote")
+	switch {
+	case err != nil:
+		return nil, err
+	case req.All && len(req.Groups) > 0:
+		return nil, badRequest("promote all groups or those that are named, not both")
+	case !req.All && len(req.Groups) == 0:
+		return nil, badRequest("name the groups to promote, or ask for all")
+	}
+	res, err := s.cfg.Store.Apply(r.Context(), &cluster.PromoteDeployment{DeploymentID: d.ID, Groups: req.Groups, EvalID: newID()})
+	if err != nil {
+		return nil, refused(err)
+	}
+	return deploymentWrote(res), nil
+}
+
+// setHealth takes over an operator's judgement of allocations (health_check = "manual").
+func (s *Server) setHealth(r *request) (any, error) {
+	var req struct {
+		DeploymentID           string
+		HealthyAllocationIDs   []string
+		UnhealthyAllocationIDs []string
+	}
+	if err := r.decode(&req); err != nil {
+		return nil, err
+	}
+	d, err := s.activeDeployment(r, "set health of allocations for")
+	switch {
+	case err != nil:
+		return nil, err
+	case len(req.HealthyAllocationIDs)+len(req.UnhealthyAllocationIDs) == 0:
+		return nil, badRequest("must specify at least one healthy/unhealthy allocation ID")
+	}
+	for _, id := range req.HealthyAllocationIDs {
+		if slices.Contains(req.UnhealthyAllocationIDs, id) {
+			return nil, badRequest("allocation %s cannot be both healthy and unhealthy", id)
 		}
 	}
-	return nil, refusedf("no canaries to promote")
+	res, err := s.cfg.Store.Apply(r.Context(), &cluster.UpdateDeployment{
+		Update:  &cluster.DeploymentStatusUpdate{DeploymentID: d.ID},
+		Healthy: req.HealthyAllocationIDs, Unhealthy: req.UnhealthyAllocationIDs, EvalID: newID(),
+	})
+	if err != nil {
+		return nil, refused(err)
+	}
+	return deploymentWrote(res), nil
 }
 
 func (s *Server) unblockDeployment(r *request) (any, error) {

@@ -64,7 +64,7 @@ func newWorld(t *testing.T, change ...func(*api.Config)) *world {
 	w.background(sched.Run)
 	w.background(w.agents)
 	cfg := api.Config{
-		Store: store, Nodes: w.nodes, Planner: planner{}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store}, Collector: sched,
+		Store: store, Nodes: w.nodes, Planner: planner{sched}, Archives: archives{store}, Models: newFakeModels(store), Servers: onDisk{store: store}, Collector: sched,
 		ID: store.ID(), Name: "s1", Region: region, Datacenter: "dc1", Version: "0.0.1-test", Drivers: jobspec.Drivers(),
 		Logger: log, Registry: reg,
 	}
@@ -149,7 +149,7 @@ func (w *world) agents(ctx context.Context) error {
 			event("Received", "Task received by client")
 			event("Started", "Task started by client")
 			switch {
-			case a.ClientTerminal(), a.ClientStatus == cluster.AllocClientRunning && !a.ServerTerminal() && judged(a):
+			case a.ClientTerminal(), a.ClientStatus == cluster.AllocClientRunning && !a.ServerTerminal() && judged(snap, a):
 				continue
 			case a.ServerTerminal():
 				u.ClientStatus, u.ClientDescription = cluster.AllocClientComplete, "All tasks have completed"
@@ -157,7 +157,7 @@ func (w *world) agents(ctx context.Context) error {
 				event("Killed", "Task successfully killed")
 			default:
 				u.ClientStatus = cluster.AllocClientRunning
-				if a.DeploymentID != "" {
+				if !judged(snap, a) {
 					u.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: ptr(true)}
 				}
 			}
@@ -175,8 +175,13 @@ func (w *world) agents(ctx context.Context) error {
 	}
 }
 
-// judged says whether a deployment knows the allocation's health, if one asks.
-func judged(a *cluster.Allocation) bool {
+// judged says whether a deployment knows the allocation's health, if one asks, or leaves it to an operator.
+func judged(snap *cluster.Snapshot, a *cluster.Allocation) bool {
+	if j := snap.JobVersion(nil, a.JobKey(), a.JobVersion); j != nil {
+		if u := j.Group(a.TaskGroup).Update; u != nil && u.HealthCheck == "manual" {
+			return true
+		}
+	}
 	return a.DeploymentID == "" || a.DeploymentStatus != nil && a.DeploymentStatus.Healthy != nil
 }
 
@@ -224,7 +229,19 @@ func (w *world) settled(job string, running int) *cluster.Snapshot {
 }
 
 // planner is the scheduler's, as the program wires it.
-type planner struct{}
+type planner struct{ sched *scheduler.Scheduler }
+
+func (planner) WhatIf(_ context.Context, snap *cluster.Snapshot, j *cluster.Job) (*cluster.Explanation, error) {
+	return new(scheduler.DryRuns).WhatIf(snap, j, cluster.TimeOf(time.Now()))
+}
+
+func (p planner) Explain(_ context.Context, snap *cluster.Snapshot, key cluster.JobKey) (_ *cluster.Explanation, err error) {
+	x := new(scheduler.DryRuns).Explain(snap, key, cluster.TimeOf(time.Now()))
+	if x != nil && p.sched != nil {
+		x.Queue, err = p.sched.Position(key)
+	}
+	return x, err
+}
 
 func (planner) DryRun(_ context.Context, snap *cluster.Snapshot, j *cluster.Job) (*api.DryRun, error) {
 	res, err := scheduler.DryRun(snap, j, cluster.TimeOf(time.Now()))
@@ -364,6 +381,10 @@ func (n *fakeNodes) NodeStats(_ context.Context, node string) (json.RawMessage, 
 }
 
 const taskUsage = `{"CpuStats":{"Measured":["Percent"],"Percent":0.5,"TotalTicks":12.0},"MemoryStats":{"Measured":["RSS"],"RSS":19492864},"DeviceStats":[]}`
+
+func (n *fakeNodes) Checks(context.Context, string, string) (json.RawMessage, error) {
+	return json.RawMessage(`{}`), nil
+}
 
 func (n *fakeNodes) AllocStats(context.Context, string, string, string) (json.RawMessage, error) {
 	return json.RawMessage(`{"ResourceUsage":` + taskUsage + `,"Tasks":{"t":{"ResourceUsage":` + taskUsage + `,"Timestamp":1,"Pids":null}},"Timestamp":1}`), nil

@@ -110,11 +110,12 @@ func (s *Server) jobVersions(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.query.Get("diff_tag") != "" {
-		return nil, notBuilt("this version of rxvision does not support tags of job versions")
+	tag, wanted := r.query.Get("diff_tag"), r.query.Get("diff_version")
+	if tag != "" && wanted != "" {
+		return nil, badRequest("diff_tag and diff_version cannot both be given")
 	}
 	var against *uint64
-	if v := r.query.Get("diff_version"); v != "" {
+	if v := wanted; v != "" {
 		n, err := strconv.ParseUint(v, 10, 64)
 		if err != nil {
 			return nil, badRequest("Expect a number for `diff_version` query string parameter")
@@ -125,6 +126,14 @@ func (s *Server) jobVersions(r *request) (any, error) {
 		versions := snap.JobVersions(ws, r.jobKey())
 		if snap.Job(ws, r.jobKey()) == nil { // purged: allocations may keep versions
 			return missing(snap, ws, cluster.TableJobVersions, "job versions not found")
+		}
+		against := against
+		if tag != "" {
+			v := snap.JobVersionByTag(nil, r.jobKey(), tag)
+			if v == nil {
+				return found{index: snap.Index(nil, cluster.TableJobVersions), err: notFound("tag %q not found on job %q", tag, r.params["job"])}
+			}
+			against = &v.Version
 		}
 		reply := &jobVersionsReply{Versions: versions}
 		for i, v := range versions {
@@ -215,52 +224,5 @@ func (s *Server) jobDeployment(r *request) (any, error) {
 			return found{body: null{}, index: snap.Index(ws, cluster.TableDeployments)}
 		}
 		return found{body: d, index: d.ModifyIndex}
-	})
-}
-
-// scaleGroup is one group in the answer of scaleStatus.
-type scaleGroup struct {
-	Desired, Placed, Running, Healthy, Unhealthy int
-	Events                                       []api.ScalingEvent
-}
-
-type scaleReply struct {
-	JobID, Namespace               string
-	JobStopped                     bool
-	JobCreateIndex, JobModifyIndex uint64
-	TaskGroups                     map[string]*scaleGroup
-}
-
-func (s *Server) scaleStatus(r *request) (any, error) {
-	return s.read(r, func(snap *cluster.Snapshot, ws cluster.WatchSet) found {
-		j := snap.Job(ws, r.jobKey())
-		if j == nil {
-			return missing(snap, ws, cluster.TableJobs, "job not found")
-		}
-		reply := &scaleReply{
-			JobID: j.ID, Namespace: j.Namespace, JobStopped: j.Stop, JobCreateIndex: j.CreateIndex,
-			JobModifyIndex: j.JobModifyIndex, TaskGroups: map[string]*scaleGroup{},
-		}
-		for _, g := range j.TaskGroups {
-			reply.TaskGroups[g.Name] = &scaleGroup{Desired: g.Count, Events: []api.ScalingEvent{}}
-		}
-		for _, a := range snap.AllocsByJob(ws, j.Key()) {
-			g := reply.TaskGroups[a.TaskGroup]
-			if g == nil || a.Terminal() || a.JobCreateIndex != j.CreateIndex {
-				continue
-			}
-			g.Placed++
-			if a.ClientStatus == cluster.AllocClientRunning {
-				g.Running++
-			}
-			if d := a.DeploymentStatus; d != nil && d.Healthy != nil {
-				if *d.Healthy {
-					g.Healthy++
-				} else {
-					g.Unhealthy++
-				}
-			}
-		}
-		return found{body: reply, index: max(j.ModifyIndex, snap.Index(ws, cluster.TableAllocs))}
 	})
 }

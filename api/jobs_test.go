@@ -260,12 +260,13 @@ func TestScale(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	status, _, err := w.client().Jobs().ScaleStatus("web", nil)
-	if err != nil || status.TaskGroups["g"].Desired != 3 || status.TaskGroups["g"].Placed != 1 || status.TaskGroups["g"].Events == nil {
+	if err != nil || status.TaskGroups["g"].Desired != 3 || status.TaskGroups["g"].Placed != 1 || len(status.TaskGroups["g"].Events) != 1 || *status.TaskGroups["g"].Events[0].EvalID != res.EvalID {
 		t.Errorf("%s, %v", pretty(t, status), err)
 	}
 	for text, body := range map[string]string{
-		"this version of rxvision keeps no scaling events: a scaling request must set Count": `{"Target":{"Group":"g"}}`,
-		"count -1 is not within 0 and 100000":                                                `{"Count":-1,"Target":{"Group":"g"}}`,
+		"count -1 is not within 0 and 100000":                       `{"Count":-1,"Target":{"Group":"g"}}`,
+		"a scaling event that is an error cannot set the count":     `{"Count":1,"Error":true,"Target":{"Group":"g"}}`,
+		`task group "" specified for scaling does not exist in job`: `{"Target":{}}`,
 	} {
 		if r := w.do("PUT", "/v1/job/web/scale", body); r.body != text {
 			t.Errorf("%s: %d %s", body, r.status, r.body)

@@ -3,7 +3,6 @@ package api
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -43,6 +42,7 @@ func wrote(res cluster.Result, warnings string) *answer {
 // checkJob turns a submitted job into the state's, or names all that is wrong with
 // it in one list: what the job spec's rules find and models that are not there.
 func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*cluster.Job, string, error) {
+	s.defaultPool(in)
 	j, warnings, err := jobspec.FromAPI(in, jobspec.Options{Drivers: s.cfg.Drivers, Region: s.cfg.Region})
 	var faults jobspec.Faults
 	if err != nil && !errors.As(err, &faults) {
@@ -68,6 +68,21 @@ func (s *Server) checkJob(r *request, in *api.Job, sub *api.JobSubmission) (*clu
 		return nil, "", refused(err)
 	}
 	return j, warningText(warnings), nil
+}
+
+// defaultPool gives a job that names no node pool the one of its namespace.
+func (s *Server) defaultPool(in *api.Job) {
+	if in.NodePool != nil && *in.NodePool != "" {
+		return
+	}
+	name := cluster.DefaultNamespace
+	if in.Namespace != nil && *in.Namespace != "" {
+		name = *in.Namespace
+	}
+	n := s.cfg.Store.State().Snapshot().Namespace(nil, name)
+	if n != nil && n.NodePoolConfiguration != nil && n.NodePoolConfiguration.Default != "" {
+		in.NodePool = &n.NodePoolConfiguration.Default
+	}
 }
 
 // unknownModels finds the models that a job's onnx tasks name and that are not
@@ -212,25 +227,31 @@ type planReply struct {
 	Index              uint64
 }
 
+// jobToPlan reads a job that is not to be registered, whole and checked, once this server's state is as new as asked for.
+func (s *Server) jobToPlan(r *request, req *api.JobPlanRequest) (*cluster.Job, string, error) {
+	if err := r.decode(req); err != nil {
+		return nil, "", err
+	}
+	if err := sameJob(r, req.Job); err != nil {
+		return nil, "", err
+	}
+	if err := s.fresh(r); err != nil {
+		return nil, "", err
+	}
+	j, warnings, err := s.checkJob(r, req.Job, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	return j, warnings, errors.Join(r.allowIn(j.Namespace), r.mayServe(j))
+}
+
 func (s *Server) planJob(r *request) (any, error) {
 	if s.cfg.Planner == nil {
 		return nil, notBuilt("this server cannot plan jobs: it runs without a scheduler")
 	}
 	var req api.JobPlanRequest
-	if err := r.decode(&req); err != nil {
-		return nil, err
-	}
-	if err := sameJob(r, req.Job); err != nil {
-		return nil, err
-	}
-	if err := s.fresh(r); err != nil {
-		return nil, err
-	}
-	j, warnings, err := s.checkJob(r, req.Job, nil)
+	j, warnings, err := s.jobToPlan(r, &req)
 	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(r.allowIn(j.Namespace), r.mayServe(j)); err != nil {
 		return nil, err
 	}
 	snap := s.cfg.Store.State().Snapshot()
@@ -405,7 +426,7 @@ func (s *Server) revertJob(r *request) (any, error) {
 	}
 	j := cluster.Clone(target)
 	j.Stop = false
-	if err := detach(j); err != nil {
+	if err := j.Detach(); err != nil {
 		return nil, err
 	}
 	res, err := s.cfg.Store.Apply(r.Context(), &cluster.RegisterJob{
@@ -416,31 +437,6 @@ func (s *Server) revertJob(r *request) (any, error) {
 		return nil, refused(err)
 	}
 	return wrote(res, ""), nil
-}
-
-// detach makes a job name the model versions that it has pinned, so that the old
-// version comes back and not what its alias means now.
-func detach(j *cluster.Job) error {
-	for _, g := range j.TaskGroups {
-		for _, t := range g.Tasks {
-			if t.Model == nil || t.Model.Version == 0 {
-				continue
-			}
-			ref := fmt.Sprintf("%s:%d", t.Model.Name, t.Model.Version)
-			config := map[string]any{}
-			if err := json.Unmarshal(t.Config, &config); err != nil {
-				return fmt.Errorf("config of task %s: %w", t.Name, err)
-			}
-			config["model"] = ref
-			raw, err := json.Marshal(config)
-			if err != nil {
-				return fmt.Errorf("config of task %s: %w", t.Name, err)
-			}
-			t.Config = raw
-			t.Model.Reference, t.Model.Alias = ref, ""
-		}
-	}
-	return nil
 }
 
 func (s *Server) setStable(r *request) (any, error) {
@@ -462,46 +458,4 @@ func (s *Server) setStable(r *request) (any, error) {
 		return nil, refused(err)
 	}
 	return &answer{body: struct{ JobModifyIndex, Index uint64 }{res.Index, res.Index}, index: res.Index}, nil
-}
-
-func (s *Server) scaleJob(r *request) (any, error) {
-	var req api.ScalingRequest
-	if err := r.decode(&req); err != nil {
-		return nil, err
-	}
-	if err := s.fresh(r); err != nil {
-		return nil, err
-	}
-	snap, key := s.cfg.Store.State().Snapshot(), r.jobKey()
-	current := snap.Job(nil, key)
-	if current == nil {
-		return nil, notFound("job %q not found", key.ID)
-	}
-	if id := req.Target["Job"]; id != "" && id != key.ID {
-		return nil, badRequest("JobID not same as job name")
-	}
-	j := cluster.Clone(current)
-	g := j.Group(req.Target["Group"])
-	switch d := snap.LatestDeployment(nil, key); {
-	case g == nil:
-		return nil, badRequest("task group %q specified for scaling does not exist in job", req.Target["Group"])
-	case req.Count == nil || req.Error:
-		return nil, notBuilt("this version of rxvision keeps no scaling events: a scaling request must set Count")
-	case *req.Count < 0 || *req.Count > jobspec.MaxCount:
-		return nil, badRequest("count %d is not within 0 and %d", *req.Count, jobspec.MaxCount)
-	case j.Stop:
-		return nil, badRequest("job %q is stopped", key.ID)
-	case d != nil && d.Active() && d.JobCreateIndex == j.CreateIndex:
-		return nil, badRequest("job scaling blocked due to active deployment")
-	case req.JobModifyIndex != 0 && req.JobModifyIndex != current.JobModifyIndex:
-		return nil, refusedf("Enforcing job modify index %d: job exists with conflicting job modify index: %d", req.JobModifyIndex, current.JobModifyIndex)
-	}
-	g.Count = int(*req.Count)
-	res, err := s.cfg.Store.Apply(r.Context(), &cluster.RegisterJob{
-		Job: j, EnforceIndex: true, JobModifyIndex: current.JobModifyIndex, EvalID: newID(),
-	})
-	if err != nil {
-		return nil, refused(err)
-	}
-	return wrote(res, ""), nil
 }

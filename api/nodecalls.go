@@ -24,6 +24,8 @@ type Nodes interface {
 	// AllocStats answers in the shape of /v1/client/allocation/:id/stats; task ""
 	// means all.
 	AllocStats(ctx context.Context, nodeID, allocID, task string) (json.RawMessage, error)
+	// Checks answers in the shape of /v1/client/allocation/:id/checks.
+	Checks(ctx context.Context, nodeID, allocID string) (json.RawMessage, error)
 	Restart(ctx context.Context, nodeID string, req RestartRequest) error
 	Signal(ctx context.Context, nodeID string, req SignalRequest) error
 }
@@ -408,12 +410,16 @@ func (s *Server) allocStats(r *request) (any, error) {
 	return s.cfg.Nodes.AllocStats(r.Context(), a.NodeID, a.ID, r.query.Get("task"))
 }
 
-// allocChecks answers for checks of Nomad's own services, which this version has not.
+// allocChecks answers what the checks of an allocation's services have come to.
 func (s *Server) allocChecks(r *request) (any, error) {
-	if _, err := s.allocOf(r); err != nil {
+	a, err := s.allocOf(r)
+	if err != nil {
 		return nil, err
 	}
-	return struct{}{}, nil
+	if j := s.cfg.Store.State().Snapshot().JobVersion(nil, a.JobKey(), a.JobVersion); j == nil || j.Group(a.TaskGroup) == nil || len(j.Group(a.TaskGroup).AllServices()) == 0 {
+		return struct{}{}, nil // its node need not be asked
+	}
+	return s.cfg.Nodes.Checks(r.Context(), a.NodeID, a.ID)
 }
 
 // done is the answer to calls that change something on a node.

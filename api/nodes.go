@@ -202,7 +202,8 @@ func (s *Server) purgeNode(r *request) (any, error) {
 	return s.changeNode(r, func(id string) cluster.Command { return &cluster.DeregisterNode{NodeID: id} })
 }
 
-// evaluateNode asks for an evaluation of each job with work on the node.
+// evaluateNode asks for an evaluation of each job with work on the node, and of each that
+// is to run on every node.
 func (s *Server) evaluateNode(r *request) (any, error) {
 	id, err := wholeUUID(r.params["id"], "node")
 	if err != nil {
@@ -218,9 +219,19 @@ func (s *Server) evaluateNode(r *request) (any, error) {
 	}
 	cmd, seen := &cluster.UpdateEvals{}, map[cluster.JobKey]bool{}
 	reply := &nodeChanged{EvalIDs: []string{}, NodeModifyIndex: n.ModifyIndex}
+	var jobs []*cluster.Job
 	for _, a := range snap.AllocsByNode(nil, id) {
-		j := snap.Job(nil, a.JobKey())
-		if a.Terminal() || j == nil || seen[j.Key()] {
+		if j := snap.Job(nil, a.JobKey()); !a.Terminal() && j != nil {
+			jobs = append(jobs, j)
+		}
+	}
+	for _, j := range snap.PerNodeJobs(nil) {
+		if j.Covers(n) {
+			jobs = append(jobs, j)
+		}
+	}
+	for _, j := range jobs {
+		if seen[j.Key()] {
 			continue
 		}
 		seen[j.Key()] = true

@@ -244,7 +244,7 @@ func TestSchedulerConfiguration(t *testing.T) {
 	}
 	for body, status := range map[string]int{
 		`{"SchedulerAlgorithm":"random"}`:                         400,
-		`{"PreemptionConfig":{"BatchSchedulerEnabled":true}}`:     501,
+		`{"PreemptionConfig":{"SystemSchedulerEnabled":true}}`:    501,
 		`{"MemoryOversubscriptionEnabled":true}`:                  501,
 		`{"SchedulerAlgorithm":"binpack","PauseEvalBroker":true}`: 200,
 	} {

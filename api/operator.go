@@ -93,8 +93,8 @@ func honoured(cfg *cluster.SchedulerConfiguration) error {
 		return badRequest("invalid scheduler algorithm %q: use binpack or spread", cfg.SchedulerAlgorithm)
 	}
 	switch {
-	case p.SystemSchedulerEnabled || p.SysBatchSchedulerEnabled || p.BatchSchedulerEnabled || p.ServiceSchedulerEnabled:
-		return notBuilt(later, "preemption: set each PreemptionConfig entry to false")
+	case p.SystemSchedulerEnabled || p.SysBatchSchedulerEnabled:
+		return notBuilt(later, "preemption for system and sysbatch jobs: set SystemSchedulerEnabled and SysBatchSchedulerEnabled to false")
 	case cfg.MemoryOversubscriptionEnabled:
 		return notBuilt(later, "memory oversubscription")
 	}

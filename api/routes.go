@@ -23,6 +23,7 @@ var routes = []route{
 	{method: put, pattern: "/v1/jobs", access: need(ofBody, acl.SubmitJob), handle: (*Server).registerJob},
 	{method: put, pattern: "/v1/jobs/parse", access: need(ofRequest, acl.ParseJob), handle: (*Server).parseJob},
 	{method: anyMethod, pattern: "/v1/jobs/statuses", access: need(someplace, acl.ListJobs), handle: later("the job list of Nomad's console")},
+	{method: put, pattern: "/v1/jobs/what-if", access: need(ofBody, acl.SubmitJob), handle: (*Server).whatIf}, // our own
 	{method: put, pattern: "/v1/validate/job", access: need(ofBody, acl.ReadJob), handle: (*Server).validateJob},
 	{method: put, pattern: "/v1/job/*job/plan", access: need(ofBody, acl.SubmitJob), handle: (*Server).planJob},
 	{method: put, pattern: "/v1/job/*job/evaluate", access: need(ofRequest, acl.SubmitJob), handle: (*Server).evaluateJob},
@@ -32,7 +33,8 @@ var routes = []route{
 	{method: get, pattern: "/v1/job/*job/scale", access: need(ofRequest, acl.ReadJobScaling, acl.ReadJob), handle: (*Server).scaleStatus},
 	{method: put, pattern: "/v1/job/*job/dispatch", access: need(ofRequest, acl.DispatchJob), handle: (*Server).dispatchJob},
 	{method: put, pattern: "/v1/job/*job/periodic/force", access: need(ofRequest, acl.DispatchJob, acl.SubmitJob), handle: (*Server).forceLaunch},
-	{method: anyMethod, pattern: "/v1/job/*job/versions/:tag/tag", access: need(ofRequest, acl.SubmitJob), handle: later("tags of job versions")},
+	{method: put, pattern: "/v1/job/*job/versions/:tag/tag", access: need(ofRequest, acl.SubmitJob), handle: (*Server).tagVersion},
+	{method: del, pattern: "/v1/job/*job/versions/:tag/tag", access: need(ofRequest, acl.SubmitJob), handle: (*Server).untagVersion},
 	{method: get, pattern: "/v1/job/*job/action", access: need(ofRequest, acl.AllocExec), handle: later("job actions")},
 	{method: get, pattern: "/v1/job/*job/allocations", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobAllocs},
 	{method: get, pattern: "/v1/job/*job/evaluations", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobEvals},
@@ -41,7 +43,8 @@ var routes = []route{
 	{method: get, pattern: "/v1/job/*job/summary", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobSummary},
 	{method: get, pattern: "/v1/job/*job/versions", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobVersions},
 	{method: get, pattern: "/v1/job/*job/submission", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobSubmission},
-	{method: get, pattern: "/v1/job/*job/services", access: need(ofRequest, acl.ReadJob), handle: none},
+	{method: get, pattern: "/v1/job/*job/explain", access: need(ofRequest, acl.ReadJob), handle: (*Server).explainJob}, // our own
+	{method: get, pattern: "/v1/job/*job/services", access: need(ofRequest, acl.ReadJob), handle: (*Server).jobServices},
 	{method: get, pattern: "/v1/job/*job", access: need(ofRequest, acl.ReadJob), handle: (*Server).readJob},
 	{method: put, pattern: "/v1/job/*job", access: need(ofBody, acl.SubmitJob), handle: (*Server).registerJob},
 	{method: del, pattern: "/v1/job/*job", access: need(ofRequest, acl.SubmitJob), handle: (*Server).deregisterJob},
@@ -59,13 +62,13 @@ var routes = []route{
 	{method: put, pattern: "/v1/deployment/pause/:id", access: need(ofDeployment, acl.SubmitJob), handle: (*Server).pauseDeployment},
 	{method: put, pattern: "/v1/deployment/promote/:id", access: need(ofDeployment, acl.SubmitJob), handle: (*Server).promoteDeployment},
 	{method: put, pattern: "/v1/deployment/unblock/:id", access: need(ofDeployment, acl.SubmitJob), handle: (*Server).unblockDeployment},
-	{method: put, pattern: "/v1/deployment/allocation-health/:id", access: need(ofDeployment, acl.SubmitJob), handle: later("setting the health of allocations by hand")},
+	{method: put, pattern: "/v1/deployment/allocation-health/:id", access: need(ofDeployment, acl.SubmitJob), handle: (*Server).setHealth},
 
 	// Allocations.
 	{method: get, pattern: "/v1/allocations", access: need(someplace, acl.ReadJob), handle: (*Server).listAllocs},
 	{method: get, pattern: "/v1/allocation/:id", access: need(ofAlloc, acl.ReadJob), handle: (*Server).readAlloc},
 	{method: put, pattern: "/v1/allocation/:id/stop", access: need(ofAlloc, acl.AllocLifecycle), handle: (*Server).stopAlloc},
-	{method: get, pattern: "/v1/allocation/:id/services", access: need(ofAlloc, acl.ReadJob), handle: none},
+	{method: get, pattern: "/v1/allocation/:id/services", access: need(ofAlloc, acl.ReadJob), handle: (*Server).allocServices},
 
 	// Through the servers to nodes.
 	{method: get, pattern: "/v1/client/fs/logs/:id", access: need(ofAlloc, acl.ReadLogs, acl.ReadFS), handle: (*Server).logs},
@@ -160,14 +163,14 @@ var routes = []route{
 
 	// What this version has exactly one of, or none.
 	{method: get, pattern: "/v1/namespaces", access: need(visible, acl.AnyInNamespace), handle: (*Server).listNamespaces},
-	{method: put, pattern: "/v1/namespaces", access: need(region, acl.Management), handle: later("namespaces besides default")},
-	{method: put, pattern: "/v1/namespace", access: need(region, acl.Management), handle: later("namespaces besides default")},
+	{method: put, pattern: "/v1/namespaces", access: need(region, acl.Management), handle: (*Server).putNamespace},
+	{method: put, pattern: "/v1/namespace", access: need(region, acl.Management), handle: (*Server).putNamespace},
 	{method: get, pattern: "/v1/namespace/:name", access: need(ofNamespace, acl.AnyInNamespace), handle: (*Server).readNamespace},
-	{method: put, pattern: "/v1/namespace/:name", access: need(region, acl.Management), handle: later("namespaces besides default")},
+	{method: put, pattern: "/v1/namespace/:name", access: need(region, acl.Management), handle: (*Server).putNamespace},
 	{method: del, pattern: "/v1/namespace/:name", access: need(region, acl.Management), handle: (*Server).deleteNamespace},
-	{method: get, pattern: "/v1/services", access: need(someplace, acl.ReadJob), handle: none},
-	{method: get, pattern: "/v1/service/:name", access: need(ofRequest, acl.ReadJob), handle: none},
-	{method: del, pattern: "/v1/service/:name/:id", access: need(ofRequest, acl.SubmitJob), handle: later("service registrations")},
+	{method: get, pattern: "/v1/services", access: need(someplace, acl.ReadJob), handle: (*Server).listServices},
+	{method: get, pattern: "/v1/service/:name", access: need(ofRequest, acl.ReadJob), handle: (*Server).readService},
+	{method: del, pattern: "/v1/service/:name/:id", access: need(ofRequest, acl.SubmitJob), handle: (*Server).deregisterService},
 	{method: get, pattern: "/v1/vars", access: need(visible, acl.VariablesList), handle: none},
 	{method: get, pattern: "/v1/var/*path", access: need(ofVariable, acl.VariablesRead), handle: noVariable},
 	{method: anyMethod, pattern: "/v1/var/*path", access: need(ofVariable, acl.VariablesWrite), handle: later("variables")},
@@ -176,18 +179,24 @@ var routes = []route{
 	{method: anyMethod, pattern: "/v1/volume/*what", access: need(ofRequest, acl.CSIWriteVolume), handle: later("volumes")},
 	{method: get, pattern: "/v1/plugins", access: need(region, acl.PluginList), handle: none},
 	{method: anyMethod, pattern: "/v1/plugin/*what", access: need(region, acl.PluginList), handle: later("storage plugins")},
-	{method: get, pattern: "/v1/scaling/policies", access: need(someplace, acl.ListScalingPolicies).orAll(acl.ListJobs, acl.ReadJob), handle: none},
-	{method: get, pattern: "/v1/scaling/policy/:id", access: need(ofRequest, acl.ReadScalingPolicy).orAll(acl.ListJobs, acl.ReadJob), handle: noPolicy},
-	{method: anyMethod, pattern: "/v1/quotas", access: need(region, acl.QuotaRead), handle: later("quotas")},
-	{method: anyMethod, pattern: "/v1/quota-usages", access: need(region, acl.QuotaRead), handle: later("quotas")},
-	{method: anyMethod, pattern: "/v1/quota", access: need(region, acl.QuotaWrite), handle: later("quotas")},
-	{method: anyMethod, pattern: "/v1/quota/*what", access: need(region, acl.QuotaWrite), handle: later("quotas")},
+	{method: get, pattern: "/v1/scaling/policies", access: need(someplace, acl.ListScalingPolicies).orAll(acl.ListJobs, acl.ReadJob), handle: (*Server).listScalingPolicies},
+	{method: get, pattern: "/v1/scaling/policy/:id", access: need(ofRequest, acl.ReadScalingPolicy).orAll(acl.ListJobs, acl.ReadJob), handle: (*Server).readScalingPolicy},
+	{method: get, pattern: "/v1/quotas", access: need(region, acl.QuotaRead), handle: (*Server).listQuotas},
+	{method: get, pattern: "/v1/quota-usages", access: need(region, acl.QuotaRead), handle: (*Server).listUsages},
+	{method: put, pattern: "/v1/quota", access: need(region, acl.QuotaWrite), handle: (*Server).putQuota},
+	{method: get, pattern: "/v1/quota/usage/:name", access: need(region, acl.QuotaRead), handle: (*Server).readUsage},
+	{method: get, pattern: "/v1/quota/:name", access: need(region, acl.QuotaRead), handle: (*Server).readQuota},
+	{method: put, pattern: "/v1/quota/:name", access: need(region, acl.QuotaWrite), handle: (*Server).putQuota},
+	{method: del, pattern: "/v1/quota/:name", access: need(region, acl.QuotaWrite), handle: (*Server).deleteQuota},
 	{method: anyMethod, pattern: "/v1/sentinel/*what", access: need(region, acl.Management), handle: enterprise},
 	{method: anyMethod, pattern: "/v1/recommendations", access: need(ofRequest, acl.SubmitRecommendations), handle: enterprise},
 	{method: anyMethod, pattern: "/v1/recommendations/*what", access: need(ofRequest, acl.SubmitRecommendations), handle: enterprise},
 	{method: anyMethod, pattern: "/v1/recommendation/*what", access: need(ofRequest, acl.SubmitRecommendations), handle: enterprise},
 
 	// Our own.
+	{method: get, pattern: "/v1/node/:id/devices", access: need(region, acl.NodeRead), handle: (*Server).listDevices},
+	{method: put, pattern: "/v1/node/:id/devices", access: need(region, acl.NodeWrite), handle: (*Server).orderDevice},
+	{method: put, pattern: "/v1/node/:id/interrupt", access: need(region, acl.NodeWrite), handle: (*Server).interruptNode},
 	{method: get, pattern: "/v1/operator/hold", access: need(region, acl.OperatorRead), handle: (*Server).readHold},
 	{method: del, pattern: "/v1/operator/hold", access: need(region, acl.OperatorWrite), handle: (*Server).releaseHold},
 	{method: get, pattern: "/v1/intro-tokens", access: need(region, acl.OperatorRead), handle: (*Server).listIntroTokens},
@@ -224,8 +233,4 @@ func none(s *Server, r *request) (any, error) {
 
 func noVariable(*Server, *request) (any, error) {
 	return &answer{read: true, err: notFound("variable not found")}, nil
-}
-
-func noPolicy(*Server, *request) (any, error) {
-	return &answer{read: true, err: notFound("policy not found")}, nil
 }

@@ -68,13 +68,22 @@ var contexts = []struct {
 	{"volumes", nil},
 	{"scaling_policy", nil},
 	{"vars", nil},
-	{"namespaces", func(r *request, _ *cluster.Snapshot, prefix string) []string {
-		if hasPrefix(cluster.DefaultNamespace, prefix) && r.may(acl.AnyInNamespace, cluster.DefaultNamespace, "") {
-			return []string{cluster.DefaultNamespace}
+	{"namespaces", func(r *request, snap *cluster.Snapshot, prefix string) (out []string) {
+		for _, n := range snap.Namespaces(nil, prefix) {
+			if r.may(acl.AnyInNamespace, n.Name, "") {
+				out = append(out, n.Name)
+			}
 		}
-		return nil
+		return out
 	}},
-	{"quotas", nil},
+	{"quotas", func(r *request, snap *cluster.Snapshot, prefix string) (out []string) {
+		if r.may(acl.QuotaRead, "", "") {
+			for _, q := range snap.Quotas(nil, prefix) {
+				out = append(out, q.Name)
+			}
+		}
+		return out
+	}},
 	{"host_volumes", nil},
 }
 

@@ -45,6 +45,17 @@ type Planner interface {
 	// DryRun plans job, a complete specification, as if it were registered on top of
 	// snap. What the state sets at registration is the planner's to set, in a copy.
 	DryRun(ctx context.Context, snap *cluster.Snapshot, job *cluster.Job) (*DryRun, error)
+	// WhatIf is DryRun with all that the plan was made of: places, victims, what waits and why.
+	WhatIf(ctx context.Context, snap *cluster.Snapshot, job *cluster.Job) (*cluster.Explanation, error)
+	// Explain says of a job that snap has how it stands and what it waits for. Where it stands in the queue is the
+	// leader's to say.
+	Explain(ctx context.Context, snap *cluster.Snapshot, job cluster.JobKey) (*cluster.Explanation, error)
+}
+
+// Autoscaler says how scaling policies fare.
+type Autoscaler interface {
+	// ScalingStatus is how the leader found the policy of that ID when it last looked at it; nil when it has not.
+	ScalingStatus(ctx context.Context, id string) (*cluster.ScalingStatus, error)
 }
 
 // DryRun is a Planner's answer.
@@ -84,12 +95,14 @@ type Models interface {
 // Config is what a Server is made of. Store, Logger and Registry are needed;
 // routes of another part that is nil answer 501.
 type Config struct {
-	Store    Store
-	Nodes    Nodes
-	Planner  Planner
-	Archives Archives
-	Models   Models
-	Servers  Servers
+	Store   Store
+	Nodes   Nodes
+	Planner Planner
+	// Autoscaler tells of policies; nil: nothing is told of how they fare.
+	Autoscaler Autoscaler
+	Archives   Archives
+	Models     Models
+	Servers    Servers
 	// Collector forgets what has ended, when an operator asks for it.
 	Collector Collector
 
@@ -121,6 +134,8 @@ type Server struct {
 	prom    http.Handler
 	// blocked counts the blocking queries under way.
 	blocked chan struct{}
+	// explaining counts the explanations under way.
+	explaining chan struct{}
 	// compiled keeps what tokens' policies mean.
 	compiled compiledACLs
 }
@@ -133,7 +148,7 @@ func New(cfg Config) *Server {
 	cfg.ACL.MinTokenTTL = cmp.Or(cfg.ACL.MinTokenTTL, defaultMinTokenTTL)
 	cfg.ACL.MaxTokenTTL = cmp.Or(cfg.ACL.MaxTokenTTL, defaultMaxTokenTTL)
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, blocked: make(chan struct{}, MaxBlocking),
+		cfg: cfg, log: cfg.Logger, blocked: make(chan struct{}, MaxBlocking), explaining: make(chan struct{}, maxExplaining),
 		metrics: newMetrics(cfg.Registry),
 		prom:    promhttp.HandlerFor(cfg.Registry, promhttp.HandlerOpts{}),
 	}

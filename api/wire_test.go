@@ -35,7 +35,7 @@ func TestIndexHeaders(t *testing.T) {
 	for path, want := range map[string]uint64{
 		"/v1/nodes": node.Index, "/v1/node/" + gpuNode: node.Index, "/v1/jobs": 2, "/v1/job/web": 2, "/v1/allocations": 0,
 		"/v1/deployments": 0, "/v1/job/web/summary": 2, "/v1/job/web/deployment": 0, "/v1/job/nosuch": 2,
-		"/v1/allocation/" + allocID(1): 0, "/v1/namespaces": 1, "/v1/services": 0, "/v1/job/web/submission?version=0": 0,
+		"/v1/allocation/" + allocID(1): 0, "/v1/namespaces": 1, "/v1/services": 2, "/v1/job/web/submission?version=0": 0,
 	} {
 		if got := w.get(path).header.Get("X-Nomad-Index"); got != strconv.FormatUint(want, 10) {
 			t.Errorf("index of %s is %s, want %d", path, got, want)
@@ -142,9 +142,6 @@ func TestNotSupported(t *testing.T) {
 	for _, c := range [][2]string{
 		{"GET", "/.well-known/jwks.json"},
 		{"GET", "/v1/event/stream"},
-		{"GET", "/v1/quotas"},
-		{"PUT", "/v1/quota"},
-		{"PUT", "/v1/namespace"},
 		{"PUT", "/v1/var/a/b"},
 		{"GET", "/v1/operator/keyring/keys"},
 		{"PUT", "/v1/system/gc"},
@@ -156,7 +153,6 @@ func TestNotSupported(t *testing.T) {
 		{"DELETE", "/v1/evaluations"},
 		{"PUT", "/v1/agent/join"},
 		{"GET", "/v1/jobs/statuses"},
-		{"PUT", "/v1/job/x/versions/t/tag"},
 		{"GET", "/v1/operator/snapshot"},
 	} {
 		r := w.do(c[0], c[1], "")

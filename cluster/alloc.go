@@ -55,15 +55,17 @@ type Allocation struct {
 	RescheduleTracker     *RescheduleTracker
 	PreemptedAllocations  []string
 	PreemptedByAllocation string
-	Serving               *Serving // what an onnx task serves; address and readiness are the agent's
-	UnknownSince          Time     // when its node had been silent and ClientStatus became unknown; 0 otherwise
-	Revision              uint64   // of what its node said of it last, see Revision; 0: nothing yet, or without order
-	Epoch                 uint64   // log index at which this start was decided; later epochs win
-	CreateIndex           uint64
-	ModifyIndex           uint64
-	AllocModifyIndex      uint64 // last change of the desired side
-	CreateTime            int64  // unix nanoseconds
-	ModifyTime            int64
+	// Checkpoints are by task: the newest that it has told of, or what it was started with.
+	Checkpoints      map[string]*Checkpoint `json:",omitempty"`
+	Serving          *Serving               // what an onnx task serves; address and readiness are the agent's
+	UnknownSince     Time                   // when its node had been silent and ClientStatus became unknown; 0 otherwise
+	Revision         uint64                 // of what its node said of it last, see Revision; 0: nothing yet, or without order
+	Epoch            uint64                 // log index at which this start was decided; later epochs win
+	CreateIndex      uint64
+	ModifyIndex      uint64
+	AllocModifyIndex uint64 // last change of the desired side
+	CreateTime       int64  // unix nanoseconds
+	ModifyTime       int64
 
 	packedStates  string `stored:"PackedStates"` // of TaskStates; see Whole
 	packedMetrics string `stored:"PackedMetrics"`
@@ -104,8 +106,9 @@ type Serving struct {
 
 // AllocatedResources is what an allocation was given.
 type AllocatedResources struct {
-	Tasks  map[string]*AllocatedTaskResources
-	Shared AllocatedSharedResources
+	Tasks          map[string]*AllocatedTaskResources
+	Shared         AllocatedSharedResources
+	TaskLifecycles map[string]*TaskLifecycle `json:",omitempty"` // of the tasks that have one: not all run at one time
 }
 
 // AllocatedTaskResources is one task's share.
@@ -127,6 +130,7 @@ type AllocatedDevice struct {
 	DeviceIDs          []string
 	Milli              int64 `json:",omitempty"` // thousandths of the one device, 0 for none or all
 	MiB                int64 `json:",omitempty"` // of its memory
+	MemoryMiB          int64 `json:",omitempty"` // that each of the devices has, 0 where that is not known
 }
 
 // Shared says whether this is a share of a device and not the whole.
@@ -159,9 +163,12 @@ type DesiredTransition struct {
 type AllocDeploymentStatus struct {
 	Healthy     *bool
 	Timestamp   Time
-	Canary      bool
+	Canary      bool // runs beside the old version until its deployment is promoted
 	ModifyIndex uint64
 }
+
+// Canary says whether the allocation is a canary that has not been promoted.
+func (a *Allocation) Canary() bool { return a.DeploymentStatus != nil && a.DeploymentStatus.Canary }
 
 // RescheduleTracker remembers the replacements that led to this allocation.
 type RescheduleTracker struct {

@@ -146,8 +146,10 @@ type tx struct {
 	index   uint64
 	stamp   Stamp
 	ids     int
-	dirty   map[JobKey]bool // jobs whose status must be derived again
-	touched []string        // tables, and what else has an entry in the index table
+	dirty   map[JobKey]bool   // jobs whose status must be derived again
+	touched []string          // tables, and what else has an entry in the index table
+	usage   map[string]*Usage // of namespaces, as the command leaves it
+	begun   map[JobKey]int    // children that begin to run, and how many of each parent
 }
 
 // Alloc gives an allocation as it is kept, packed: rules look at little of it.
@@ -168,6 +170,7 @@ func (t *tx) put(table string, v any) {
 	old := t.batch.rows(of).put(t.batch.edit, of, key, v)
 	t.batch.recount(of, old, v)
 	t.batch.changes = append(t.batch.changes, change{of, key, old, v})
+	t.charge(of, old, v)
 	t.touch(table)
 }
 
@@ -178,6 +181,7 @@ func (t *tx) delete(table string, v any) {
 	if old := t.batch.rows(of).delete(t.batch.edit, of, key); old != nil {
 		t.batch.recount(of, old, nil)
 		t.batch.changes = append(t.batch.changes, change{of, key, old, nil})
+		t.charge(of, old, nil)
 	}
 	t.touch(table)
 }
@@ -264,11 +268,28 @@ func (t *tx) apply(cmd Command) (res Result, refused *Error) {
 		res, refused = t.dispatchJob(c)
 	case *LaunchJob:
 		res, refused = t.launchJob(c)
+	case *UpsertNamespaces:
+		refused = t.upsertNamespaces(c)
+	case *DeleteNamespaces:
+		refused = t.deleteNamespaces(c)
+	case *UpsertQuotas:
+		refused = t.upsertQuotas(c)
+	case *DeleteQuotas:
+		refused = t.deleteQuotas(c)
+	case *PromoteDeployment:
+		res, refused = t.promoteDeployment(c)
+	case *ScaleJob:
+		res, refused = t.scaleJob(c)
+	case *TagVersion:
+		refused = t.tagVersion(c)
+	case *OrderDevice:
+		refused = t.orderDevice(c)
 	default:
 		panic(fmt.Sprintf("command %T has no rule", cmd))
 	}
 	if refused == nil {
 		t.deriveJobStatuses()
+		t.writeUsage()
 	}
 	return res, refused
 }
@@ -285,6 +306,9 @@ func (t *tx) putEvals(evals []*Evaluation) {
 		e.CreateIndex, e.ModifyIndex, e.ModifyTime = t.index, t.index, t.stamp.Time
 		if old := t.Eval(nil, e.ID); old != nil {
 			e.CreateIndex, e.CreateTime = old.CreateIndex, old.CreateTime
+			if t.stamp.Rules >= rulesScaling && e.Status == EvalStatusCanceled && old.shortOfRoom() && t.RunLimited() {
+				t.touch(IndexCapacity) // others may have what was reserved for it
+			}
 		} else if e.CreateTime == 0 {
 			e.CreateTime = t.stamp.Time
 		}
@@ -346,5 +370,8 @@ func (t *tx) setSchedulerConfig(c *SetSchedulerConfig) Result {
 		cfg.CreateIndex = old.CreateIndex
 	}
 	t.put(TableScheduler, cfg)
+	if was := (PreemptionConfig{}); old != nil && old.PreemptionConfig != cfg.PreemptionConfig || old == nil && cfg.PreemptionConfig != was {
+		t.touch(IndexCapacity) // what found no room may preempt now
+	}
 	return Result{Updated: true}
 }

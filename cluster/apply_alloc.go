@@ -16,11 +16,11 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 		return res
 	}
 	job := t.JobVersion(nil, JobKey{p.Namespace, p.JobID}, p.JobVersion)
-	if job == nil && len(p.Place) > 0 {
+	if job == nil && len(p.Place) > 0 || !t.knowVersions(p) {
 		res.Stale = true
 		return res
 	}
-	if t.heardAgain(p) {
+	if t.heardAgain(p) || t.overtaken(p) {
 		res.Stale = true
 		return res
 	}
@@ -29,13 +29,20 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 		place[a.NodeID] = append(place[a.NodeID], a)
 	}
 	refused := map[string]bool{}
+	var allowance *Allowance
+	waits := false // for other children of its parent
+	if t.stamp.Rules >= rulesEngine && len(place) > 0 {
+		allowance, waits = t.Allowance(p.Namespace, t.usageOf), !t.mayBegin(job)
+	}
 	for _, nodeID := range sortedKeys(place) {
-		if reason := t.fit(nodeID, place[nodeID]); fitChecked && reason != "" {
+		reason := t.fit(nodeID, place[nodeID])
+		if fitChecked && reason != "" || waits || allowance != nil && !t.grant(allowance, job, place[nodeID]) {
 			refused[nodeID] = true
 			res.Refused = append(res.Refused, nodeID)
 		}
 	}
-	if p.AllAtOnce && len(refused) > 0 {
+	res.Refused = append(res.Refused, refuseGangs(p, refused)...)
+	if (p.AllAtOnce || p.preempts()) && len(refused) > 0 {
 		return res
 	}
 	if p.Deployment != nil {
@@ -51,14 +58,31 @@ func (t *tx) applyPlan(p *Plan) PlanResult {
 	}
 	for _, a := range p.Place {
 		if !refused[a.NodeID] {
-			t.placeAlloc(a, job)
+			t.placeAlloc(a, t.versionOf(a, job))
 		}
 	}
 	if len(refused) == 0 {
 		t.putEvals(p.Evals)
 	}
+	t.evalPreempted(p)
 	t.giveUpNodes(p)
 	return res
+}
+
+// knowVersions says whether the older versions are kept of which a plan places allocations.
+func (t *tx) knowVersions(p *Plan) bool {
+	return t.stamp.Rules < rulesEngine || !slices.ContainsFunc(p.Place, func(a *Allocation) bool {
+		return a.JobVersion != p.JobVersion && t.JobVersion(nil, a.JobKey(), a.JobVersion) == nil
+	})
+}
+
+// versionOf is the version of the job that a placed allocation runs: the plan's, or, where canaries wait for their
+// promotion, that of what it takes the place of.
+func (t *tx) versionOf(a *Allocation, job *Job) *Job {
+	if t.stamp.Rules >= rulesEngine && a.JobVersion != job.Version {
+		return t.JobVersion(nil, a.JobKey(), a.JobVersion)
+	}
+	return job
 }
 
 // heardAgain says whether a plan gives up allocations whose node has come back
@@ -208,6 +232,9 @@ func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
 	if s.FollowupEvalID != "" {
 		a.FollowupEvalID = s.FollowupEvalID
 	}
+	if s.PreemptedBy != "" {
+		a.PreemptedByAllocation = s.PreemptedBy
+	}
 	switch {
 	case old.ClientTerminal():
 	case s.ClientStatus == AllocClientUnknown: // gateways may reach it all the same
@@ -231,10 +258,13 @@ func (t *tx) stopAlloc(old *Allocation, s *AllocStop) {
 func (t *tx) placeAlloc(a *Allocation, job *Job) {
 	old := t.Alloc(nil, a.ID)
 	a.JobVersion, a.JobCreateIndex = job.Version, job.CreateIndex
+	if t.stamp.Rules < rulesEngine {
+		a.AllocatedResources = withoutMemory(a.AllocatedResources)
+	}
 	if old == nil {
 		a.CreateIndex, a.Epoch, a.CreateTime, a.Revision = t.index, t.index, t.stamp.Time, 0
 		a.ClientStatus, a.Serving = AllocClientPending, toServe(job, a.TaskGroup)
-		a.setStates(nil)
+		a.TaskStates, a.packedStates = nil, ""
 		if prev := t.Alloc(nil, a.PreviousAllocation); a.PreviousAllocation != "" && prev != nil {
 			p := *prev
 			p.NextAllocation = a.ID
@@ -244,8 +274,11 @@ func (t *tx) placeAlloc(a *Allocation, job *Job) {
 		a.CreateIndex, a.Epoch, a.CreateTime, a.Revision = old.CreateIndex, old.Epoch, old.CreateTime, old.Revision
 		a.ClientStatus, a.ClientDescription = old.ClientStatus, old.ClientDescription
 		a.TaskStates, a.packedStates = old.TaskStates, old.packedStates
-		a.Serving, a.UnknownSince = old.Serving, old.UnknownSince
+		a.Serving, a.UnknownSince, a.Checkpoints = old.Serving, old.UnknownSince, old.Checkpoints
 		a.DesiredTransition = old.DesiredTransition // asked for since the plan was made
+		if old.PreemptedByAllocation != "" {
+			a.DesiredStatus, a.DesiredDescription, a.PreemptedByAllocation = old.DesiredStatus, old.DesiredDescription, old.PreemptedByAllocation
+		}
 	}
 	t.putAlloc(a, old, true)
 	if old == nil || old.DeploymentID != a.DeploymentID {
@@ -290,8 +323,11 @@ func (t *tx) updateAllocs(c *UpdateAllocs) {
 		if u.Revision != 0 {
 			a.Revision = u.Revision
 		}
-		a.setStates(trimTaskStates(u.TaskStates))
+		a.TaskStates, a.packedStates = trimTaskStates(u.TaskStates), u.packedStates
 		a.Serving = mergeServing(old.Serving, u.Serving)
+		if len(u.Checkpoints) > 0 && len(u.Checkpoints) <= MaxCheckpoints && t.stamp.Rules >= rulesEngine {
+			a.Checkpoints = u.Checkpoints
+		}
 		if a.ClientTerminal() {
 			a.Serving = nil
 		}
@@ -331,7 +367,7 @@ func (t *tx) missed(a *Allocation) bool {
 		return a.ClientStatus == AllocClientFailed
 	}
 	j := t.JobVersion(nil, a.JobKey(), a.JobVersion)
-	return j != nil && j.Type == JobTypeService
+	return j != nil && !j.Finite()
 }
 
 // heard ends the wait for an allocation that was unknown. Others that the same

@@ -157,6 +157,10 @@ func checkKind(j, old *Job) *Error {
 		kind = "periodic"
 	case old.Parameterized() != j.Parameterized():
 		kind = "parameterized"
+	case old.Type != j.Type && old.PerNode():
+		kind = old.Type
+	case old.Type != j.Type && j.PerNode():
+		kind = j.Type
 	}
 	if kind == "" {
 		return nil

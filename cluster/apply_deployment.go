@@ -9,21 +9,51 @@ func (t *tx) putDeployment(d, old *Deployment) {
 	t.put(TableDeployments, d)
 }
 
-// setDeploymentStatus changes an active deployment; false when it has ended.
-func (t *tx) setDeploymentStatus(u *DeploymentStatusUpdate) bool {
+// setDeploymentStatus changes a deployment unless it has ended. One that succeeds makes its version stable, one that
+// fails may take the job back to such a version, which it gives.
+func (t *tx) setDeploymentStatus(u *DeploymentStatusUpdate) (reverted *uint64) {
 	old := t.Deployment(nil, u.DeploymentID)
 	if old == nil || !old.Active() {
-		return false
+		return nil
 	}
 	d := *old
 	d.Status, d.StatusDescription = u.Status, u.StatusDescription
+	if t.stamp.Rules >= rulesEngine {
+		switch {
+		case d.Status == DeploymentFailed:
+			var outcome string
+			reverted, outcome = t.autoRevert(old)
+			d.StatusDescription += outcome
+		case d.Status == DeploymentRunning && old.Status == DeploymentPaused:
+			d.TaskGroups = t.restartProgress(old)
+			d.StatusDescription = d.RunningDescription()
+		}
+	}
 	t.putDeployment(&d, old)
 	if d.Status == DeploymentSuccessful {
 		if v := t.JobVersion(nil, d.JobKey(), d.JobVersion); v != nil {
 			t.markStable(v, true)
 		}
 	}
-	return true
+	return reverted
+}
+
+// restartProgress gives the groups of a deployment that was paused the whole time to make progress again.
+func (t *tx) restartProgress(d *Deployment) map[string]*DeploymentState {
+	groups := Clone(d).TaskGroups
+	for _, g := range groups { // each on its own
+		if g.RequireProgressBy != 0 {
+			g.startClock(t)
+		}
+	}
+	return groups
+}
+
+// startClock begins the time within which an allocation must become healthy.
+func (g *DeploymentState) startClock(t *tx) {
+	if g.ProgressDeadline > 0 {
+		g.RequireProgressBy = Time(t.stamp.Time).Add(g.ProgressDeadline)
+	}
 }
 
 func (t *tx) updateDeployment(c *UpdateDeployment) (Result, *Error) {
@@ -31,17 +61,31 @@ func (t *tx) updateDeployment(c *UpdateDeployment) (Result, *Error) {
 	if d == nil {
 		return Result{}, Errorf(CodeNotFound, "deployment not found")
 	}
-	if !t.setDeploymentStatus(c.Update) {
+	if !d.Active() {
 		return Result{}, Errorf(CodeConflict, "can't change terminal deployment: it is %s", d.Status)
 	}
 	res := Result{}
-	if j := t.Job(nil, d.JobKey()); j != nil && c.EvalID != "" {
-		e := t.newEval(j, TriggerDeploymentWatcher, c.EvalID)
-		e.DeploymentID = d.ID
-		t.putEvals([]*Evaluation{e})
-		res.EvalID = c.EvalID
+	if c.Update.Status != "" {
+		res.Reverted = t.setDeploymentStatus(c.Update)
+		t.autoPromote(d.ID) // what waited while it was paused
 	}
+	if refused := t.setHealth(d, c); refused != nil {
+		return Result{}, refused
+	}
+	res.EvalID = t.evalDeployment(d, c.EvalID)
 	return res, nil
+}
+
+// evalDeployment asks for an evaluation of the deployment's job, as it is now. It gives its ID, "" for none.
+func (t *tx) evalDeployment(d *Deployment, id string) string {
+	j := t.Job(nil, d.JobKey())
+	if j == nil || id == "" {
+		return ""
+	}
+	e := t.newEval(j, TriggerDeploymentWatcher, id)
+	e.DeploymentID = d.ID
+	t.putEvals([]*Evaluation{e})
+	return id
 }
 
 // changeGroup updates the deployment state of an allocation's group, if the
@@ -61,8 +105,11 @@ func (t *tx) changeGroup(a *Allocation, change func(*DeploymentState)) *Deployme
 func (t *tx) countPlaced(a *Allocation) {
 	t.changeGroup(a, func(g *DeploymentState) {
 		g.PlacedAllocs++
-		if g.RequireProgressBy == 0 && g.ProgressDeadline > 0 {
-			g.RequireProgressBy = Time(t.stamp.Time).Add(g.ProgressDeadline)
+		if g.RequireProgressBy == 0 {
+			g.startClock(t)
+		}
+		if a.Canary() {
+			g.PlacedCanaries = append(g.PlacedCanaries, a.ID)
 		}
 	})
 }
@@ -77,7 +124,12 @@ func (a *Allocation) upWell() bool {
 // or is well no more. What takes its place must become healthy before the deployment
 // is done, or one of the old version would stay behind.
 func (t *tx) uncountHealthy(a *Allocation) {
-	t.changeGroup(a, func(g *DeploymentState) { g.HealthyAllocs = max(g.HealthyAllocs-1, 0) })
+	t.changeGroup(a, func(g *DeploymentState) {
+		g.HealthyAllocs = max(g.HealthyAllocs-1, 0)
+		if g.Unpromoted() && g.RequireProgressBy != 0 { // the clock stood while it waited for its promotion
+			g.startClock(t)
+		}
+	})
 }
 
 // countHealth adds an allocation's health. It says whether the job may need an
@@ -92,9 +144,7 @@ func (t *tx) countHealth(a *Allocation, healthy bool) bool {
 			return
 		}
 		g.HealthyAllocs++
-		if g.ProgressDeadline > 0 {
-			g.RequireProgressBy = Time(t.stamp.Time).Add(g.ProgressDeadline)
-		}
+		g.startClock(t)
 	})
 	if d == nil {
 		return false
@@ -108,13 +158,18 @@ func (t *tx) countHealth(a *Allocation, healthy bool) bool {
 		t.setDeploymentStatus(&DeploymentStatusUpdate{d.ID, DeploymentFailed, DeploymentDescFailedAllocs})
 		return true
 	}
+	return !t.autoPromote(d.ID) && !t.succeed(d)
+}
+
+// succeed ends a deployment of which all allocations are healthy; false when it is not as far.
+func (t *tx) succeed(d *Deployment) bool {
 	for _, g := range d.TaskGroups {
-		if g.HealthyAllocs < g.DesiredTotal || (g.DesiredCanaries > 0 && !g.Promoted) {
-			return true
+		if g.HealthyAllocs < g.DesiredTotal || g.Unpromoted() {
+			return false
 		}
 	}
 	t.setDeploymentStatus(&DeploymentStatusUpdate{d.ID, DeploymentSuccessful, DeploymentDescSuccessful})
-	return false
+	return true
 }
 
 // unfinished says whether a deployment has more to place or to promote. One whose
@@ -130,7 +185,7 @@ func (t *tx) unfinished(d *Deployment) bool {
 		}
 	}
 	for name, g := range d.TaskGroups {
-		if g.HealthyAllocs < g.DesiredTotal && placed[name] < g.DesiredTotal || g.DesiredCanaries > 0 && !g.Promoted {
+		if g.HealthyAllocs < g.DesiredTotal && placed[name] < g.DesiredTotal || g.Unpromoted() {
 			return true
 		}
 	}

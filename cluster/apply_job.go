@@ -34,6 +34,7 @@ func specBytes(j *Job) []byte {
 	c.Status, c.StatusDescription, c.Stable = "", "", false
 	c.Version, c.SubmitTime = 0, 0
 	c.CreateIndex, c.ModifyIndex, c.JobModifyIndex = 0, 0, 0
+	c.VersionTag = nil
 	return Marshal(&c)
 }
 
@@ -44,8 +45,8 @@ func (t *tx) registerJob(c *RegisterJob) (Result, *Error) {
 	if t.SchedulerConfig(nil).RejectJobRegistration {
 		return Result{}, errRejecting
 	}
-	if c.Job.Namespace != DefaultNamespace {
-		return Result{}, Errorf(CodeInvalid, "nonexistent namespace %q: this version has the namespace %q only", c.Job.Namespace, DefaultNamespace)
+	if refused := t.checkTenant(c.Job); refused != nil {
+		return Result{}, refused
 	}
 	j := c.Job
 	old := t.Job(nil, j.Key())
@@ -111,7 +112,7 @@ func checkModifyIndex(c *RegisterJob, old *Job) *Error {
 // specification is the same, and gives the stored record.
 func (t *tx) putJob(j, old *Job) *Job {
 	j.CreateIndex, j.ModifyIndex, j.JobModifyIndex = t.index, t.index, t.index
-	j.Version, j.SubmitTime, j.Status, j.Stable = 0, t.stamp.Time, JobStatusPending, false
+	j.Version, j.SubmitTime, j.Status, j.Stable, j.VersionTag = 0, t.stamp.Time, JobStatusPending, false, nil
 	if kept := t.JobVersions(nil, j.Key()); old == nil && len(kept) > 0 {
 		j.Version = kept[0].Version + 1 // a purged job of this ID still runs: its versions stay what they are
 	}
@@ -119,6 +120,7 @@ func (t *tx) putJob(j, old *Job) *Job {
 		j.CreateIndex, j.Version, j.Status = old.CreateIndex, old.Version+1, old.Status
 		if SpecEqual(j, old) {
 			j.Version, j.JobModifyIndex, j.Stable, j.SubmitTime = old.Version, old.JobModifyIndex, old.Stable, old.SubmitTime
+			j.VersionTag = old.VersionTag
 		}
 	}
 	t.storeJob(j)
@@ -153,7 +155,7 @@ func (t *tx) trimVersions(k JobKey) {
 	for i, v := range versions {
 		newestStable := v.Stable && !stable
 		stable = stable || v.Stable
-		if i < MaxJobVersions || newestStable || used[v.Version] || named.Version(v.Version) {
+		if i < MaxJobVersions || newestStable || used[v.Version] || named.Version(v.Version) || v.VersionTag != nil {
 			continue
 		}
 		t.deleteVersion(v)
@@ -279,6 +281,9 @@ func (t *tx) purgeJob(j *Job) {
 	if s := t.Summary(nil, k); s != nil {
 		t.delete(TableSummaries, s)
 	}
+	if e := t.Scaling(nil, k); e != nil {
+		t.delete(TableScalingEvents, e)
+	}
 	if l := t.Launch(nil, k); l != nil {
 		t.delete(TablePeriodicLaunches, l)
 	}
@@ -302,10 +307,16 @@ func (t *tx) markStable(v *Job, stable bool) {
 		return
 	}
 	n := *v
-	n.Stable, n.ModifyIndex = stable, t.index
-	t.put(TableJobVersions, &n)
-	if cur := t.Job(nil, v.Key()); cur != nil && cur.Version == v.Version {
-		t.put(TableJobs, &n)
+	n.Stable = stable
+	t.putVersion(&n)
+}
+
+// putVersion stores a changed version in both tables that may hold it.
+func (t *tx) putVersion(v *Job) {
+	v.ModifyIndex = t.index
+	t.put(TableJobVersions, v)
+	if cur := t.Job(nil, v.Key()); cur != nil && cur.Version == v.Version && cur.CreateIndex == v.CreateIndex {
+		t.put(TableJobs, v)
 	}
 }
 
@@ -328,9 +339,9 @@ func (t *tx) deriveJobStatuses() {
 
 func (s *Snapshot) jobStatus(j *Job) string {
 	switch {
-	case j.Spawns() && j.Stop:
+	case (j.Spawns() || j.Type == JobTypeSystem) && j.Stop:
 		return JobStatusDead
-	case j.Spawns():
+	case j.Spawns() || j.Type == JobTypeSystem:
 		return JobStatusRunning
 	}
 	any, live := false, ""

@@ -28,10 +28,18 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 	if n.SchedulingEligibility == "" {
 		n.SchedulingEligibility = NodeEligible
 	}
+	n.DeviceOrders = nil
+	if t.stamp.Rules < rulesEngine {
+		n.Interruption = nil
+	}
 	if old == nil {
 		n.Events = nil
 		t.nodeEvent(n, "Node registered", nil)
+		if n.Interruption != nil {
+			t.interrupt(n, n.Interruption.Reason, n.Interruption.At, nil)
+		}
 		t.putNode(n)
+		t.evalSystem([]*Node{n})
 		return nil
 	}
 	n.CreateIndex, n.Events = old.CreateIndex, old.Events
@@ -42,7 +50,17 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 	} else {
 		t.nodeEvent(n, "Node reregistered", nil)
 	}
-	t.putNode(n)
+	if t.stamp.Rules < rulesEngine {
+		t.putNode(n)
+	} else {
+		n.DeviceOrders = old.DeviceOrders
+		drained := t.heed(old, n)
+		obey(n)
+		t.judgeDevices(old, n)
+		if drained {
+			t.evalNode(n, TriggerNodeDrain)
+		}
+	}
 	if old.Status != n.Status {
 		// Only of what was given up is there something to decide: the rest runs on, and
 		// a thousand nodes may come back at once.
@@ -55,6 +73,9 @@ func (t *tx) registerNode(c *RegisterNode) *Error {
 		t.evalJobs(keys, TriggerNodeUpdate, func(e *Evaluation) {
 			e.NodeID, e.NodeModifyIndex = n.ID, t.index
 		})
+	}
+	if old.Status != n.Status || len(t.PerNodeJobs(nil)) > 0 && !alike(old, n) {
+		t.evalSystem([]*Node{n})
 	}
 	return nil
 }
@@ -131,6 +152,7 @@ func (t *tx) updateNodeStatus(c *UpdateNodeStatus) {
 		}
 	}
 	t.evalNodes(changed, TriggerNodeUpdate)
+	t.evalSystem(changed)
 }
 
 func (t *tx) setNodeStatus(old *Node, status, message string) *Node {
@@ -186,6 +208,7 @@ func (t *tx) updateEligibility(c *UpdateEligibility) *Error {
 	n.SchedulingEligibility = c.Eligibility
 	t.nodeEvent(&n, "Node marked as "+c.Eligibility+" for scheduling", nil)
 	t.putNode(&n)
+	t.evalSystem([]*Node{&n})
 	return nil
 }
 
@@ -204,6 +227,9 @@ func (t *tx) updateDrain(c *UpdateDrain) *Error {
 		}
 	}
 	switch {
+	case c.Strategy != nil && c.Strategy.Interrupted:
+		t.interrupt(&n, c.Meta[InterruptedBy], now.Add(c.Strategy.Deadline), c.Meta)
+		last = n.LastDrain
 	case c.Strategy != nil:
 		s := *c.Strategy
 		s.StartedAt = now
@@ -217,6 +243,7 @@ func (t *tx) updateDrain(c *UpdateDrain) *Error {
 			n.SchedulingEligibility = NodeEligible
 			t.nodeEvent(&n, "Node marked as eligible for scheduling", nil)
 			t.putNode(&n)
+			t.evalSystem([]*Node{&n})
 		}
 		return nil
 	case c.Complete:
@@ -234,6 +261,7 @@ func (t *tx) updateDrain(c *UpdateDrain) *Error {
 	n.LastDrain = last
 	t.putNode(&n)
 	t.evalNode(&n, TriggerNodeDrain)
+	t.evalSystem([]*Node{&n})
 	return nil
 }
 

@@ -87,7 +87,7 @@ func (t *tx) reapJob(j *Job) {
 func (t *tx) reapVersion(key JobVersionKey) {
 	k := JobKey{key.Namespace, key.ID}
 	v := t.JobVersion(nil, k, key.Version)
-	if j := t.Job(nil, k); v == nil || (j != nil && j.Version == v.Version) || t.Lineage(k).Version(key.Version) {
+	if j := t.Job(nil, k); v == nil || (j != nil && j.Version == v.Version) || t.Lineage(k).Version(key.Version) || (j != nil && v.VersionTag != nil) {
 		return
 	}
 	for _, a := range t.AllocsByJob(nil, k) {

@@ -514,9 +514,18 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 		key := JobKey{"default", fmt.Sprintf("job-%d", r.IntN(6))}
 		snap := h.Snapshot()
 		allocs := snap.Allocs(nil, "")
-		switch r.IntN(15) {
+		key.Namespace = []string{"default", "team-0", "team-1"}[r.IntN(3)]
+		switch r.IntN(19) {
+		case 18:
+			do(randomDevice(r, nodes[r.IntN(len(nodes))]))
 		case 0, 1:
-			do(&RegisterJob{Job: testJob(key.ID, 1+r.IntN(3)), EvalID: h.id()})
+			j := testJob(key.ID, 1+r.IntN(3))
+			if j.Namespace = key.Namespace; r.IntN(2) == 0 {
+				j.TaskGroups[0].Preempt = &PreemptPolicy{Reclaim: true}
+			}
+			do(&RegisterJob{Job: j, EvalID: h.id()})
+		case 15, 16:
+			do(randomTenants(r))
 		case 2:
 			do(&DeregisterJob{Namespace: key.Namespace, JobID: key.ID, Purge: r.IntN(2) == 0, EvalID: h.id()})
 		case 3, 4, 5:
@@ -536,10 +545,16 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 					n := nodes[r.IntN(len(nodes))]
 					d := &Deployment{
 						ID: h.id(), Namespace: j.Namespace, JobID: j.ID, JobVersion: j.Version, Status: DeploymentRunning,
-						TaskGroups: map[string]*DeploymentState{"web": {DesiredTotal: 1}},
+						JobCreateIndex: j.CreateIndex,
+						TaskGroups: map[string]*DeploymentState{"web": {
+							DesiredTotal: 1, DesiredCanaries: r.IntN(2), AutoRevert: r.IntN(2) == 0, AutoPromote: r.IntN(3) == 0,
+						}},
 					}
 					a := testAlloc(h, e, j, n, n.NodeResources.Devices[0].Instances[r.IntN(2)].ID)
-					a.DeploymentID = d.ID
+					a.DeploymentID, a.DeploymentStatus = d.ID, nil
+					if d.TaskGroups["web"].DesiredCanaries > 0 {
+						a.DeploymentStatus = &AllocDeploymentStatus{Canary: true}
+					}
 					p.Deployment, p.Place = d, []*Allocation{a}
 				}
 				for _, a := range snap.AllocsByJob(nil, e.JobKey()) {
@@ -612,6 +627,21 @@ func randomLog(h *harness, r *rand.Rand) (log [][]byte) {
 			do(&CreateModelVersion{Version: v})
 		case 13, 14:
 			do(randomChild(h, r))
+		case 17:
+			if d := snap.LatestDeployment(nil, key); d != nil {
+				var ids []string
+				for _, a := range snap.AllocsByDeployment(nil, d.ID) {
+					ids = append(ids, a.ID)
+				}
+				do([]Command{
+					&PromoteDeployment{DeploymentID: d.ID, EvalID: h.id()},
+					&UpdateDeployment{Update: &DeploymentStatusUpdate{d.ID, []string{DeploymentFailed, DeploymentPaused, DeploymentRunning}[r.IntN(3)], "by hand"}, EvalID: h.id()},
+					&UpdateDeployment{Update: &DeploymentStatusUpdate{DeploymentID: d.ID}, Healthy: ids, EvalID: h.id()},
+				}[r.IntN(3)])
+			}
+			count := r.Int64N(3)
+			do(&ScaleJob{Namespace: key.Namespace, JobID: key.ID, Group: "web", Count: []*int64{nil, &count}[r.IntN(2)], Message: "m", EvalID: h.id()})
+			do(&TagVersion{Namespace: key.Namespace, JobID: key.ID, Name: fmt.Sprint(r.IntN(3)), Unset: r.IntN(3) == 0})
 		}
 	}
 	return log
@@ -646,30 +676,49 @@ func TestGoldenBytes(t *testing.T) {
 		&SetAutopilotConfig{Config: DefaultAutopilotConfig(), CheckIndex: true, Index: 3}, &SetClusterMeta{ClusterID: "c"},
 		&DispatchJob{Namespace: "default", JobID: "a", Payload: []byte("p"), Meta: map[string]string{"k": "v"}, IDPrefix: "x", Priority: 60, IdempotencyToken: "t", EvalID: "e"},
 		&LaunchJob{Namespace: "default", JobID: "a", At: 1, EvalID: "e"},
+		&UpsertNamespaces{Namespaces: []*Namespace{{
+			Name: "n", Quota: "q", Capabilities: &NamespaceCapabilities{EnabledTaskDrivers: []string{"exec"}},
+			NodePoolConfiguration: &NamespaceNodePools{Default: "d", Denied: []string{"x*"}}, Meta: map[string]string{MetaCohort: "c"},
+		}}},
+		&DeleteNamespaces{Names: []string{"n"}}, &DeleteQuotas{Names: []string{"q"}},
+		&UpsertQuotas{Quotas: []*Quota{{Name: "q", Limits: []*QuotaLimit{{Region: "global", CPU: limit(-1), Devices: []*QuotaDevice{{"nvidia/gpu", 2}}}}}}},
+		&PromoteDeployment{DeploymentID: "d", Groups: []string{"g"}, EvalID: "e"},
+		&ScaleJob{Namespace: "default", JobID: "a", Group: "g", Count: new(int64), Message: "m", Meta: []byte(`{"a":1}`), EvalID: "e"},
+		&TagVersion{Namespace: "default", JobID: "a", Name: "t", Description: "why", Version: new(uint64), Unset: true},
+		&OrderDevice{NodeID: "n", DeviceID: "GPU-0", Order: &DeviceOrder{Order: DeviceCordon, Move: true, Reason: "fan"}},
 	} {
 		*c.stamp() = Stamp{RequestID: "r", Time: 1}
 		name := strings.TrimPrefix(fmt.Sprintf("%T", c), "*cluster.")
-		path := filepath.Join("testdata", "golden", name+".hex")
 		got := EncodeCommand(c)
-		if *update {
-			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644)); err != nil {
-				t.Fatal(err)
-			}
+		if Kind(got[0]) != c.kind() {
+			goldenBytes(t, name+"Short", c, got)
+			got = encodeCommand(c, rulesScaling-1)
 		}
-		text, err := os.ReadFile(path)
-		if err != nil {
+		goldenBytes(t, name, c, got)
+	}
+}
+
+// goldenBytes compares an entry with what was written once.
+func goldenBytes(t *testing.T, name string, c Command, got []byte) {
+	path := filepath.Join("testdata", "golden", name+".hex")
+	if *update {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		want, err := hex.DecodeString(strings.TrimSpace(string(text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if old, err := DecodeCommand(want); err != nil || !bytes.Equal(EncodeCommand(old), got) {
-			t.Errorf("%s: bytes written before no longer mean the same (%v)", name, err)
-		}
-		if !bytes.Equal(want, got) {
-			t.Errorf("%s: stored form changed\n got %x\nwant %x", name, got, want)
-		}
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if old, err := DecodeCommand(want); err != nil || !bytes.Equal(encodeCommand(old, c.stamp().Rules), got) {
+		t.Errorf("%s: bytes written before no longer mean the same (%v)", name, err)
+	}
+	if !bytes.Equal(want, got) {
+		t.Errorf("%s: stored form changed\n got %x\nwant %x", name, got, want)
 	}
 }
 

@@ -38,6 +38,7 @@ func (s *Snapshot) Check() error {
 	}
 	s.checkACL(high, fault)
 	s.checkIntro(high, fault)
+	s.checkTenants(high, fault)
 	return errors.Join(faults...)
 }
 

@@ -33,14 +33,21 @@ func marshal(prefix []byte, v any) []byte {
 	if r, ok := v.(*atRest); ok {
 		v = r.wake()
 	}
+	return scratched(func(b []byte) []byte {
+		b, ok := appendRecord(append(b, prefix...), v)
+		if !ok {
+			b = append(b, marshalByReflection(v)...)
+		}
+		return b
+	})
+}
+
+// scratched gives a copy of what is appended to an empty buffer.
+func scratched(appendTo func([]byte) []byte) []byte {
 	buf := scratch.Get().(*[]byte)
 	defer scratch.Put(buf)
-	b, ok := appendRecord(append((*buf)[:0], prefix...), v)
-	if !ok {
-		return append(prefix, marshalByReflection(v)...)
-	}
-	*buf = b
-	return append([]byte(nil), b...)
+	*buf = appendTo((*buf)[:0])
+	return append([]byte(nil), *buf...)
 }
 
 // AppendStored appends a record as snapshots hold it: Marshal's form, but of those of which there may be a million

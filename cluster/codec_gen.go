@@ -64,6 +64,7 @@ var (
 		ClientStatus       string
 		FollowupEvalID     string
 		Keeps              string
+		PreemptedBy        string
 	}{})
 	_ = AllocatedCPU(struct{ CpuShares int64 }{})
 	_ = AllocatedDevice(struct {
@@ -73,14 +74,16 @@ var (
 		DeviceIDs []string
 		Milli     int64
 		MiB       int64
+		MemoryMiB int64
 	}{})
 	_ = AllocatedMemory(struct {
 		MemoryMB    int64
 		MemoryMaxMB int64
 	}{})
 	_ = AllocatedResources(struct {
-		Tasks  map[string]*AllocatedTaskResources
-		Shared AllocatedSharedResources
+		Tasks          map[string]*AllocatedTaskResources
+		Shared         AllocatedSharedResources
+		TaskLifecycles map[string]*TaskLifecycle
 	}{})
 	_ = AllocatedSharedResources(struct {
 		DiskMB   int64
@@ -119,6 +122,7 @@ var (
 		RescheduleTracker     *RescheduleTracker
 		PreemptedAllocations  []string
 		PreemptedByAllocation string
+		Checkpoints           map[string]*Checkpoint
 		Serving               *Serving
 		UnknownSince          Time
 		Revision              uint64
@@ -163,10 +167,29 @@ var (
 		Token      *ACLToken
 		ResetIndex uint64
 	}{})
+	_ = CheckRestart(struct {
+		Limit int
+		Grace time.Duration
+	}{})
+	_ = Checkpoint(struct {
+		Step int64
+		Time Time
+		Path string
+	}{})
 	_ = ChildrenSummary(struct {
 		Pending int64
 		Running int64
 		Dead    int64
+	}{})
+	_ = Claim(struct {
+		AllocID    string
+		Name       string
+		TaskGroup  string
+		JobVersion uint64
+		NodeID     string
+		Resources  *AllocatedResources
+		Awaits     []string
+		Preempts   []string
 	}{})
 	_ = ClusterMeta(struct {
 		ClusterID   string
@@ -201,6 +224,14 @@ var (
 		Stamp
 		IDs         []string
 		Enrollments []EnrollmentKey
+	}{})
+	_ = DeleteNamespaces(struct {
+		Stamp
+		Names []string
+	}{})
+	_ = DeleteQuotas(struct {
+		Stamp
+		Names []string
 	}{})
 	_ = Deployment(struct {
 		ID                 string
@@ -266,6 +297,14 @@ var (
 		Canary            uint64
 		Preemptions       uint64
 	}{})
+	_ = DeviceOrder(struct {
+		Order             string
+		Move              bool
+		Reason            string
+		Since             Time
+		Healthy           bool
+		HealthDescription string
+	}{})
 	_ = DisconnectStrategy(struct {
 		LostAfter time.Duration
 		Replace   bool
@@ -295,6 +334,7 @@ var (
 		IgnoreSystemJobs bool
 		ForceDeadline    Time
 		StartedAt        Time
+		Interrupted      bool
 	}{})
 	_ = DriverInfo(struct {
 		Attributes        map[string]string
@@ -349,10 +389,12 @@ var (
 		PlanAnnotations   *PlanAnnotations
 		QueuedAllocations map[string]int
 		SnapshotIndex     uint64
+		Claims            []*Claim
 		CreateIndex       uint64
 		ModifyIndex       uint64
 		CreateTime        int64
 		ModifyTime        int64
+		QuotaLimitReached string
 	}{})
 	_ = FleetHold(struct {
 		Since       Time
@@ -362,9 +404,18 @@ var (
 		CreateIndex uint64
 		ModifyIndex uint64
 	}{})
+	_ = Gang(struct {
+		Topology []string
+		Required bool
+	}{})
+	_ = GroupScaling(struct{ Events []*ScalingEvent }{})
 	_ = IndexEntry(struct {
 		Table string
 		Index uint64
+	}{})
+	_ = Interruption(struct {
+		Reason string
+		At     Time
 	}{})
 	_ = IntroToken(struct {
 		ID          string
@@ -400,6 +451,7 @@ var (
 		Dispatched               bool
 		DispatchIdempotencyToken string
 		Payload                  []uint8
+		VersionTag               *JobVersionTag
 		Stop                     bool
 		Status                   string
 		StatusDescription        string
@@ -413,6 +465,12 @@ var (
 	_ = JobKey(struct {
 		Namespace string
 		ID        string
+	}{})
+	_ = JobScaling(struct {
+		Namespace   string
+		JobID       string
+		Groups      map[string]*GroupScaling
+		ModifyIndex uint64
 	}{})
 	_ = JobSubmission(struct {
 		Namespace      string
@@ -436,6 +494,11 @@ var (
 		Namespace string
 		ID        string
 		Version   uint64
+	}{})
+	_ = JobVersionTag(struct {
+		Name        string
+		Description string
+		TaggedTime  int64
 	}{})
 	_ = LaunchJob(struct {
 		Stamp
@@ -493,6 +556,25 @@ var (
 		CreateIndex uint64
 		ModifyIndex uint64
 	}{})
+	_ = Namespace(struct {
+		Name                  string
+		Description           string
+		Quota                 string
+		Capabilities          *NamespaceCapabilities
+		NodePoolConfiguration *NamespaceNodePools
+		Meta                  map[string]string
+		CreateIndex           uint64
+		ModifyIndex           uint64
+	}{})
+	_ = NamespaceCapabilities(struct {
+		EnabledTaskDrivers  []string
+		DisabledTaskDrivers []string
+	}{})
+	_ = NamespaceNodePools(struct {
+		Default string
+		Allowed []string
+		Denied  []string
+	}{})
 	_ = NetworkResource(struct {
 		Mode          string
 		Device        string
@@ -522,6 +604,8 @@ var (
 		DrainStrategy         *DrainStrategy
 		LastDrain             *DrainMetadata
 		Events                []*NodeEvent
+		DeviceOrders          map[string]*DeviceOrder
+		Interruption          *Interruption
 		Revision              uint64
 		CreateIndex           uint64
 		ModifyIndex           uint64
@@ -536,6 +620,8 @@ var (
 		Healthy           bool
 		HealthDescription string
 		Locality          *NodeDeviceLocality
+		UnhealthySince    Time
+		Links             []int
 	}{})
 	_ = NodeDeviceLocality(struct{ PciBusID string }{})
 	_ = NodeDeviceResource(struct {
@@ -580,6 +666,12 @@ var (
 		Message string
 		Index   uint64
 	}{})
+	_ = OrderDevice(struct {
+		Stamp
+		NodeID   string
+		DeviceID string
+		Order    *DeviceOrder
+	}{})
 	_ = ParameterizedJobConfig(struct {
 		Payload      string
 		MetaRequired []string
@@ -614,8 +706,12 @@ var (
 		DeploymentUpdates []*DeploymentStatusUpdate
 		Evals             []*Evaluation
 		Answers           []string
+		Gangs             []string
 	}{})
-	_ = PlanAnnotations(struct{ DesiredTGUpdates map[string]*DesiredUpdates }{})
+	_ = PlanAnnotations(struct {
+		DesiredTGUpdates map[string]*DesiredUpdates
+		PreemptedAllocs  []*PreemptedAlloc
+	}{})
 	_ = PlanResult(struct {
 		EvalID  string
 		Stale   bool
@@ -633,11 +729,49 @@ var (
 		To     int
 		HostIP string
 	}{})
+	_ = PreemptPolicy(struct {
+		Never      bool
+		Reclaim    bool
+		MinRuntime time.Duration
+		Grace      time.Duration
+		Signal     string
+	}{})
+	_ = PreemptedAlloc(struct {
+		ID        string
+		Namespace string
+		JobID     string
+		JobType   string
+		TaskGroup string
+	}{})
 	_ = PreemptionConfig(struct {
 		SystemSchedulerEnabled   bool
 		SysBatchSchedulerEnabled bool
 		BatchSchedulerEnabled    bool
 		ServiceSchedulerEnabled  bool
+	}{})
+	_ = PromoteDeployment(struct {
+		Stamp
+		DeploymentID string
+		Groups       []string
+		EvalID       string
+	}{})
+	_ = Quota(struct {
+		Name        string
+		Description string
+		Limits      []*QuotaLimit
+		CreateIndex uint64
+		ModifyIndex uint64
+	}{})
+	_ = QuotaDevice(struct {
+		Name  string
+		Count int64
+	}{})
+	_ = QuotaLimit(struct {
+		Region      string
+		CPU         *int64
+		MemoryMB    *int64
+		MemoryMaxMB *int64
+		Devices     []*QuotaDevice
 	}{})
 	_ = Reap(struct {
 		Stamp
@@ -721,11 +855,58 @@ var (
 		Version        uint64
 		Plans          []PlanResult
 		Updated        bool
+		Reverted       *uint64
 	}{})
 	_ = resultEntry(struct {
 		RequestID string
 		Seq       uint64
 		Result    Result
+	}{})
+	_ = ScaleJob(struct {
+		Stamp
+		Namespace      string
+		JobID          string
+		Group          string
+		Count          *int64
+		Message        string
+		Error          bool
+		Meta           json.RawMessage
+		JobModifyIndex uint64
+		EvalID         string
+	}{})
+	_ = ScalingCheck(struct {
+		Name      string
+		Query     string
+		Window    time.Duration
+		Target    int64
+		Tolerance int64
+		MaxUp     int
+		MaxDown   int
+		Count     int
+		Start     string
+		TimeZone  string
+		Duration  time.Duration
+	}{})
+	_ = ScalingEvent(struct {
+		Time          int64
+		Count         *int64
+		PreviousCount int64
+		Error         bool
+		Message       string
+		Meta          json.RawMessage
+		EvalID        string
+		CreateIndex   uint64
+	}{})
+	_ = ScalingPolicy(struct {
+		Type       string
+		Min        int64
+		Max        int64
+		Enabled    bool
+		Policy     json.RawMessage
+		Checks     []*ScalingCheck
+		Cooldown   time.Duration
+		CooldownUp time.Duration
+		Window     time.Duration
 	}{})
 	_ = SchedulerConfiguration(struct {
 		SchedulerAlgorithm            string
@@ -750,6 +931,34 @@ var (
 		Start       string
 		CreateIndex uint64
 		ModifyIndex uint64
+	}{})
+	_ = Service(struct {
+		Name        string
+		TaskName    string
+		Provider    string
+		PortLabel   string
+		AddressMode string
+		Address     string
+		Tags        []string
+		CanaryTags  []string
+		Checks      []*ServiceCheck
+	}{})
+	_ = ServiceCheck(struct {
+		Name          string
+		TaskName      string
+		Type          string
+		Protocol      string
+		Path          string
+		Method        string
+		Body          string
+		Header        map[string][]string
+		PortLabel     string
+		TLSServerName string
+		TLSSkipVerify bool
+		Interval      time.Duration
+		Timeout       time.Duration
+		OnUpdate      string
+		CheckRestart  *CheckRestart
 	}{})
 	_ = Serving(struct {
 		Task    string
@@ -800,6 +1009,15 @@ var (
 		Value   string
 		Percent int
 	}{})
+	_ = TagVersion(struct {
+		Stamp
+		Namespace   string
+		JobID       string
+		Name        string
+		Description string
+		Version     *uint64
+		Unset       bool
+	}{})
 	_ = Task(struct {
 		Name            string
 		Driver          string
@@ -820,6 +1038,8 @@ var (
 		Model           *ModelRef
 		Affinities      []*Affinity
 		DispatchPayload *DispatchPayloadConfig
+		Lifecycle       *TaskLifecycle
+		Services        []*Service
 	}{})
 	_ = TaskEvent(struct {
 		Type           string
@@ -847,6 +1067,11 @@ var (
 		Disconnect       *DisconnectStrategy
 		Affinities       []*Affinity
 		Spreads          []*Spread
+		Gang             *Gang
+		Preempt          *PreemptPolicy
+		Scaling          *ScalingPolicy
+		Services         []*Service
+		MaxRunDuration   time.Duration
 	}{})
 	_ = TaskGroupSummary(struct {
 		Queued   int
@@ -856,6 +1081,10 @@ var (
 		Starting int
 		Lost     int
 		Unknown  int
+	}{})
+	_ = TaskLifecycle(struct {
+		Hook    string
+		Sidecar bool
 	}{})
 	_ = TaskState(struct {
 		State       string
@@ -889,8 +1118,10 @@ var (
 	}{})
 	_ = UpdateDeployment(struct {
 		Stamp
-		Update *DeploymentStatusUpdate
-		EvalID string
+		Update    *DeploymentStatusUpdate
+		EvalID    string
+		Healthy   []string
+		Unhealthy []string
 	}{})
 	_ = UpdateDrain(struct {
 		Stamp
@@ -936,6 +1167,14 @@ var (
 	_ = UpsertACLTokens(struct {
 		Stamp
 		Tokens []*ACLToken
+	}{})
+	_ = UpsertNamespaces(struct {
+		Stamp
+		Namespaces []*Namespace
+	}{})
+	_ = UpsertQuotas(struct {
+		Stamp
+		Quotas []*Quota
 	}{})
 	_ = UseIntroToken(struct {
 		Stamp
@@ -986,8 +1225,14 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendAutopilotConfig(b, v), true
 	case *BootstrapACL:
 		return appendBootstrapACL(b, v), true
+	case *CheckRestart:
+		return appendCheckRestart(b, v), true
+	case *Checkpoint:
+		return appendCheckpoint(b, v), true
 	case *ChildrenSummary:
 		return appendChildrenSummary(b, v), true
+	case *Claim:
+		return appendClaim(b, v), true
 	case *ClusterMeta:
 		return appendClusterMeta(b, v), true
 	case *Constraint:
@@ -1002,6 +1247,10 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendDeleteACLTokens(b, v), true
 	case *DeleteIntroTokens:
 		return appendDeleteIntroTokens(b, v), true
+	case *DeleteNamespaces:
+		return appendDeleteNamespaces(b, v), true
+	case *DeleteQuotas:
+		return appendDeleteQuotas(b, v), true
 	case *Deployment:
 		return appendDeployment(b, v), true
 	case *DeploymentState:
@@ -1016,6 +1265,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendDesiredTransition(b, v), true
 	case *DesiredUpdates:
 		return appendDesiredUpdates(b, v), true
+	case *DeviceOrder:
+		return appendDeviceOrder(b, v), true
 	case *DisconnectStrategy:
 		return appendDisconnectStrategy(b, v), true
 	case *DispatchJob:
@@ -1040,20 +1291,30 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendEvaluation(b, v), true
 	case *FleetHold:
 		return appendFleetHold(b, v), true
+	case *Gang:
+		return appendGang(b, v), true
+	case *GroupScaling:
+		return appendGroupScaling(b, v), true
 	case *IndexEntry:
 		return appendIndexEntry(b, v), true
+	case *Interruption:
+		return appendInterruption(b, v), true
 	case *IntroToken:
 		return appendIntroToken(b, v), true
 	case *Job:
 		return appendJob(b, v), true
 	case *JobKey:
 		return appendJobKey(b, v), true
+	case *JobScaling:
+		return appendJobScaling(b, v), true
 	case *JobSubmission:
 		return appendJobSubmission(b, v), true
 	case *JobSummary:
 		return appendJobSummary(b, v), true
 	case *JobVersionKey:
 		return appendJobVersionKey(b, v), true
+	case *JobVersionTag:
+		return appendJobVersionTag(b, v), true
 	case *LaunchJob:
 		return appendLaunchJob(b, v), true
 	case *LogConfig:
@@ -1068,6 +1329,12 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendModelRef(b, v), true
 	case *ModelVersion:
 		return appendModelVersion(b, v), true
+	case *Namespace:
+		return appendNamespace(b, v), true
+	case *NamespaceCapabilities:
+		return appendNamespaceCapabilities(b, v), true
+	case *NamespaceNodePools:
+		return appendNamespaceNodePools(b, v), true
 	case *NetworkResource:
 		return appendNetworkResource(b, v), true
 	case *Node:
@@ -1094,6 +1361,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendNodeScore(b, v), true
 	case *NodeStatusUpdate:
 		return appendNodeStatusUpdate(b, v), true
+	case *OrderDevice:
+		return appendOrderDevice(b, v), true
 	case *ParameterizedJobConfig:
 		return appendParameterizedJobConfig(b, v), true
 	case *PeriodicConfig:
@@ -1110,8 +1379,20 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendPort(b, v), true
 	case *PortMapping:
 		return appendPortMapping(b, v), true
+	case *PreemptPolicy:
+		return appendPreemptPolicy(b, v), true
+	case *PreemptedAlloc:
+		return appendPreemptedAlloc(b, v), true
 	case *PreemptionConfig:
 		return appendPreemptionConfig(b, v), true
+	case *PromoteDeployment:
+		return appendPromoteDeployment(b, v), true
+	case *Quota:
+		return appendQuota(b, v), true
+	case *QuotaDevice:
+		return appendQuotaDevice(b, v), true
+	case *QuotaLimit:
+		return appendQuotaLimit(b, v), true
 	case *Reap:
 		return appendReap(b, v), true
 	case *RegisterJob:
@@ -1138,10 +1419,22 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendResult(b, v), true
 	case *resultEntry:
 		return appendResultEntry(b, v), true
+	case *ScaleJob:
+		return appendScaleJob(b, v), true
+	case *ScalingCheck:
+		return appendScalingCheck(b, v), true
+	case *ScalingEvent:
+		return appendScalingEvent(b, v), true
+	case *ScalingPolicy:
+		return appendScalingPolicy(b, v), true
 	case *SchedulerConfiguration:
 		return appendSchedulerConfiguration(b, v), true
 	case *Server:
 		return appendServer(b, v), true
+	case *Service:
+		return appendService(b, v), true
+	case *ServiceCheck:
+		return appendServiceCheck(b, v), true
 	case *Serving:
 		return appendServing(b, v), true
 	case *SetAlias:
@@ -1160,6 +1453,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendSpread(b, v), true
 	case *SpreadTarget:
 		return appendSpreadTarget(b, v), true
+	case *TagVersion:
+		return appendTagVersion(b, v), true
 	case *Task:
 		return appendTask(b, v), true
 	case *TaskEvent:
@@ -1168,6 +1463,8 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendTaskGroup(b, v), true
 	case *TaskGroupSummary:
 		return appendTaskGroupSummary(b, v), true
+	case *TaskLifecycle:
+		return appendTaskLifecycle(b, v), true
 	case *TaskState:
 		return appendTaskState(b, v), true
 	case *Template:
@@ -1194,6 +1491,10 @@ func appendRecord(b []byte, v any) ([]byte, bool) {
 		return appendUpsertACLPolicies(b, v), true
 	case *UpsertACLTokens:
 		return appendUpsertACLTokens(b, v), true
+	case *UpsertNamespaces:
+		return appendUpsertNamespaces(b, v), true
+	case *UpsertQuotas:
+		return appendUpsertQuotas(b, v), true
 	case *UseIntroToken:
 		return appendUseIntroToken(b, v), true
 	}
@@ -1239,8 +1540,14 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeAutopilotConfig(d, v)
 	case *BootstrapACL:
 		decodeBootstrapACL(d, v)
+	case *CheckRestart:
+		decodeCheckRestart(d, v)
+	case *Checkpoint:
+		decodeCheckpoint(d, v)
 	case *ChildrenSummary:
 		decodeChildrenSummary(d, v)
+	case *Claim:
+		decodeClaim(d, v)
 	case *ClusterMeta:
 		decodeClusterMeta(d, v)
 	case *Constraint:
@@ -1255,6 +1562,10 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeDeleteACLTokens(d, v)
 	case *DeleteIntroTokens:
 		decodeDeleteIntroTokens(d, v)
+	case *DeleteNamespaces:
+		decodeDeleteNamespaces(d, v)
+	case *DeleteQuotas:
+		decodeDeleteQuotas(d, v)
 	case *Deployment:
 		decodeDeployment(d, v)
 	case *DeploymentState:
@@ -1269,6 +1580,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeDesiredTransition(d, v)
 	case *DesiredUpdates:
 		decodeDesiredUpdates(d, v)
+	case *DeviceOrder:
+		decodeDeviceOrder(d, v)
 	case *DisconnectStrategy:
 		decodeDisconnectStrategy(d, v)
 	case *DispatchJob:
@@ -1293,20 +1606,30 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeEvaluation(d, v)
 	case *FleetHold:
 		decodeFleetHold(d, v)
+	case *Gang:
+		decodeGang(d, v)
+	case *GroupScaling:
+		decodeGroupScaling(d, v)
 	case *IndexEntry:
 		decodeIndexEntry(d, v)
+	case *Interruption:
+		decodeInterruption(d, v)
 	case *IntroToken:
 		decodeIntroToken(d, v)
 	case *Job:
 		decodeJob(d, v)
 	case *JobKey:
 		decodeJobKey(d, v)
+	case *JobScaling:
+		decodeJobScaling(d, v)
 	case *JobSubmission:
 		decodeJobSubmission(d, v)
 	case *JobSummary:
 		decodeJobSummary(d, v)
 	case *JobVersionKey:
 		decodeJobVersionKey(d, v)
+	case *JobVersionTag:
+		decodeJobVersionTag(d, v)
 	case *LaunchJob:
 		decodeLaunchJob(d, v)
 	case *LogConfig:
@@ -1321,6 +1644,12 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeModelRef(d, v)
 	case *ModelVersion:
 		decodeModelVersion(d, v)
+	case *Namespace:
+		decodeNamespace(d, v)
+	case *NamespaceCapabilities:
+		decodeNamespaceCapabilities(d, v)
+	case *NamespaceNodePools:
+		decodeNamespaceNodePools(d, v)
 	case *NetworkResource:
 		decodeNetworkResource(d, v)
 	case *Node:
@@ -1347,6 +1676,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeNodeScore(d, v)
 	case *NodeStatusUpdate:
 		decodeNodeStatusUpdate(d, v)
+	case *OrderDevice:
+		decodeOrderDevice(d, v)
 	case *ParameterizedJobConfig:
 		decodeParameterizedJobConfig(d, v)
 	case *PeriodicConfig:
@@ -1363,8 +1694,20 @@ func decodeRecord(d *decoder, v any) bool {
 		decodePort(d, v)
 	case *PortMapping:
 		decodePortMapping(d, v)
+	case *PreemptPolicy:
+		decodePreemptPolicy(d, v)
+	case *PreemptedAlloc:
+		decodePreemptedAlloc(d, v)
 	case *PreemptionConfig:
 		decodePreemptionConfig(d, v)
+	case *PromoteDeployment:
+		decodePromoteDeployment(d, v)
+	case *Quota:
+		decodeQuota(d, v)
+	case *QuotaDevice:
+		decodeQuotaDevice(d, v)
+	case *QuotaLimit:
+		decodeQuotaLimit(d, v)
 	case *Reap:
 		decodeReap(d, v)
 	case *RegisterJob:
@@ -1391,10 +1734,22 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeResult(d, v)
 	case *resultEntry:
 		decodeResultEntry(d, v)
+	case *ScaleJob:
+		decodeScaleJob(d, v)
+	case *ScalingCheck:
+		decodeScalingCheck(d, v)
+	case *ScalingEvent:
+		decodeScalingEvent(d, v)
+	case *ScalingPolicy:
+		decodeScalingPolicy(d, v)
 	case *SchedulerConfiguration:
 		decodeSchedulerConfiguration(d, v)
 	case *Server:
 		decodeServer(d, v)
+	case *Service:
+		decodeService(d, v)
+	case *ServiceCheck:
+		decodeServiceCheck(d, v)
 	case *Serving:
 		decodeServing(d, v)
 	case *SetAlias:
@@ -1413,6 +1768,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeSpread(d, v)
 	case *SpreadTarget:
 		decodeSpreadTarget(d, v)
+	case *TagVersion:
+		decodeTagVersion(d, v)
 	case *Task:
 		decodeTask(d, v)
 	case *TaskEvent:
@@ -1421,6 +1778,8 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeTaskGroup(d, v)
 	case *TaskGroupSummary:
 		decodeTaskGroupSummary(d, v)
+	case *TaskLifecycle:
+		decodeTaskLifecycle(d, v)
 	case *TaskState:
 		decodeTaskState(d, v)
 	case *Template:
@@ -1447,6 +1806,10 @@ func decodeRecord(d *decoder, v any) bool {
 		decodeUpsertACLPolicies(d, v)
 	case *UpsertACLTokens:
 		decodeUpsertACLTokens(d, v)
+	case *UpsertNamespaces:
+		decodeUpsertNamespaces(d, v)
+	case *UpsertQuotas:
+		decodeUpsertQuotas(d, v)
 	case *UseIntroToken:
 		decodeUseIntroToken(d, v)
 	default:
@@ -1494,8 +1857,14 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyAutopilotConfig)
 	case *BootstrapACL:
 		return copyPtr(v, copyBootstrapACL)
+	case *CheckRestart:
+		return copyPtr(v, copyCheckRestart)
+	case *Checkpoint:
+		return copyPtr(v, copyCheckpoint)
 	case *ChildrenSummary:
 		return copyPtr(v, copyChildrenSummary)
+	case *Claim:
+		return copyPtr(v, copyClaim)
 	case *ClusterMeta:
 		return copyPtr(v, copyClusterMeta)
 	case *Constraint:
@@ -1510,6 +1879,10 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyDeleteACLTokens)
 	case *DeleteIntroTokens:
 		return copyPtr(v, copyDeleteIntroTokens)
+	case *DeleteNamespaces:
+		return copyPtr(v, copyDeleteNamespaces)
+	case *DeleteQuotas:
+		return copyPtr(v, copyDeleteQuotas)
 	case *Deployment:
 		return copyPtr(v, copyDeployment)
 	case *DeploymentState:
@@ -1524,6 +1897,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyDesiredTransition)
 	case *DesiredUpdates:
 		return copyPtr(v, copyDesiredUpdates)
+	case *DeviceOrder:
+		return copyPtr(v, copyDeviceOrder)
 	case *DisconnectStrategy:
 		return copyPtr(v, copyDisconnectStrategy)
 	case *DispatchJob:
@@ -1548,20 +1923,30 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyEvaluation)
 	case *FleetHold:
 		return copyPtr(v, copyFleetHold)
+	case *Gang:
+		return copyPtr(v, copyGang)
+	case *GroupScaling:
+		return copyPtr(v, copyGroupScaling)
 	case *IndexEntry:
 		return copyPtr(v, copyIndexEntry)
+	case *Interruption:
+		return copyPtr(v, copyInterruption)
 	case *IntroToken:
 		return copyPtr(v, copyIntroToken)
 	case *Job:
 		return copyPtr(v, copyJob)
 	case *JobKey:
 		return copyPtr(v, copyJobKey)
+	case *JobScaling:
+		return copyPtr(v, copyJobScaling)
 	case *JobSubmission:
 		return copyPtr(v, copyJobSubmission)
 	case *JobSummary:
 		return copyPtr(v, copyJobSummary)
 	case *JobVersionKey:
 		return copyPtr(v, copyJobVersionKey)
+	case *JobVersionTag:
+		return copyPtr(v, copyJobVersionTag)
 	case *LaunchJob:
 		return copyPtr(v, copyLaunchJob)
 	case *LogConfig:
@@ -1576,6 +1961,12 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyModelRef)
 	case *ModelVersion:
 		return copyPtr(v, copyModelVersion)
+	case *Namespace:
+		return copyPtr(v, copyNamespace)
+	case *NamespaceCapabilities:
+		return copyPtr(v, copyNamespaceCapabilities)
+	case *NamespaceNodePools:
+		return copyPtr(v, copyNamespaceNodePools)
 	case *NetworkResource:
 		return copyPtr(v, copyNetworkResource)
 	case *Node:
@@ -1602,6 +1993,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyNodeScore)
 	case *NodeStatusUpdate:
 		return copyPtr(v, copyNodeStatusUpdate)
+	case *OrderDevice:
+		return copyPtr(v, copyOrderDevice)
 	case *ParameterizedJobConfig:
 		return copyPtr(v, copyParameterizedJobConfig)
 	case *PeriodicConfig:
@@ -1618,8 +2011,20 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyPort)
 	case *PortMapping:
 		return copyPtr(v, copyPortMapping)
+	case *PreemptPolicy:
+		return copyPtr(v, copyPreemptPolicy)
+	case *PreemptedAlloc:
+		return copyPtr(v, copyPreemptedAlloc)
 	case *PreemptionConfig:
 		return copyPtr(v, copyPreemptionConfig)
+	case *PromoteDeployment:
+		return copyPtr(v, copyPromoteDeployment)
+	case *Quota:
+		return copyPtr(v, copyQuota)
+	case *QuotaDevice:
+		return copyPtr(v, copyQuotaDevice)
+	case *QuotaLimit:
+		return copyPtr(v, copyQuotaLimit)
 	case *Reap:
 		return copyPtr(v, copyReap)
 	case *RegisterJob:
@@ -1646,10 +2051,22 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyResult)
 	case *resultEntry:
 		return copyPtr(v, copyResultEntry)
+	case *ScaleJob:
+		return copyPtr(v, copyScaleJob)
+	case *ScalingCheck:
+		return copyPtr(v, copyScalingCheck)
+	case *ScalingEvent:
+		return copyPtr(v, copyScalingEvent)
+	case *ScalingPolicy:
+		return copyPtr(v, copyScalingPolicy)
 	case *SchedulerConfiguration:
 		return copyPtr(v, copySchedulerConfiguration)
 	case *Server:
 		return copyPtr(v, copyServer)
+	case *Service:
+		return copyPtr(v, copyService)
+	case *ServiceCheck:
+		return copyPtr(v, copyServiceCheck)
 	case *Serving:
 		return copyPtr(v, copyServing)
 	case *SetAlias:
@@ -1668,6 +2085,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copySpread)
 	case *SpreadTarget:
 		return copyPtr(v, copySpreadTarget)
+	case *TagVersion:
+		return copyPtr(v, copyTagVersion)
 	case *Task:
 		return copyPtr(v, copyTask)
 	case *TaskEvent:
@@ -1676,6 +2095,8 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyTaskGroup)
 	case *TaskGroupSummary:
 		return copyPtr(v, copyTaskGroupSummary)
+	case *TaskLifecycle:
+		return copyPtr(v, copyTaskLifecycle)
 	case *TaskState:
 		return copyPtr(v, copyTaskState)
 	case *Template:
@@ -1702,6 +2123,10 @@ func copyRecord(v any) any {
 		return copyPtr(v, copyUpsertACLPolicies)
 	case *UpsertACLTokens:
 		return copyPtr(v, copyUpsertACLTokens)
+	case *UpsertNamespaces:
+		return copyPtr(v, copyUpsertNamespaces)
+	case *UpsertQuotas:
+		return copyPtr(v, copyUpsertQuotas)
 	case *UseIntroToken:
 		return copyPtr(v, copyUseIntroToken)
 	}
@@ -2081,13 +2506,20 @@ func appendAllocStop(b []byte, v *AllocStop) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 6)
+	n := 6
+	if v.PreemptedBy != "" {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendStr(append(b, "\xa7"+"AllocID"...), v.AllocID)
 	b = appendStr(append(b, "\xac"+"ClientStatus"...), v.ClientStatus)
 	b = appendStr(append(b, "\xb2"+"DesiredDescription"...), v.DesiredDescription)
 	b = appendStr(append(b, "\xad"+"DesiredStatus"...), v.DesiredStatus)
 	b = appendStr(append(b, "\xae"+"FollowupEvalID"...), v.FollowupEvalID)
 	b = appendStr(append(b, "\xa5"+"Keeps"...), v.Keeps)
+	if v.PreemptedBy != "" {
+		b = appendStr(append(b, "\xab"+"PreemptedBy"...), v.PreemptedBy)
+	}
 	return b
 }
 
@@ -2098,6 +2530,7 @@ var keysOfAllocStop = []string{
 	"DesiredStatus",
 	"FollowupEvalID",
 	"Keeps",
+	"PreemptedBy",
 }
 
 func decodeAllocStop(d *decoder, v *AllocStop) {
@@ -2116,6 +2549,8 @@ func decodeAllocStop(d *decoder, v *AllocStop) {
 			v.FollowupEvalID = d.str()
 		case 5: // Keeps
 			v.Keeps = d.str()
+		case 6: // PreemptedBy
+			v.PreemptedBy = d.str()
 		default:
 			d.skip()
 		}
@@ -2123,6 +2558,42 @@ func decodeAllocStop(d *decoder, v *AllocStop) {
 }
 
 func copyAllocStop(v *AllocStop) {
+}
+
+func storeAllocStop(b []byte, v *AllocStop) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 7)
+	if v.AllocID != "" {
+		b = appendStr(append(b, "\xa7"+"AllocID"...), v.AllocID)
+		n++
+	}
+	if v.ClientStatus != "" {
+		b = appendStr(append(b, "\xac"+"ClientStatus"...), v.ClientStatus)
+		n++
+	}
+	if v.DesiredDescription != "" {
+		b = appendStr(append(b, "\xb2"+"DesiredDescription"...), v.DesiredDescription)
+		n++
+	}
+	if v.DesiredStatus != "" {
+		b = appendStr(append(b, "\xad"+"DesiredStatus"...), v.DesiredStatus)
+		n++
+	}
+	if v.FollowupEvalID != "" {
+		b = appendStr(append(b, "\xae"+"FollowupEvalID"...), v.FollowupEvalID)
+		n++
+	}
+	if v.Keeps != "" {
+		b = appendStr(append(b, "\xa5"+"Keeps"...), v.Keeps)
+		n++
+	}
+	if v.PreemptedBy != "" {
+		b = appendStr(append(b, "\xab"+"PreemptedBy"...), v.PreemptedBy)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendAllocatedCPU(b []byte, v *AllocatedCPU) []byte {
@@ -2170,6 +2641,9 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 		return append(b, 0xc0)
 	}
 	n := 4
+	if v.MemoryMiB != 0 {
+		n++
+	}
 	if v.MiB != 0 {
 		n++
 	}
@@ -2178,6 +2652,9 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	}
 	b = appendMapLen(b, n)
 	b = appendList(append(b, "\xa9"+"DeviceIDs"...), v.DeviceIDs, appendStr)
+	if v.MemoryMiB != 0 {
+		b = appendInt(append(b, "\xa9"+"MemoryMiB"...), v.MemoryMiB)
+	}
 	if v.MiB != 0 {
 		b = appendInt(append(b, "\xa3"+"MiB"...), v.MiB)
 	}
@@ -2192,6 +2669,7 @@ func appendAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 
 var keysOfAllocatedDevice = []string{
 	"DeviceIDs",
+	"MemoryMiB",
 	"MiB",
 	"Milli",
 	"Name",
@@ -2205,15 +2683,17 @@ func decodeAllocatedDevice(d *decoder, v *AllocatedDevice) {
 		switch d.field(keysOfAllocatedDevice, &next) {
 		case 0: // DeviceIDs
 			v.DeviceIDs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case 1: // MiB
+		case 1: // MemoryMiB
+			v.MemoryMiB = d.int()
+		case 2: // MiB
 			v.MiB = d.int()
-		case 2: // Milli
+		case 3: // Milli
 			v.Milli = d.int()
-		case 3: // Name
+		case 4: // Name
 			v.Name = d.str()
-		case 4: // Type
+		case 5: // Type
 			v.Type = d.str()
-		case 5: // Vendor
+		case 6: // Vendor
 			v.Vendor = d.str()
 		default:
 			d.skip()
@@ -2229,9 +2709,13 @@ func storeAllocatedDevice(b []byte, v *AllocatedDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 6)
+	b, at, n := storeMap(b, 7)
 	if v.DeviceIDs != nil {
 		b = appendList(append(b, "\xa9"+"DeviceIDs"...), v.DeviceIDs, appendStr)
+		n++
+	}
+	if v.MemoryMiB != 0 {
+		b = appendInt(append(b, "\xa9"+"MemoryMiB"...), v.MemoryMiB)
 		n++
 	}
 	if v.MiB != 0 {
@@ -2309,14 +2793,22 @@ func appendAllocatedResources(b []byte, v *AllocatedResources) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 2)
+	n := 2
+	if len(v.TaskLifecycles) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendAllocatedSharedResources(append(b, "\xa6"+"Shared"...), &v.Shared)
+	if len(v.TaskLifecycles) > 0 {
+		b = appendMap(append(b, "\xae"+"TaskLifecycles"...), v.TaskLifecycles, appendTaskLifecycle)
+	}
 	b = appendMap(append(b, "\xa5"+"Tasks"...), v.Tasks, appendAllocatedTaskResources)
 	return b
 }
 
 var keysOfAllocatedResources = []string{
 	"Shared",
+	"TaskLifecycles",
 	"Tasks",
 }
 
@@ -2326,7 +2818,9 @@ func decodeAllocatedResources(d *decoder, v *AllocatedResources) {
 		switch d.field(keysOfAllocatedResources, &next) {
 		case 0: // Shared
 			decodeAllocatedSharedResources(d, &v.Shared)
-		case 1: // Tasks
+		case 1: // TaskLifecycles
+			v.TaskLifecycles = decodeMap(d, func(d *decoder, v **TaskLifecycle) { *v = decodePtr(d, decodeTaskLifecycle) })
+		case 2: // Tasks
 			v.Tasks = decodeShared(d, func(d *decoder) map[string]*AllocatedTaskResources {
 				return decodeMap(d, func(d *decoder, v **AllocatedTaskResources) { *v = decodePtr(d, decodeAllocatedTaskResources) })
 			})
@@ -2338,6 +2832,7 @@ func decodeAllocatedResources(d *decoder, v *AllocatedResources) {
 
 func copyAllocatedResources(v *AllocatedResources) {
 	copyAllocatedSharedResources(&v.Shared)
+	v.TaskLifecycles = copyMap(v.TaskLifecycles, func(v **TaskLifecycle) { *v = copyPtr(*v, nil) })
 	v.Tasks = copyMap(v.Tasks, func(v **AllocatedTaskResources) { *v = copyPtr(*v, copyAllocatedTaskResources) })
 }
 
@@ -2345,9 +2840,13 @@ func storeAllocatedResources(b []byte, v *AllocatedResources) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 2)
+	b, at, n := storeMap(b, 3)
 	if c := storeAllocatedSharedResources(append(b, "\xa6"+"Shared"...), &v.Shared); len(c) > len(b)+8 {
 		b = c
+		n++
+	}
+	if v.TaskLifecycles != nil {
+		b = appendMap(append(b, "\xae"+"TaskLifecycles"...), v.TaskLifecycles, storeTaskLifecycle)
 		n++
 	}
 	if v.Tasks != nil {
@@ -2477,9 +2976,16 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 		return append(b, 0xc0)
 	}
 	v = v.Whole()
-	b = appendMapLen(b, 35)
+	n := 35
+	if len(v.Checkpoints) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendUint(append(b, "\xb0"+"AllocModifyIndex"...), v.AllocModifyIndex)
 	b = appendAllocatedResources(append(b, "\xb2"+"AllocatedResources"...), v.AllocatedResources)
+	if len(v.Checkpoints) > 0 {
+		b = appendMap(append(b, "\xab"+"Checkpoints"...), v.Checkpoints, appendCheckpoint)
+	}
 	b = appendStr(append(b, "\xb1"+"ClientDescription"...), v.ClientDescription)
 	b = appendStr(append(b, "\xac"+"ClientStatus"...), v.ClientStatus)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
@@ -2519,6 +3025,7 @@ func appendAllocation(b []byte, v *Allocation) []byte {
 var keysOfAllocation = []string{
 	"AllocModifyIndex",
 	"AllocatedResources",
+	"Checkpoints",
 	"ClientDescription",
 	"ClientStatus",
 	"CreateIndex",
@@ -2564,75 +3071,77 @@ func decodeAllocation(d *decoder, v *Allocation) {
 			v.AllocModifyIndex = d.uint()
 		case 1: // AllocatedResources
 			v.AllocatedResources = decodePtr(d, decodeAllocatedResources)
-		case 2: // ClientDescription
+		case 2: // Checkpoints
+			v.Checkpoints = decodeMap(d, func(d *decoder, v **Checkpoint) { *v = decodePtr(d, decodeCheckpoint) })
+		case 3: // ClientDescription
 			v.ClientDescription = d.str()
-		case 3: // ClientStatus
+		case 4: // ClientStatus
 			v.ClientStatus = d.str()
-		case 4: // CreateIndex
+		case 5: // CreateIndex
 			v.CreateIndex = d.uint()
-		case 5: // CreateTime
+		case 6: // CreateTime
 			v.CreateTime = d.int()
-		case 6: // DeploymentID
+		case 7: // DeploymentID
 			v.DeploymentID = d.str()
-		case 7: // DeploymentStatus
+		case 8: // DeploymentStatus
 			v.DeploymentStatus = decodePtr(d, decodeAllocDeploymentStatus)
-		case 8: // DesiredDescription
+		case 9: // DesiredDescription
 			v.DesiredDescription = d.str()
-		case 9: // DesiredStatus
+		case 10: // DesiredStatus
 			v.DesiredStatus = d.str()
-		case 10: // DesiredTransition
+		case 11: // DesiredTransition
 			decodeDesiredTransition(d, &v.DesiredTransition)
-		case 11: // Epoch
+		case 12: // Epoch
 			v.Epoch = d.uint()
-		case 12: // EvalID
+		case 13: // EvalID
 			v.EvalID = d.str()
-		case 13: // FollowupEvalID
+		case 14: // FollowupEvalID
 			v.FollowupEvalID = d.str()
-		case 14: // ID
+		case 15: // ID
 			v.ID = d.str()
-		case 15: // JobCreateIndex
+		case 16: // JobCreateIndex
 			v.JobCreateIndex = d.uint()
-		case 16: // JobID
+		case 17: // JobID
 			v.JobID = d.str()
-		case 17: // JobVersion
+		case 18: // JobVersion
 			v.JobVersion = d.uint()
-		case 18: // Metrics
+		case 19: // Metrics
 			v.Metrics = decodePtr(d, decodeAllocMetric)
-		case 19: // ModifyIndex
+		case 20: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 20: // ModifyTime
+		case 21: // ModifyTime
 			v.ModifyTime = d.int()
-		case 21: // Name
+		case 22: // Name
 			v.Name = d.str()
-		case 22: // Namespace
+		case 23: // Namespace
 			v.Namespace = d.str()
-		case 23: // NextAllocation
+		case 24: // NextAllocation
 			v.NextAllocation = d.str()
-		case 24: // NodeID
+		case 25: // NodeID
 			v.NodeID = d.str()
-		case 25: // NodeName
+		case 26: // NodeName
 			v.NodeName = d.str()
-		case 26: // PackedMetrics
+		case 27: // PackedMetrics
 			v.packedMetrics = d.packed(&packedMetricsShape)
-		case 27: // PackedStates
+		case 28: // PackedStates
 			v.packedStates = d.packed(&packedStatesShape)
-		case 28: // PreemptedAllocations
+		case 29: // PreemptedAllocations
 			v.PreemptedAllocations = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
-		case 29: // PreemptedByAllocation
+		case 30: // PreemptedByAllocation
 			v.PreemptedByAllocation = d.str()
-		case 30: // PreviousAllocation
+		case 31: // PreviousAllocation
 			v.PreviousAllocation = d.str()
-		case 31: // RescheduleTracker
+		case 32: // RescheduleTracker
 			v.RescheduleTracker = decodePtr(d, decodeRescheduleTracker)
-		case 32: // Revision
+		case 33: // Revision
 			v.Revision = d.uint()
-		case 33: // Serving
+		case 34: // Serving
 			v.Serving = decodePtr(d, decodeServing)
-		case 34: // TaskGroup
+		case 35: // TaskGroup
 			v.TaskGroup = d.str()
-		case 35: // TaskStates
+		case 36: // TaskStates
 			v.TaskStates = decodeMap(d, func(d *decoder, v **TaskState) { *v = decodePtr(d, decodeTaskState) })
-		case 36: // UnknownSince
+		case 37: // UnknownSince
 			v.UnknownSince = Time(d.int())
 		default:
 			d.skip()
@@ -2642,6 +3151,7 @@ func decodeAllocation(d *decoder, v *Allocation) {
 
 func copyAllocation(v *Allocation) {
 	v.AllocatedResources = copyPtr(v.AllocatedResources, copyAllocatedResources)
+	v.Checkpoints = copyMap(v.Checkpoints, func(v **Checkpoint) { *v = copyPtr(*v, nil) })
 	v.DeploymentStatus = copyPtr(v.DeploymentStatus, copyAllocDeploymentStatus)
 	copyDesiredTransition(&v.DesiredTransition)
 	v.Metrics = copyPtr(v.Metrics, copyAllocMetric)
@@ -2655,13 +3165,17 @@ func storeAllocation(b []byte, v *Allocation) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 37)
+	b, at, n := storeMap(b, 38)
 	if v.AllocModifyIndex != 0 {
 		b = appendUint(append(b, "\xb0"+"AllocModifyIndex"...), v.AllocModifyIndex)
 		n++
 	}
 	if v.AllocatedResources != nil {
 		b = storeAllocatedResources(append(b, "\xb2"+"AllocatedResources"...), v.AllocatedResources)
+		n++
+	}
+	if v.Checkpoints != nil {
+		b = appendMap(append(b, "\xab"+"Checkpoints"...), v.Checkpoints, storeCheckpoint)
 		n++
 	}
 	if v.ClientDescription != "" {
@@ -2846,6 +3360,30 @@ func decodeApplyPlans(d *decoder, v *ApplyPlans) {
 
 func copyApplyPlans(v *ApplyPlans) {
 	v.Plans = copyList(v.Plans, func(v **Plan) { *v = copyPtr(*v, copyPlan) })
+}
+
+func storeApplyPlans(b []byte, v *ApplyPlans) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 4)
+	if v.Plans != nil {
+		b = appendList(append(b, "\xa5"+"Plans"...), v.Plans, storePlan)
+		n++
+	}
+	if v.RequestID != "" {
+		b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+		n++
+	}
+	if v.Rules != 0 {
+		b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+		n++
+	}
+	if v.Time != 0 {
+		b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendArtifact(b []byte, v *Artifact) []byte {
@@ -3054,6 +3592,94 @@ func copyBootstrapACL(v *BootstrapACL) {
 	v.Token = copyPtr(v.Token, copyACLToken)
 }
 
+func appendCheckRestart(b []byte, v *CheckRestart) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendInt(append(b, "\xa5"+"Grace"...), int64(v.Grace))
+	b = appendInt(append(b, "\xa5"+"Limit"...), int64(v.Limit))
+	return b
+}
+
+var keysOfCheckRestart = []string{
+	"Grace",
+	"Limit",
+}
+
+func decodeCheckRestart(d *decoder, v *CheckRestart) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfCheckRestart, &next) {
+		case 0: // Grace
+			v.Grace = time.Duration(d.int())
+		case 1: // Limit
+			v.Limit = int(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyCheckRestart(v *CheckRestart) {
+}
+
+func appendCheckpoint(b []byte, v *Checkpoint) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendStr(append(b, "\xa4"+"Path"...), v.Path)
+	b = appendInt(append(b, "\xa4"+"Step"...), v.Step)
+	b = appendInt(append(b, "\xa4"+"Time"...), int64(v.Time))
+	return b
+}
+
+var keysOfCheckpoint = []string{
+	"Path",
+	"Step",
+	"Time",
+}
+
+func decodeCheckpoint(d *decoder, v *Checkpoint) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfCheckpoint, &next) {
+		case 0: // Path
+			v.Path = d.str()
+		case 1: // Step
+			v.Step = d.int()
+		case 2: // Time
+			v.Time = Time(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyCheckpoint(v *Checkpoint) {
+}
+
+func storeCheckpoint(b []byte, v *Checkpoint) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 3)
+	if v.Path != "" {
+		b = appendStr(append(b, "\xa4"+"Path"...), v.Path)
+		n++
+	}
+	if v.Step != 0 {
+		b = appendInt(append(b, "\xa4"+"Step"...), v.Step)
+		n++
+	}
+	if v.Time != 0 {
+		b = appendInt(append(b, "\xa4"+"Time"...), int64(v.Time))
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendChildrenSummary(b []byte, v *ChildrenSummary) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -3088,6 +3714,105 @@ func decodeChildrenSummary(d *decoder, v *ChildrenSummary) {
 }
 
 func copyChildrenSummary(v *ChildrenSummary) {
+}
+
+func appendClaim(b []byte, v *Claim) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 8)
+	b = appendStr(append(b, "\xa7"+"AllocID"...), v.AllocID)
+	b = appendList(append(b, "\xa6"+"Awaits"...), v.Awaits, appendStr)
+	b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+	b = appendList(append(b, "\xa8"+"Preempts"...), v.Preempts, appendStr)
+	b = appendAllocatedResources(append(b, "\xa9"+"Resources"...), v.Resources)
+	b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
+	return b
+}
+
+var keysOfClaim = []string{
+	"AllocID",
+	"Awaits",
+	"JobVersion",
+	"Name",
+	"NodeID",
+	"Preempts",
+	"Resources",
+	"TaskGroup",
+}
+
+func decodeClaim(d *decoder, v *Claim) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfClaim, &next) {
+		case 0: // AllocID
+			v.AllocID = d.str()
+		case 1: // Awaits
+			v.Awaits = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 2: // JobVersion
+			v.JobVersion = d.uint()
+		case 3: // Name
+			v.Name = d.str()
+		case 4: // NodeID
+			v.NodeID = d.str()
+		case 5: // Preempts
+			v.Preempts = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 6: // Resources
+			v.Resources = decodeShared(d, func(d *decoder) *AllocatedResources { return decodePtr(d, decodeAllocatedResources) })
+		case 7: // TaskGroup
+			v.TaskGroup = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyClaim(v *Claim) {
+	v.Awaits = copyList(v.Awaits, nil)
+	v.Preempts = copyList(v.Preempts, nil)
+	v.Resources = copyPtr(v.Resources, copyAllocatedResources)
+}
+
+func storeClaim(b []byte, v *Claim) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 8)
+	if v.AllocID != "" {
+		b = appendStr(append(b, "\xa7"+"AllocID"...), v.AllocID)
+		n++
+	}
+	if v.Awaits != nil {
+		b = appendList(append(b, "\xa6"+"Awaits"...), v.Awaits, appendStr)
+		n++
+	}
+	if v.JobVersion != 0 {
+		b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+		n++
+	}
+	if v.Name != "" {
+		b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+		n++
+	}
+	if v.NodeID != "" {
+		b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+		n++
+	}
+	if v.Preempts != nil {
+		b = appendList(append(b, "\xa8"+"Preempts"...), v.Preempts, appendStr)
+		n++
+	}
+	if v.Resources != nil {
+		b = storeAllocatedResources(append(b, "\xa9"+"Resources"...), v.Resources)
+		n++
+	}
+	if v.TaskGroup != "" {
+		b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendClusterMeta(b []byte, v *ClusterMeta) []byte {
@@ -3382,6 +4107,88 @@ func decodeDeleteIntroTokens(d *decoder, v *DeleteIntroTokens) {
 func copyDeleteIntroTokens(v *DeleteIntroTokens) {
 	v.Enrollments = copyList(v.Enrollments, nil)
 	v.IDs = copyList(v.IDs, nil)
+}
+
+func appendDeleteNamespaces(b []byte, v *DeleteNamespaces) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendList(append(b, "\xa5"+"Names"...), v.Names, appendStr)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfDeleteNamespaces = []string{
+	"Names",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeDeleteNamespaces(d *decoder, v *DeleteNamespaces) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfDeleteNamespaces, &next) {
+		case 0: // Names
+			v.Names = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 1: // RequestID
+			v.RequestID = d.text()
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDeleteNamespaces(v *DeleteNamespaces) {
+	v.Names = copyList(v.Names, nil)
+}
+
+func appendDeleteQuotas(b []byte, v *DeleteQuotas) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendList(append(b, "\xa5"+"Names"...), v.Names, appendStr)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfDeleteQuotas = []string{
+	"Names",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeDeleteQuotas(d *decoder, v *DeleteQuotas) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfDeleteQuotas, &next) {
+		case 0: // Names
+			v.Names = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 1: // RequestID
+			v.RequestID = d.text()
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDeleteQuotas(v *DeleteQuotas) {
+	v.Names = copyList(v.Names, nil)
 }
 
 func appendDeployment(b []byte, v *Deployment) []byte {
@@ -3694,6 +4501,26 @@ func decodeDeploymentStatusUpdate(d *decoder, v *DeploymentStatusUpdate) {
 func copyDeploymentStatusUpdate(v *DeploymentStatusUpdate) {
 }
 
+func storeDeploymentStatusUpdate(b []byte, v *DeploymentStatusUpdate) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 3)
+	if v.DeploymentID != "" {
+		b = appendStr(append(b, "\xac"+"DeploymentID"...), v.DeploymentID)
+		n++
+	}
+	if v.Status != "" {
+		b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
+		n++
+	}
+	if v.StatusDescription != "" {
+		b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendDeregisterJob(b []byte, v *DeregisterJob) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -3958,6 +4785,54 @@ func storeDesiredUpdates(b []byte, v *DesiredUpdates) []byte {
 	return storeMapEnd(b, at, n)
 }
 
+func appendDeviceOrder(b []byte, v *DeviceOrder) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 6)
+	b = appendStr(append(b, "\xb1"+"HealthDescription"...), v.HealthDescription)
+	b = appendBool(append(b, "\xa7"+"Healthy"...), v.Healthy)
+	b = appendBool(append(b, "\xa4"+"Move"...), v.Move)
+	b = appendStr(append(b, "\xa5"+"Order"...), v.Order)
+	b = appendStr(append(b, "\xa6"+"Reason"...), v.Reason)
+	b = appendInt(append(b, "\xa5"+"Since"...), int64(v.Since))
+	return b
+}
+
+var keysOfDeviceOrder = []string{
+	"HealthDescription",
+	"Healthy",
+	"Move",
+	"Order",
+	"Reason",
+	"Since",
+}
+
+func decodeDeviceOrder(d *decoder, v *DeviceOrder) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfDeviceOrder, &next) {
+		case 0: // HealthDescription
+			v.HealthDescription = d.str()
+		case 1: // Healthy
+			v.Healthy = d.bool()
+		case 2: // Move
+			v.Move = d.bool()
+		case 3: // Order
+			v.Order = d.str()
+		case 4: // Reason
+			v.Reason = d.str()
+		case 5: // Since
+			v.Since = Time(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyDeviceOrder(v *DeviceOrder) {
+}
+
 func appendDisconnectStrategy(b []byte, v *DisconnectStrategy) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -4141,10 +5016,17 @@ func appendDrainStrategy(b []byte, v *DrainStrategy) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	n := 4
+	if v.Interrupted {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendInt(append(b, "\xa8"+"Deadline"...), int64(v.Deadline))
 	b = appendInt(append(b, "\xad"+"ForceDeadline"...), int64(v.ForceDeadline))
 	b = appendBool(append(b, "\xb0"+"IgnoreSystemJobs"...), v.IgnoreSystemJobs)
+	if v.Interrupted {
+		b = appendBool(append(b, "\xab"+"Interrupted"...), v.Interrupted)
+	}
 	b = appendInt(append(b, "\xa9"+"StartedAt"...), int64(v.StartedAt))
 	return b
 }
@@ -4153,6 +5035,7 @@ var keysOfDrainStrategy = []string{
 	"Deadline",
 	"ForceDeadline",
 	"IgnoreSystemJobs",
+	"Interrupted",
 	"StartedAt",
 }
 
@@ -4166,7 +5049,9 @@ func decodeDrainStrategy(d *decoder, v *DrainStrategy) {
 			v.ForceDeadline = Time(d.int())
 		case 2: // IgnoreSystemJobs
 			v.IgnoreSystemJobs = d.bool()
-		case 3: // StartedAt
+		case 3: // Interrupted
+			v.Interrupted = d.bool()
+		case 4: // StartedAt
 			v.StartedAt = Time(d.int())
 		default:
 			d.skip()
@@ -4386,8 +5271,18 @@ func appendEvaluation(b []byte, v *Evaluation) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 25)
+	n := 25
+	if len(v.Claims) > 0 {
+		n++
+	}
+	if v.QuotaLimitReached != "" {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendStr(append(b, "\xab"+"BlockedEval"...), v.BlockedEval)
+	if len(v.Claims) > 0 {
+		b = appendList(append(b, "\xa6"+"Claims"...), v.Claims, appendClaim)
+	}
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendInt(append(b, "\xaa"+"CreateTime"...), v.CreateTime)
 	b = appendStr(append(b, "\xac"+"DeploymentID"...), v.DeploymentID)
@@ -4405,6 +5300,9 @@ func appendEvaluation(b []byte, v *Evaluation) []byte {
 	b = appendStr(append(b, "\xac"+"PreviousEval"...), v.PreviousEval)
 	b = appendInt(append(b, "\xa8"+"Priority"...), int64(v.Priority))
 	b = appendMap(append(b, "\xb1"+"QueuedAllocations"...), v.QueuedAllocations, func(b []byte, v int) []byte { return appendInt(b, int64(v)) })
+	if v.QuotaLimitReached != "" {
+		b = appendStr(append(b, "\xb1"+"QuotaLimitReached"...), v.QuotaLimitReached)
+	}
 	b = appendUint(append(b, "\xad"+"SnapshotIndex"...), v.SnapshotIndex)
 	b = appendStr(append(b, "\xa6"+"Status"...), v.Status)
 	b = appendStr(append(b, "\xb1"+"StatusDescription"...), v.StatusDescription)
@@ -4417,6 +5315,7 @@ func appendEvaluation(b []byte, v *Evaluation) []byte {
 
 var keysOfEvaluation = []string{
 	"BlockedEval",
+	"Claims",
 	"CreateIndex",
 	"CreateTime",
 	"DeploymentID",
@@ -4434,6 +5333,7 @@ var keysOfEvaluation = []string{
 	"PreviousEval",
 	"Priority",
 	"QueuedAllocations",
+	"QuotaLimitReached",
 	"SnapshotIndex",
 	"Status",
 	"StatusDescription",
@@ -4449,53 +5349,57 @@ func decodeEvaluation(d *decoder, v *Evaluation) {
 		switch d.field(keysOfEvaluation, &next) {
 		case 0: // BlockedEval
 			v.BlockedEval = d.str()
-		case 1: // CreateIndex
+		case 1: // Claims
+			v.Claims = decodeBlock(d, decodeClaim)
+		case 2: // CreateIndex
 			v.CreateIndex = d.uint()
-		case 2: // CreateTime
+		case 3: // CreateTime
 			v.CreateTime = d.int()
-		case 3: // DeploymentID
+		case 4: // DeploymentID
 			v.DeploymentID = d.str()
-		case 4: // FailedTGAllocs
+		case 5: // FailedTGAllocs
 			v.FailedTGAllocs = decodeMap(d, func(d *decoder, v **AllocMetric) { *v = decodePtr(d, decodeAllocMetric) })
-		case 5: // ID
+		case 6: // ID
 			v.ID = d.str()
-		case 6: // JobID
+		case 7: // JobID
 			v.JobID = d.str()
-		case 7: // JobModifyIndex
+		case 8: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 8: // ModifyIndex
+		case 9: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 9: // ModifyTime
+		case 10: // ModifyTime
 			v.ModifyTime = d.int()
-		case 10: // Namespace
+		case 11: // Namespace
 			v.Namespace = d.str()
-		case 11: // NextEval
+		case 12: // NextEval
 			v.NextEval = d.str()
-		case 12: // NodeID
+		case 13: // NodeID
 			v.NodeID = d.str()
-		case 13: // NodeModifyIndex
+		case 14: // NodeModifyIndex
 			v.NodeModifyIndex = d.uint()
-		case 14: // PlanAnnotations
+		case 15: // PlanAnnotations
 			v.PlanAnnotations = decodePtr(d, decodePlanAnnotations)
-		case 15: // PreviousEval
+		case 16: // PreviousEval
 			v.PreviousEval = d.str()
-		case 16: // Priority
+		case 17: // Priority
 			v.Priority = int(d.int())
-		case 17: // QueuedAllocations
+		case 18: // QueuedAllocations
 			v.QueuedAllocations = decodeShared(d, func(d *decoder) map[string]int { return decodeMap(d, func(d *decoder, v *int) { *v = int(d.int()) }) })
-		case 18: // SnapshotIndex
+		case 19: // QuotaLimitReached
+			v.QuotaLimitReached = d.str()
+		case 20: // SnapshotIndex
 			v.SnapshotIndex = d.uint()
-		case 19: // Status
+		case 21: // Status
 			v.Status = d.str()
-		case 20: // StatusDescription
+		case 22: // StatusDescription
 			v.StatusDescription = d.str()
-		case 21: // TriggeredBy
+		case 23: // TriggeredBy
 			v.TriggeredBy = d.str()
-		case 22: // Type
+		case 24: // Type
 			v.Type = d.str()
-		case 23: // Wait
+		case 25: // Wait
 			v.Wait = time.Duration(d.int())
-		case 24: // WaitUntil
+		case 26: // WaitUntil
 			v.WaitUntil = Time(d.int())
 		default:
 			d.skip()
@@ -4504,6 +5408,7 @@ func decodeEvaluation(d *decoder, v *Evaluation) {
 }
 
 func copyEvaluation(v *Evaluation) {
+	v.Claims = copyList(v.Claims, func(v **Claim) { *v = copyPtr(*v, copyClaim) })
 	v.FailedTGAllocs = copyMap(v.FailedTGAllocs, func(v **AllocMetric) { *v = copyPtr(*v, copyAllocMetric) })
 	v.PlanAnnotations = copyPtr(v.PlanAnnotations, copyPlanAnnotations)
 	v.QueuedAllocations = copyMap(v.QueuedAllocations, nil)
@@ -4513,9 +5418,13 @@ func storeEvaluation(b []byte, v *Evaluation) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 25)
+	b, at, n := storeMap(b, 27)
 	if v.BlockedEval != "" {
 		b = appendStr(append(b, "\xab"+"BlockedEval"...), v.BlockedEval)
+		n++
+	}
+	if v.Claims != nil {
+		b = appendList(append(b, "\xa6"+"Claims"...), v.Claims, storeClaim)
 		n++
 	}
 	if v.CreateIndex != 0 {
@@ -4584,6 +5493,10 @@ func storeEvaluation(b []byte, v *Evaluation) []byte {
 	}
 	if v.QueuedAllocations != nil {
 		b = appendMap(append(b, "\xb1"+"QueuedAllocations"...), v.QueuedAllocations, func(b []byte, v int) []byte { return appendInt(b, int64(v)) })
+		n++
+	}
+	if v.QuotaLimitReached != "" {
+		b = appendStr(append(b, "\xb1"+"QuotaLimitReached"...), v.QuotaLimitReached)
 		n++
 	}
 	if v.SnapshotIndex != 0 {
@@ -4665,6 +5578,68 @@ func decodeFleetHold(d *decoder, v *FleetHold) {
 func copyFleetHold(v *FleetHold) {
 }
 
+func appendGang(b []byte, v *Gang) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendBool(append(b, "\xa8"+"Required"...), v.Required)
+	b = appendList(append(b, "\xa8"+"Topology"...), v.Topology, appendStr)
+	return b
+}
+
+var keysOfGang = []string{
+	"Required",
+	"Topology",
+}
+
+func decodeGang(d *decoder, v *Gang) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfGang, &next) {
+		case 0: // Required
+			v.Required = d.bool()
+		case 1: // Topology
+			v.Topology = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyGang(v *Gang) {
+	v.Topology = copyList(v.Topology, nil)
+}
+
+func appendGroupScaling(b []byte, v *GroupScaling) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 1)
+	b = appendList(append(b, "\xa6"+"Events"...), v.Events, appendScalingEvent)
+	return b
+}
+
+var keysOfGroupScaling = []string{
+	"Events",
+}
+
+func decodeGroupScaling(d *decoder, v *GroupScaling) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfGroupScaling, &next) {
+		case 0: // Events
+			v.Events = decodeBlock(d, decodeScalingEvent)
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyGroupScaling(v *GroupScaling) {
+	v.Events = copyList(v.Events, func(v **ScalingEvent) { *v = copyPtr(*v, copyScalingEvent) })
+}
+
 func appendIndexEntry(b []byte, v *IndexEntry) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -4695,6 +5670,38 @@ func decodeIndexEntry(d *decoder, v *IndexEntry) {
 }
 
 func copyIndexEntry(v *IndexEntry) {
+}
+
+func appendInterruption(b []byte, v *Interruption) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendInt(append(b, "\xa2"+"At"...), int64(v.At))
+	b = appendStr(append(b, "\xa6"+"Reason"...), v.Reason)
+	return b
+}
+
+var keysOfInterruption = []string{
+	"At",
+	"Reason",
+}
+
+func decodeInterruption(d *decoder, v *Interruption) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfInterruption, &next) {
+		case 0: // At
+			v.At = Time(d.int())
+		case 1: // Reason
+			v.Reason = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyInterruption(v *Interruption) {
 }
 
 func appendIntroToken(b []byte, v *IntroToken) []byte {
@@ -4794,6 +5801,9 @@ func appendJob(b []byte, v *Job) []byte {
 	if len(v.Spreads) > 0 {
 		n++
 	}
+	if v.VersionTag != nil {
+		n++
+	}
 	b = appendMapLen(b, n)
 	if len(v.Affinities) > 0 {
 		b = appendList(append(b, "\xaa"+"Affinities"...), v.Affinities, appendAffinity)
@@ -4840,6 +5850,9 @@ func appendJob(b []byte, v *Job) []byte {
 	b = appendList(append(b, "\xaa"+"TaskGroups"...), v.TaskGroups, appendTaskGroup)
 	b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
 	b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
+	if v.VersionTag != nil {
+		b = appendJobVersionTag(append(b, "\xaa"+"VersionTag"...), v.VersionTag)
+	}
 	return b
 }
 
@@ -4873,6 +5886,7 @@ var keysOfJob = []string{
 	"TaskGroups",
 	"Type",
 	"Version",
+	"VersionTag",
 }
 
 func decodeJob(d *decoder, v *Job) {
@@ -4937,6 +5951,8 @@ func decodeJob(d *decoder, v *Job) {
 			v.Type = d.str()
 		case 28: // Version
 			v.Version = d.uint()
+		case 29: // VersionTag
+			v.VersionTag = decodePtr(d, decodeJobVersionTag)
 		default:
 			d.skip()
 		}
@@ -4953,6 +5969,7 @@ func copyJob(v *Job) {
 	v.Periodic = copyPtr(v.Periodic, copyPeriodicConfig)
 	v.Spreads = copyList(v.Spreads, func(v **Spread) { *v = copyPtr(*v, copySpread) })
 	v.TaskGroups = copyList(v.TaskGroups, func(v **TaskGroup) { *v = copyPtr(*v, copyTaskGroup) })
+	v.VersionTag = copyPtr(v.VersionTag, nil)
 }
 
 func appendJobKey(b []byte, v *JobKey) []byte {
@@ -4985,6 +6002,47 @@ func decodeJobKey(d *decoder, v *JobKey) {
 }
 
 func copyJobKey(v *JobKey) {
+}
+
+func appendJobScaling(b []byte, v *JobScaling) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendMap(append(b, "\xa6"+"Groups"...), v.Groups, appendGroupScaling)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	return b
+}
+
+var keysOfJobScaling = []string{
+	"Groups",
+	"JobID",
+	"ModifyIndex",
+	"Namespace",
+}
+
+func decodeJobScaling(d *decoder, v *JobScaling) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfJobScaling, &next) {
+		case 0: // Groups
+			v.Groups = decodeMap(d, func(d *decoder, v **GroupScaling) { *v = decodePtr(d, decodeGroupScaling) })
+		case 1: // JobID
+			v.JobID = d.str()
+		case 2: // ModifyIndex
+			v.ModifyIndex = d.uint()
+		case 3: // Namespace
+			v.Namespace = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyJobScaling(v *JobScaling) {
+	v.Groups = copyMap(v.Groups, func(v **GroupScaling) { *v = copyPtr(*v, copyGroupScaling) })
 }
 
 func appendJobSubmission(b []byte, v *JobSubmission) []byte {
@@ -5128,6 +6186,42 @@ func decodeJobVersionKey(d *decoder, v *JobVersionKey) {
 }
 
 func copyJobVersionKey(v *JobVersionKey) {
+}
+
+func appendJobVersionTag(b []byte, v *JobVersionTag) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendStr(append(b, "\xab"+"Description"...), v.Description)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendInt(append(b, "\xaa"+"TaggedTime"...), v.TaggedTime)
+	return b
+}
+
+var keysOfJobVersionTag = []string{
+	"Description",
+	"Name",
+	"TaggedTime",
+}
+
+func decodeJobVersionTag(d *decoder, v *JobVersionTag) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfJobVersionTag, &next) {
+		case 0: // Description
+			v.Description = d.str()
+		case 1: // Name
+			v.Name = d.str()
+		case 2: // TaggedTime
+			v.TaggedTime = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyJobVersionTag(v *JobVersionTag) {
 }
 
 func appendLaunchJob(b []byte, v *LaunchJob) []byte {
@@ -5479,6 +6573,137 @@ func copyModelVersion(v *ModelVersion) {
 	v.Properties = copyMap(v.Properties, nil)
 }
 
+func appendNamespace(b []byte, v *Namespace) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 8)
+	b = appendNamespaceCapabilities(append(b, "\xac"+"Capabilities"...), v.Capabilities)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendStr(append(b, "\xab"+"Description"...), v.Description)
+	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendNamespaceNodePools(append(b, "\xb5"+"NodePoolConfiguration"...), v.NodePoolConfiguration)
+	b = appendStr(append(b, "\xa5"+"Quota"...), v.Quota)
+	return b
+}
+
+var keysOfNamespace = []string{
+	"Capabilities",
+	"CreateIndex",
+	"Description",
+	"Meta",
+	"ModifyIndex",
+	"Name",
+	"NodePoolConfiguration",
+	"Quota",
+}
+
+func decodeNamespace(d *decoder, v *Namespace) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfNamespace, &next) {
+		case 0: // Capabilities
+			v.Capabilities = decodePtr(d, decodeNamespaceCapabilities)
+		case 1: // CreateIndex
+			v.CreateIndex = d.uint()
+		case 2: // Description
+			v.Description = d.str()
+		case 3: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 4: // ModifyIndex
+			v.ModifyIndex = d.uint()
+		case 5: // Name
+			v.Name = d.str()
+		case 6: // NodePoolConfiguration
+			v.NodePoolConfiguration = decodePtr(d, decodeNamespaceNodePools)
+		case 7: // Quota
+			v.Quota = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyNamespace(v *Namespace) {
+	v.Capabilities = copyPtr(v.Capabilities, copyNamespaceCapabilities)
+	v.Meta = copyMap(v.Meta, nil)
+	v.NodePoolConfiguration = copyPtr(v.NodePoolConfiguration, copyNamespaceNodePools)
+}
+
+func appendNamespaceCapabilities(b []byte, v *NamespaceCapabilities) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendList(append(b, "\xb3"+"DisabledTaskDrivers"...), v.DisabledTaskDrivers, appendStr)
+	b = appendList(append(b, "\xb2"+"EnabledTaskDrivers"...), v.EnabledTaskDrivers, appendStr)
+	return b
+}
+
+var keysOfNamespaceCapabilities = []string{
+	"DisabledTaskDrivers",
+	"EnabledTaskDrivers",
+}
+
+func decodeNamespaceCapabilities(d *decoder, v *NamespaceCapabilities) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfNamespaceCapabilities, &next) {
+		case 0: // DisabledTaskDrivers
+			v.DisabledTaskDrivers = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 1: // EnabledTaskDrivers
+			v.EnabledTaskDrivers = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyNamespaceCapabilities(v *NamespaceCapabilities) {
+	v.DisabledTaskDrivers = copyList(v.DisabledTaskDrivers, nil)
+	v.EnabledTaskDrivers = copyList(v.EnabledTaskDrivers, nil)
+}
+
+func appendNamespaceNodePools(b []byte, v *NamespaceNodePools) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 3)
+	b = appendList(append(b, "\xa7"+"Allowed"...), v.Allowed, appendStr)
+	b = appendStr(append(b, "\xa7"+"Default"...), v.Default)
+	b = appendList(append(b, "\xa6"+"Denied"...), v.Denied, appendStr)
+	return b
+}
+
+var keysOfNamespaceNodePools = []string{
+	"Allowed",
+	"Default",
+	"Denied",
+}
+
+func decodeNamespaceNodePools(d *decoder, v *NamespaceNodePools) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfNamespaceNodePools, &next) {
+		case 0: // Allowed
+			v.Allowed = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 1: // Default
+			v.Default = d.str()
+		case 2: // Denied
+			v.Denied = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyNamespaceNodePools(v *NamespaceNodePools) {
+	v.Allowed = copyList(v.Allowed, nil)
+	v.Denied = copyList(v.Denied, nil)
+}
+
 func appendNetworkResource(b []byte, v *NetworkResource) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -5594,16 +6819,29 @@ func appendNode(b []byte, v *Node) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 22)
+	n := 22
+	if len(v.DeviceOrders) > 0 {
+		n++
+	}
+	if v.Interruption != nil {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendMap(append(b, "\xaa"+"Attributes"...), v.Attributes, appendStr)
 	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
 	b = appendStr(append(b, "\xaa"+"Datacenter"...), v.Datacenter)
+	if len(v.DeviceOrders) > 0 {
+		b = appendMap(append(b, "\xac"+"DeviceOrders"...), v.DeviceOrders, appendDeviceOrder)
+	}
 	b = appendBool(append(b, "\xa5"+"Drain"...), v.Drain)
 	b = appendDrainStrategy(append(b, "\xad"+"DrainStrategy"...), v.DrainStrategy)
 	b = appendMap(append(b, "\xa7"+"Drivers"...), v.Drivers, appendDriverInfo)
 	b = appendList(append(b, "\xa6"+"Events"...), v.Events, appendNodeEvent)
 	b = appendStr(append(b, "\xa8"+"HTTPAddr"...), v.HTTPAddr)
 	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	if v.Interruption != nil {
+		b = appendInterruption(append(b, "\xac"+"Interruption"...), v.Interruption)
+	}
 	b = appendDrainMetadata(append(b, "\xa9"+"LastDrain"...), v.LastDrain)
 	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
 	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
@@ -5624,12 +6862,14 @@ var keysOfNode = []string{
 	"Attributes",
 	"CreateIndex",
 	"Datacenter",
+	"DeviceOrders",
 	"Drain",
 	"DrainStrategy",
 	"Drivers",
 	"Events",
 	"HTTPAddr",
 	"ID",
+	"Interruption",
 	"LastDrain",
 	"Meta",
 	"ModifyIndex",
@@ -5655,43 +6895,47 @@ func decodeNode(d *decoder, v *Node) {
 			v.CreateIndex = d.uint()
 		case 2: // Datacenter
 			v.Datacenter = d.str()
-		case 3: // Drain
+		case 3: // DeviceOrders
+			v.DeviceOrders = decodeMap(d, func(d *decoder, v **DeviceOrder) { *v = decodePtr(d, decodeDeviceOrder) })
+		case 4: // Drain
 			v.Drain = d.bool()
-		case 4: // DrainStrategy
+		case 5: // DrainStrategy
 			v.DrainStrategy = decodePtr(d, decodeDrainStrategy)
-		case 5: // Drivers
+		case 6: // Drivers
 			v.Drivers = decodeMap(d, func(d *decoder, v **DriverInfo) { *v = decodePtr(d, decodeDriverInfo) })
-		case 6: // Events
+		case 7: // Events
 			v.Events = decodeBlock(d, decodeNodeEvent)
-		case 7: // HTTPAddr
+		case 8: // HTTPAddr
 			v.HTTPAddr = d.str()
-		case 8: // ID
+		case 9: // ID
 			v.ID = d.str()
-		case 9: // LastDrain
+		case 10: // Interruption
+			v.Interruption = decodePtr(d, decodeInterruption)
+		case 11: // LastDrain
 			v.LastDrain = decodePtr(d, decodeDrainMetadata)
-		case 10: // Meta
+		case 12: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 11: // ModifyIndex
+		case 13: // ModifyIndex
 			v.ModifyIndex = d.uint()
-		case 12: // Name
+		case 14: // Name
 			v.Name = d.str()
-		case 13: // NodeClass
+		case 15: // NodeClass
 			v.NodeClass = d.str()
-		case 14: // NodePool
+		case 16: // NodePool
 			v.NodePool = d.str()
-		case 15: // NodeResources
+		case 17: // NodeResources
 			v.NodeResources = decodePtr(d, decodeNodeResources)
-		case 16: // ReservedResources
+		case 18: // ReservedResources
 			v.ReservedResources = decodePtr(d, decodeNodeReservedResources)
-		case 17: // Revision
+		case 19: // Revision
 			v.Revision = d.uint()
-		case 18: // SchedulingEligibility
+		case 20: // SchedulingEligibility
 			v.SchedulingEligibility = d.str()
-		case 19: // Status
+		case 21: // Status
 			v.Status = d.str()
-		case 20: // StatusDescription
+		case 22: // StatusDescription
 			v.StatusDescription = d.str()
-		case 21: // StatusUpdatedAt
+		case 23: // StatusUpdatedAt
 			v.StatusUpdatedAt = d.int()
 		default:
 			d.skip()
@@ -5701,9 +6945,11 @@ func decodeNode(d *decoder, v *Node) {
 
 func copyNode(v *Node) {
 	v.Attributes = copyMap(v.Attributes, nil)
+	v.DeviceOrders = copyMap(v.DeviceOrders, func(v **DeviceOrder) { *v = copyPtr(*v, nil) })
 	v.DrainStrategy = copyPtr(v.DrainStrategy, nil)
 	v.Drivers = copyMap(v.Drivers, func(v **DriverInfo) { *v = copyPtr(*v, copyDriverInfo) })
 	v.Events = copyList(v.Events, func(v **NodeEvent) { *v = copyPtr(*v, copyNodeEvent) })
+	v.Interruption = copyPtr(v.Interruption, nil)
 	v.LastDrain = copyPtr(v.LastDrain, copyDrainMetadata)
 	v.Meta = copyMap(v.Meta, nil)
 	v.NodeResources = copyPtr(v.NodeResources, copyNodeResources)
@@ -5751,11 +6997,24 @@ func appendNodeDevice(b []byte, v *NodeDevice) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 4)
+	n := 4
+	if len(v.Links) > 0 {
+		n++
+	}
+	if v.UnhealthySince != 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendStr(append(b, "\xb1"+"HealthDescription"...), v.HealthDescription)
 	b = appendBool(append(b, "\xa7"+"Healthy"...), v.Healthy)
 	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	if len(v.Links) > 0 {
+		b = appendList(append(b, "\xa5"+"Links"...), v.Links, func(b []byte, v int) []byte { return appendInt(b, int64(v)) })
+	}
 	b = appendNodeDeviceLocality(append(b, "\xa8"+"Locality"...), v.Locality)
+	if v.UnhealthySince != 0 {
+		b = appendInt(append(b, "\xae"+"UnhealthySince"...), int64(v.UnhealthySince))
+	}
 	return b
 }
 
@@ -5763,7 +7022,9 @@ var keysOfNodeDevice = []string{
 	"HealthDescription",
 	"Healthy",
 	"ID",
+	"Links",
 	"Locality",
+	"UnhealthySince",
 }
 
 func decodeNodeDevice(d *decoder, v *NodeDevice) {
@@ -5776,8 +7037,12 @@ func decodeNodeDevice(d *decoder, v *NodeDevice) {
 			v.Healthy = d.bool()
 		case 2: // ID
 			v.ID = d.str()
-		case 3: // Locality
+		case 3: // Links
+			v.Links = decodeList(d, func(d *decoder, v *int) { *v = int(d.int()) })
+		case 4: // Locality
 			v.Locality = decodePtr(d, decodeNodeDeviceLocality)
+		case 5: // UnhealthySince
+			v.UnhealthySince = Time(d.int())
 		default:
 			d.skip()
 		}
@@ -5785,6 +7050,7 @@ func decodeNodeDevice(d *decoder, v *NodeDevice) {
 }
 
 func copyNodeDevice(v *NodeDevice) {
+	v.Links = copyList(v.Links, nil)
 	v.Locality = copyPtr(v.Locality, nil)
 }
 
@@ -6269,6 +7535,55 @@ func decodeNodeStatusUpdate(d *decoder, v *NodeStatusUpdate) {
 func copyNodeStatusUpdate(v *NodeStatusUpdate) {
 }
 
+func appendOrderDevice(b []byte, v *OrderDevice) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 6)
+	b = appendStr(append(b, "\xa8"+"DeviceID"...), v.DeviceID)
+	b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+	b = appendDeviceOrder(append(b, "\xa5"+"Order"...), v.Order)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfOrderDevice = []string{
+	"DeviceID",
+	"NodeID",
+	"Order",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeOrderDevice(d *decoder, v *OrderDevice) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfOrderDevice, &next) {
+		case 0: // DeviceID
+			v.DeviceID = d.str()
+		case 1: // NodeID
+			v.NodeID = d.str()
+		case 2: // Order
+			v.Order = decodePtr(d, decodeDeviceOrder)
+		case 3: // RequestID
+			v.RequestID = d.text()
+		case 4: // Rules
+			v.Rules = d.uint()
+		case 5: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyOrderDevice(v *OrderDevice) {
+	v.Order = copyPtr(v.Order, nil)
+}
+
 func appendParameterizedJobConfig(b []byte, v *ParameterizedJobConfig) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -6404,7 +7719,11 @@ func appendPlan(b []byte, v *Plan) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 13)
+	n := 13
+	if len(v.Gangs) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendBool(append(b, "\xa9"+"AllAtOnce"...), v.AllAtOnce)
 	b = appendList(append(b, "\xa7"+"Answers"...), v.Answers, appendStr)
 	b = appendDeployment(append(b, "\xaa"+"Deployment"...), v.Deployment)
@@ -6412,6 +7731,9 @@ func appendPlan(b []byte, v *Plan) []byte {
 	b = appendUint(append(b, "\xa9"+"EvalEpoch"...), v.EvalEpoch)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
 	b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, appendEvaluation)
+	if len(v.Gangs) > 0 {
+		b = appendList(append(b, "\xa5"+"Gangs"...), v.Gangs, appendStr)
+	}
 	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
 	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
 	b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
@@ -6429,6 +7751,7 @@ var keysOfPlan = []string{
 	"EvalEpoch",
 	"EvalID",
 	"Evals",
+	"Gangs",
 	"JobID",
 	"JobModifyIndex",
 	"JobVersion",
@@ -6455,17 +7778,19 @@ func decodePlan(d *decoder, v *Plan) {
 			v.EvalID = d.str()
 		case 6: // Evals
 			v.Evals = decodeEach(d, decodeEvaluation)
-		case 7: // JobID
+		case 7: // Gangs
+			v.Gangs = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 8: // JobID
 			v.JobID = d.str()
-		case 8: // JobModifyIndex
+		case 9: // JobModifyIndex
 			v.JobModifyIndex = d.uint()
-		case 9: // JobVersion
+		case 10: // JobVersion
 			v.JobVersion = d.uint()
-		case 10: // Namespace
+		case 11: // Namespace
 			v.Namespace = d.str()
-		case 11: // Place
+		case 12: // Place
 			v.Place = decodeEach(d, decodeAllocation)
-		case 12: // Stop
+		case 13: // Stop
 			v.Stop = decodeBlock(d, decodeAllocStop)
 		default:
 			d.skip()
@@ -6478,21 +7803,94 @@ func copyPlan(v *Plan) {
 	v.Deployment = copyPtr(v.Deployment, copyDeployment)
 	v.DeploymentUpdates = copyList(v.DeploymentUpdates, func(v **DeploymentStatusUpdate) { *v = copyPtr(*v, nil) })
 	v.Evals = copyList(v.Evals, func(v **Evaluation) { *v = copyPtr(*v, copyEvaluation) })
+	v.Gangs = copyList(v.Gangs, nil)
 	v.Place = copyList(v.Place, func(v **Allocation) { *v = copyPtr(*v, copyAllocation) })
 	v.Stop = copyList(v.Stop, func(v **AllocStop) { *v = copyPtr(*v, nil) })
+}
+
+func storePlan(b []byte, v *Plan) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 14)
+	if v.AllAtOnce {
+		b = appendBool(append(b, "\xa9"+"AllAtOnce"...), v.AllAtOnce)
+		n++
+	}
+	if v.Answers != nil {
+		b = appendList(append(b, "\xa7"+"Answers"...), v.Answers, appendStr)
+		n++
+	}
+	if v.Deployment != nil {
+		b = storeDeployment(append(b, "\xaa"+"Deployment"...), v.Deployment)
+		n++
+	}
+	if v.DeploymentUpdates != nil {
+		b = appendList(append(b, "\xb1"+"DeploymentUpdates"...), v.DeploymentUpdates, storeDeploymentStatusUpdate)
+		n++
+	}
+	if v.EvalEpoch != 0 {
+		b = appendUint(append(b, "\xa9"+"EvalEpoch"...), v.EvalEpoch)
+		n++
+	}
+	if v.EvalID != "" {
+		b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+		n++
+	}
+	if v.Evals != nil {
+		b = appendList(append(b, "\xa5"+"Evals"...), v.Evals, storeEvaluation)
+		n++
+	}
+	if v.Gangs != nil {
+		b = appendList(append(b, "\xa5"+"Gangs"...), v.Gangs, appendStr)
+		n++
+	}
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+		n++
+	}
+	if v.JobModifyIndex != 0 {
+		b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
+		n++
+	}
+	if v.JobVersion != 0 {
+		b = appendUint(append(b, "\xaa"+"JobVersion"...), v.JobVersion)
+		n++
+	}
+	if v.Namespace != "" {
+		b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+		n++
+	}
+	if v.Place != nil {
+		b = appendList(append(b, "\xa5"+"Place"...), v.Place, storeAllocation)
+		n++
+	}
+	if v.Stop != nil {
+		b = appendList(append(b, "\xa4"+"Stop"...), v.Stop, storeAllocStop)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendPlanAnnotations(b []byte, v *PlanAnnotations) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 1)
+	n := 1
+	if len(v.PreemptedAllocs) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendMap(append(b, "\xb0"+"DesiredTGUpdates"...), v.DesiredTGUpdates, appendDesiredUpdates)
+	if len(v.PreemptedAllocs) > 0 {
+		b = appendList(append(b, "\xaf"+"PreemptedAllocs"...), v.PreemptedAllocs, appendPreemptedAlloc)
+	}
 	return b
 }
 
 var keysOfPlanAnnotations = []string{
 	"DesiredTGUpdates",
+	"PreemptedAllocs",
 }
 
 func decodePlanAnnotations(d *decoder, v *PlanAnnotations) {
@@ -6501,6 +7899,8 @@ func decodePlanAnnotations(d *decoder, v *PlanAnnotations) {
 		switch d.field(keysOfPlanAnnotations, &next) {
 		case 0: // DesiredTGUpdates
 			v.DesiredTGUpdates = decodeMap(d, func(d *decoder, v **DesiredUpdates) { *v = decodePtr(d, decodeDesiredUpdates) })
+		case 1: // PreemptedAllocs
+			v.PreemptedAllocs = decodeBlock(d, decodePreemptedAlloc)
 		default:
 			d.skip()
 		}
@@ -6509,15 +7909,20 @@ func decodePlanAnnotations(d *decoder, v *PlanAnnotations) {
 
 func copyPlanAnnotations(v *PlanAnnotations) {
 	v.DesiredTGUpdates = copyMap(v.DesiredTGUpdates, func(v **DesiredUpdates) { *v = copyPtr(*v, nil) })
+	v.PreemptedAllocs = copyList(v.PreemptedAllocs, func(v **PreemptedAlloc) { *v = copyPtr(*v, nil) })
 }
 
 func storePlanAnnotations(b []byte, v *PlanAnnotations) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b, at, n := storeMap(b, 1)
+	b, at, n := storeMap(b, 2)
 	if v.DesiredTGUpdates != nil {
 		b = appendMap(append(b, "\xb0"+"DesiredTGUpdates"...), v.DesiredTGUpdates, storeDesiredUpdates)
+		n++
+	}
+	if v.PreemptedAllocs != nil {
+		b = appendList(append(b, "\xaf"+"PreemptedAllocs"...), v.PreemptedAllocs, storePreemptedAlloc)
 		n++
 	}
 	return storeMapEnd(b, at, n)
@@ -6694,6 +8099,148 @@ func storePortMapping(b []byte, v *PortMapping) []byte {
 	return storeMapEnd(b, at, n)
 }
 
+func appendPreemptPolicy(b []byte, v *PreemptPolicy) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	n := 0
+	if v.Grace != 0 {
+		n++
+	}
+	if v.MinRuntime != 0 {
+		n++
+	}
+	if v.Never {
+		n++
+	}
+	if v.Reclaim {
+		n++
+	}
+	if v.Signal != "" {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if v.Grace != 0 {
+		b = appendInt(append(b, "\xa5"+"Grace"...), int64(v.Grace))
+	}
+	if v.MinRuntime != 0 {
+		b = appendInt(append(b, "\xaa"+"MinRuntime"...), int64(v.MinRuntime))
+	}
+	if v.Never {
+		b = appendBool(append(b, "\xa5"+"Never"...), v.Never)
+	}
+	if v.Reclaim {
+		b = appendBool(append(b, "\xa7"+"Reclaim"...), v.Reclaim)
+	}
+	if v.Signal != "" {
+		b = appendStr(append(b, "\xa6"+"Signal"...), v.Signal)
+	}
+	return b
+}
+
+var keysOfPreemptPolicy = []string{
+	"Grace",
+	"MinRuntime",
+	"Never",
+	"Reclaim",
+	"Signal",
+}
+
+func decodePreemptPolicy(d *decoder, v *PreemptPolicy) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfPreemptPolicy, &next) {
+		case 0: // Grace
+			v.Grace = time.Duration(d.int())
+		case 1: // MinRuntime
+			v.MinRuntime = time.Duration(d.int())
+		case 2: // Never
+			v.Never = d.bool()
+		case 3: // Reclaim
+			v.Reclaim = d.bool()
+		case 4: // Signal
+			v.Signal = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyPreemptPolicy(v *PreemptPolicy) {
+}
+
+func appendPreemptedAlloc(b []byte, v *PreemptedAlloc) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 5)
+	b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendStr(append(b, "\xa7"+"JobType"...), v.JobType)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
+	return b
+}
+
+var keysOfPreemptedAlloc = []string{
+	"ID",
+	"JobID",
+	"JobType",
+	"Namespace",
+	"TaskGroup",
+}
+
+func decodePreemptedAlloc(d *decoder, v *PreemptedAlloc) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfPreemptedAlloc, &next) {
+		case 0: // ID
+			v.ID = d.str()
+		case 1: // JobID
+			v.JobID = d.str()
+		case 2: // JobType
+			v.JobType = d.str()
+		case 3: // Namespace
+			v.Namespace = d.str()
+		case 4: // TaskGroup
+			v.TaskGroup = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyPreemptedAlloc(v *PreemptedAlloc) {
+}
+
+func storePreemptedAlloc(b []byte, v *PreemptedAlloc) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 5)
+	if v.ID != "" {
+		b = appendStr(append(b, "\xa2"+"ID"...), v.ID)
+		n++
+	}
+	if v.JobID != "" {
+		b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+		n++
+	}
+	if v.JobType != "" {
+		b = appendStr(append(b, "\xa7"+"JobType"...), v.JobType)
+		n++
+	}
+	if v.Namespace != "" {
+		b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+		n++
+	}
+	if v.TaskGroup != "" {
+		b = appendStr(append(b, "\xa9"+"TaskGroup"...), v.TaskGroup)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendPreemptionConfig(b []byte, v *PreemptionConfig) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -6732,6 +8279,180 @@ func decodePreemptionConfig(d *decoder, v *PreemptionConfig) {
 }
 
 func copyPreemptionConfig(v *PreemptionConfig) {
+}
+
+func appendPromoteDeployment(b []byte, v *PromoteDeployment) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 6)
+	b = appendStr(append(b, "\xac"+"DeploymentID"...), v.DeploymentID)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendList(append(b, "\xa6"+"Groups"...), v.Groups, appendStr)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfPromoteDeployment = []string{
+	"DeploymentID",
+	"EvalID",
+	"Groups",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodePromoteDeployment(d *decoder, v *PromoteDeployment) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfPromoteDeployment, &next) {
+		case 0: // DeploymentID
+			v.DeploymentID = d.str()
+		case 1: // EvalID
+			v.EvalID = d.str()
+		case 2: // Groups
+			v.Groups = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 3: // RequestID
+			v.RequestID = d.text()
+		case 4: // Rules
+			v.Rules = d.uint()
+		case 5: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyPromoteDeployment(v *PromoteDeployment) {
+	v.Groups = copyList(v.Groups, nil)
+}
+
+func appendQuota(b []byte, v *Quota) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 5)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendStr(append(b, "\xab"+"Description"...), v.Description)
+	b = appendList(append(b, "\xa6"+"Limits"...), v.Limits, appendQuotaLimit)
+	b = appendUint(append(b, "\xab"+"ModifyIndex"...), v.ModifyIndex)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	return b
+}
+
+var keysOfQuota = []string{
+	"CreateIndex",
+	"Description",
+	"Limits",
+	"ModifyIndex",
+	"Name",
+}
+
+func decodeQuota(d *decoder, v *Quota) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfQuota, &next) {
+		case 0: // CreateIndex
+			v.CreateIndex = d.uint()
+		case 1: // Description
+			v.Description = d.str()
+		case 2: // Limits
+			v.Limits = decodeBlock(d, decodeQuotaLimit)
+		case 3: // ModifyIndex
+			v.ModifyIndex = d.uint()
+		case 4: // Name
+			v.Name = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyQuota(v *Quota) {
+	v.Limits = copyList(v.Limits, func(v **QuotaLimit) { *v = copyPtr(*v, copyQuotaLimit) })
+}
+
+func appendQuotaDevice(b []byte, v *QuotaDevice) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendInt(append(b, "\xa5"+"Count"...), v.Count)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	return b
+}
+
+var keysOfQuotaDevice = []string{
+	"Count",
+	"Name",
+}
+
+func decodeQuotaDevice(d *decoder, v *QuotaDevice) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfQuotaDevice, &next) {
+		case 0: // Count
+			v.Count = d.int()
+		case 1: // Name
+			v.Name = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyQuotaDevice(v *QuotaDevice) {
+}
+
+func appendQuotaLimit(b []byte, v *QuotaLimit) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 5)
+	b = appendPtr(append(b, "\xa3"+"CPU"...), v.CPU, appendInt)
+	b = appendList(append(b, "\xa7"+"Devices"...), v.Devices, appendQuotaDevice)
+	b = appendPtr(append(b, "\xa8"+"MemoryMB"...), v.MemoryMB, appendInt)
+	b = appendPtr(append(b, "\xab"+"MemoryMaxMB"...), v.MemoryMaxMB, appendInt)
+	b = appendStr(append(b, "\xa6"+"Region"...), v.Region)
+	return b
+}
+
+var keysOfQuotaLimit = []string{
+	"CPU",
+	"Devices",
+	"MemoryMB",
+	"MemoryMaxMB",
+	"Region",
+}
+
+func decodeQuotaLimit(d *decoder, v *QuotaLimit) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfQuotaLimit, &next) {
+		case 0: // CPU
+			v.CPU = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
+		case 1: // Devices
+			v.Devices = decodeBlock(d, decodeQuotaDevice)
+		case 2: // MemoryMB
+			v.MemoryMB = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
+		case 3: // MemoryMaxMB
+			v.MemoryMaxMB = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
+		case 4: // Region
+			v.Region = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyQuotaLimit(v *QuotaLimit) {
+	v.CPU = copyPtr(v.CPU, nil)
+	v.Devices = copyList(v.Devices, func(v **QuotaDevice) { *v = copyPtr(*v, nil) })
+	v.MemoryMB = copyPtr(v.MemoryMB, nil)
+	v.MemoryMaxMB = copyPtr(v.MemoryMaxMB, nil)
 }
 
 func appendReap(b []byte, v *Reap) []byte {
@@ -7310,6 +9031,9 @@ func appendResult(b []byte, v *Result) []byte {
 	if v.JobID != "" {
 		n++
 	}
+	if v.Reverted != nil {
+		n++
+	}
 	b = appendMapLen(b, n)
 	b = appendError(append(b, "\xa3"+"Err"...), v.Err)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
@@ -7319,6 +9043,9 @@ func appendResult(b []byte, v *Result) []byte {
 	}
 	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
 	b = appendList(append(b, "\xa5"+"Plans"...), v.Plans, func(b []byte, v PlanResult) []byte { return appendPlanResult(b, &v) })
+	if v.Reverted != nil {
+		b = appendPtr(append(b, "\xa8"+"Reverted"...), v.Reverted, appendUint)
+	}
 	b = appendBool(append(b, "\xa7"+"Updated"...), v.Updated)
 	b = appendUint(append(b, "\xa7"+"Version"...), v.Version)
 	return b
@@ -7331,6 +9058,7 @@ var keysOfResult = []string{
 	"JobID",
 	"JobModifyIndex",
 	"Plans",
+	"Reverted",
 	"Updated",
 	"Version",
 }
@@ -7351,9 +9079,11 @@ func decodeResult(d *decoder, v *Result) {
 			v.JobModifyIndex = d.uint()
 		case 5: // Plans
 			v.Plans = decodeList(d, decodePlanResult)
-		case 6: // Updated
+		case 6: // Reverted
+			v.Reverted = decodePtr(d, func(d *decoder, v *uint64) { *v = d.uint() })
+		case 7: // Updated
 			v.Updated = d.bool()
-		case 7: // Version
+		case 8: // Version
 			v.Version = d.uint()
 		default:
 			d.skip()
@@ -7364,6 +9094,7 @@ func decodeResult(d *decoder, v *Result) {
 func copyResult(v *Result) {
 	v.Err = copyPtr(v.Err, nil)
 	v.Plans = copyList(v.Plans, copyPlanResult)
+	v.Reverted = copyPtr(v.Reverted, nil)
 }
 
 func appendResultEntry(b []byte, v *resultEntry) []byte {
@@ -7401,6 +9132,357 @@ func decodeResultEntry(d *decoder, v *resultEntry) {
 
 func copyResultEntry(v *resultEntry) {
 	copyResult(&v.Result)
+}
+
+func appendScaleJob(b []byte, v *ScaleJob) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	n := 11
+	if len(v.Meta) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	b = appendPtr(append(b, "\xa5"+"Count"...), v.Count, appendInt)
+	b = appendBool(append(b, "\xa5"+"Error"...), v.Error)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendStr(append(b, "\xa5"+"Group"...), v.Group)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendUint(append(b, "\xae"+"JobModifyIndex"...), v.JobModifyIndex)
+	b = appendStr(append(b, "\xa7"+"Message"...), v.Message)
+	if len(v.Meta) > 0 {
+		b = appendBin(append(b, "\xa4"+"Meta"...), v.Meta)
+	}
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfScaleJob = []string{
+	"Count",
+	"Error",
+	"EvalID",
+	"Group",
+	"JobID",
+	"JobModifyIndex",
+	"Message",
+	"Meta",
+	"Namespace",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeScaleJob(d *decoder, v *ScaleJob) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfScaleJob, &next) {
+		case 0: // Count
+			v.Count = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
+		case 1: // Error
+			v.Error = d.bool()
+		case 2: // EvalID
+			v.EvalID = d.str()
+		case 3: // Group
+			v.Group = d.str()
+		case 4: // JobID
+			v.JobID = d.str()
+		case 5: // JobModifyIndex
+			v.JobModifyIndex = d.uint()
+		case 6: // Message
+			v.Message = d.str()
+		case 7: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) json.RawMessage { return d.bin() })
+		case 8: // Namespace
+			v.Namespace = d.str()
+		case 9: // RequestID
+			v.RequestID = d.text()
+		case 10: // Rules
+			v.Rules = d.uint()
+		case 11: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyScaleJob(v *ScaleJob) {
+	v.Count = copyPtr(v.Count, nil)
+	v.Meta = copyList(v.Meta, nil)
+}
+
+func appendScalingCheck(b []byte, v *ScalingCheck) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	n := 1
+	if v.Count != 0 {
+		n++
+	}
+	if v.Duration != 0 {
+		n++
+	}
+	if v.MaxDown != 0 {
+		n++
+	}
+	if v.MaxUp != 0 {
+		n++
+	}
+	if v.Query != "" {
+		n++
+	}
+	if v.Start != "" {
+		n++
+	}
+	if v.Target != 0 {
+		n++
+	}
+	if v.TimeZone != "" {
+		n++
+	}
+	if v.Tolerance != 0 {
+		n++
+	}
+	if v.Window != 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if v.Count != 0 {
+		b = appendInt(append(b, "\xa5"+"Count"...), int64(v.Count))
+	}
+	if v.Duration != 0 {
+		b = appendInt(append(b, "\xa8"+"Duration"...), int64(v.Duration))
+	}
+	if v.MaxDown != 0 {
+		b = appendInt(append(b, "\xa7"+"MaxDown"...), int64(v.MaxDown))
+	}
+	if v.MaxUp != 0 {
+		b = appendInt(append(b, "\xa5"+"MaxUp"...), int64(v.MaxUp))
+	}
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	if v.Query != "" {
+		b = appendStr(append(b, "\xa5"+"Query"...), v.Query)
+	}
+	if v.Start != "" {
+		b = appendStr(append(b, "\xa5"+"Start"...), v.Start)
+	}
+	if v.Target != 0 {
+		b = appendInt(append(b, "\xa6"+"Target"...), v.Target)
+	}
+	if v.TimeZone != "" {
+		b = appendStr(append(b, "\xa8"+"TimeZone"...), v.TimeZone)
+	}
+	if v.Tolerance != 0 {
+		b = appendInt(append(b, "\xa9"+"Tolerance"...), v.Tolerance)
+	}
+	if v.Window != 0 {
+		b = appendInt(append(b, "\xa6"+"Window"...), int64(v.Window))
+	}
+	return b
+}
+
+var keysOfScalingCheck = []string{
+	"Count",
+	"Duration",
+	"MaxDown",
+	"MaxUp",
+	"Name",
+	"Query",
+	"Start",
+	"Target",
+	"TimeZone",
+	"Tolerance",
+	"Window",
+}
+
+func decodeScalingCheck(d *decoder, v *ScalingCheck) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfScalingCheck, &next) {
+		case 0: // Count
+			v.Count = int(d.int())
+		case 1: // Duration
+			v.Duration = time.Duration(d.int())
+		case 2: // MaxDown
+			v.MaxDown = int(d.int())
+		case 3: // MaxUp
+			v.MaxUp = int(d.int())
+		case 4: // Name
+			v.Name = d.str()
+		case 5: // Query
+			v.Query = d.str()
+		case 6: // Start
+			v.Start = d.str()
+		case 7: // Target
+			v.Target = d.int()
+		case 8: // TimeZone
+			v.TimeZone = d.str()
+		case 9: // Tolerance
+			v.Tolerance = d.int()
+		case 10: // Window
+			v.Window = time.Duration(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyScalingCheck(v *ScalingCheck) {
+}
+
+func appendScalingEvent(b []byte, v *ScalingEvent) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	n := 7
+	if len(v.Meta) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	b = appendPtr(append(b, "\xa5"+"Count"...), v.Count, appendInt)
+	b = appendUint(append(b, "\xab"+"CreateIndex"...), v.CreateIndex)
+	b = appendBool(append(b, "\xa5"+"Error"...), v.Error)
+	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	b = appendStr(append(b, "\xa7"+"Message"...), v.Message)
+	if len(v.Meta) > 0 {
+		b = appendBin(append(b, "\xa4"+"Meta"...), v.Meta)
+	}
+	b = appendInt(append(b, "\xad"+"PreviousCount"...), v.PreviousCount)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfScalingEvent = []string{
+	"Count",
+	"CreateIndex",
+	"Error",
+	"EvalID",
+	"Message",
+	"Meta",
+	"PreviousCount",
+	"Time",
+}
+
+func decodeScalingEvent(d *decoder, v *ScalingEvent) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfScalingEvent, &next) {
+		case 0: // Count
+			v.Count = decodePtr(d, func(d *decoder, v *int64) { *v = d.int() })
+		case 1: // CreateIndex
+			v.CreateIndex = d.uint()
+		case 2: // Error
+			v.Error = d.bool()
+		case 3: // EvalID
+			v.EvalID = d.str()
+		case 4: // Message
+			v.Message = d.str()
+		case 5: // Meta
+			v.Meta = decodeShared(d, func(d *decoder) json.RawMessage { return d.bin() })
+		case 6: // PreviousCount
+			v.PreviousCount = d.int()
+		case 7: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyScalingEvent(v *ScalingEvent) {
+	v.Count = copyPtr(v.Count, nil)
+	v.Meta = copyList(v.Meta, nil)
+}
+
+func appendScalingPolicy(b []byte, v *ScalingPolicy) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	n := 4
+	if len(v.Checks) > 0 {
+		n++
+	}
+	if v.Cooldown != 0 {
+		n++
+	}
+	if v.CooldownUp != 0 {
+		n++
+	}
+	if len(v.Policy) > 0 {
+		n++
+	}
+	if v.Window != 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
+	if len(v.Checks) > 0 {
+		b = appendList(append(b, "\xa6"+"Checks"...), v.Checks, appendScalingCheck)
+	}
+	if v.Cooldown != 0 {
+		b = appendInt(append(b, "\xa8"+"Cooldown"...), int64(v.Cooldown))
+	}
+	if v.CooldownUp != 0 {
+		b = appendInt(append(b, "\xaa"+"CooldownUp"...), int64(v.CooldownUp))
+	}
+	b = appendBool(append(b, "\xa7"+"Enabled"...), v.Enabled)
+	b = appendInt(append(b, "\xa3"+"Max"...), v.Max)
+	b = appendInt(append(b, "\xa3"+"Min"...), v.Min)
+	if len(v.Policy) > 0 {
+		b = appendBin(append(b, "\xa6"+"Policy"...), v.Policy)
+	}
+	b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
+	if v.Window != 0 {
+		b = appendInt(append(b, "\xa6"+"Window"...), int64(v.Window))
+	}
+	return b
+}
+
+var keysOfScalingPolicy = []string{
+	"Checks",
+	"Cooldown",
+	"CooldownUp",
+	"Enabled",
+	"Max",
+	"Min",
+	"Policy",
+	"Type",
+	"Window",
+}
+
+func decodeScalingPolicy(d *decoder, v *ScalingPolicy) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfScalingPolicy, &next) {
+		case 0: // Checks
+			v.Checks = decodeBlock(d, decodeScalingCheck)
+		case 1: // Cooldown
+			v.Cooldown = time.Duration(d.int())
+		case 2: // CooldownUp
+			v.CooldownUp = time.Duration(d.int())
+		case 3: // Enabled
+			v.Enabled = d.bool()
+		case 4: // Max
+			v.Max = d.int()
+		case 5: // Min
+			v.Min = d.int()
+		case 6: // Policy
+			v.Policy = d.bin()
+		case 7: // Type
+			v.Type = d.str()
+		case 8: // Window
+			v.Window = time.Duration(d.int())
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyScalingPolicy(v *ScalingPolicy) {
+	v.Checks = copyList(v.Checks, func(v **ScalingCheck) { *v = copyPtr(*v, nil) })
+	v.Policy = copyList(v.Policy, nil)
 }
 
 func appendSchedulerConfiguration(b []byte, v *SchedulerConfiguration) []byte {
@@ -7535,6 +9617,155 @@ func decodeServer(d *decoder, v *Server) {
 }
 
 func copyServer(v *Server) {
+}
+
+func appendService(b []byte, v *Service) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 9)
+	b = appendStr(append(b, "\xa7"+"Address"...), v.Address)
+	b = appendStr(append(b, "\xab"+"AddressMode"...), v.AddressMode)
+	b = appendList(append(b, "\xaa"+"CanaryTags"...), v.CanaryTags, appendStr)
+	b = appendList(append(b, "\xa6"+"Checks"...), v.Checks, appendServiceCheck)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa9"+"PortLabel"...), v.PortLabel)
+	b = appendStr(append(b, "\xa8"+"Provider"...), v.Provider)
+	b = appendList(append(b, "\xa4"+"Tags"...), v.Tags, appendStr)
+	b = appendStr(append(b, "\xa8"+"TaskName"...), v.TaskName)
+	return b
+}
+
+var keysOfService = []string{
+	"Address",
+	"AddressMode",
+	"CanaryTags",
+	"Checks",
+	"Name",
+	"PortLabel",
+	"Provider",
+	"Tags",
+	"TaskName",
+}
+
+func decodeService(d *decoder, v *Service) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfService, &next) {
+		case 0: // Address
+			v.Address = d.str()
+		case 1: // AddressMode
+			v.AddressMode = d.str()
+		case 2: // CanaryTags
+			v.CanaryTags = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 3: // Checks
+			v.Checks = decodeBlock(d, decodeServiceCheck)
+		case 4: // Name
+			v.Name = d.str()
+		case 5: // PortLabel
+			v.PortLabel = d.str()
+		case 6: // Provider
+			v.Provider = d.str()
+		case 7: // Tags
+			v.Tags = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 8: // TaskName
+			v.TaskName = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyService(v *Service) {
+	v.CanaryTags = copyList(v.CanaryTags, nil)
+	v.Checks = copyList(v.Checks, func(v **ServiceCheck) { *v = copyPtr(*v, copyServiceCheck) })
+	v.Tags = copyList(v.Tags, nil)
+}
+
+func appendServiceCheck(b []byte, v *ServiceCheck) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 15)
+	b = appendStr(append(b, "\xa4"+"Body"...), v.Body)
+	b = appendCheckRestart(append(b, "\xac"+"CheckRestart"...), v.CheckRestart)
+	b = appendMap(append(b, "\xa6"+"Header"...), v.Header, func(b []byte, v []string) []byte { return appendList(b, v, appendStr) })
+	b = appendInt(append(b, "\xa8"+"Interval"...), int64(v.Interval))
+	b = appendStr(append(b, "\xa6"+"Method"...), v.Method)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa8"+"OnUpdate"...), v.OnUpdate)
+	b = appendStr(append(b, "\xa4"+"Path"...), v.Path)
+	b = appendStr(append(b, "\xa9"+"PortLabel"...), v.PortLabel)
+	b = appendStr(append(b, "\xa8"+"Protocol"...), v.Protocol)
+	b = appendStr(append(b, "\xad"+"TLSServerName"...), v.TLSServerName)
+	b = appendBool(append(b, "\xad"+"TLSSkipVerify"...), v.TLSSkipVerify)
+	b = appendStr(append(b, "\xa8"+"TaskName"...), v.TaskName)
+	b = appendInt(append(b, "\xa7"+"Timeout"...), int64(v.Timeout))
+	b = appendStr(append(b, "\xa4"+"Type"...), v.Type)
+	return b
+}
+
+var keysOfServiceCheck = []string{
+	"Body",
+	"CheckRestart",
+	"Header",
+	"Interval",
+	"Method",
+	"Name",
+	"OnUpdate",
+	"Path",
+	"PortLabel",
+	"Protocol",
+	"TLSServerName",
+	"TLSSkipVerify",
+	"TaskName",
+	"Timeout",
+	"Type",
+}
+
+func decodeServiceCheck(d *decoder, v *ServiceCheck) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfServiceCheck, &next) {
+		case 0: // Body
+			v.Body = d.str()
+		case 1: // CheckRestart
+			v.CheckRestart = decodePtr(d, decodeCheckRestart)
+		case 2: // Header
+			v.Header = decodeMap(d, func(d *decoder, v *[]string) { *v = decodeList(d, func(d *decoder, v *string) { *v = d.str() }) })
+		case 3: // Interval
+			v.Interval = time.Duration(d.int())
+		case 4: // Method
+			v.Method = d.str()
+		case 5: // Name
+			v.Name = d.str()
+		case 6: // OnUpdate
+			v.OnUpdate = d.str()
+		case 7: // Path
+			v.Path = d.str()
+		case 8: // PortLabel
+			v.PortLabel = d.str()
+		case 9: // Protocol
+			v.Protocol = d.str()
+		case 10: // TLSServerName
+			v.TLSServerName = d.str()
+		case 11: // TLSSkipVerify
+			v.TLSSkipVerify = d.bool()
+		case 12: // TaskName
+			v.TaskName = d.str()
+		case 13: // Timeout
+			v.Timeout = time.Duration(d.int())
+		case 14: // Type
+			v.Type = d.str()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyServiceCheck(v *ServiceCheck) {
+	v.CheckRestart = copyPtr(v.CheckRestart, nil)
+	v.Header = copyMap(v.Header, func(v *[]string) { *v = copyList(*v, nil) })
 }
 
 func appendServing(b []byte, v *Serving) []byte {
@@ -7957,6 +10188,67 @@ func decodeSpreadTarget(d *decoder, v *SpreadTarget) {
 func copySpreadTarget(v *SpreadTarget) {
 }
 
+func appendTagVersion(b []byte, v *TagVersion) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 9)
+	b = appendStr(append(b, "\xab"+"Description"...), v.Description)
+	b = appendStr(append(b, "\xa5"+"JobID"...), v.JobID)
+	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
+	b = appendStr(append(b, "\xa9"+"Namespace"...), v.Namespace)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	b = appendBool(append(b, "\xa5"+"Unset"...), v.Unset)
+	b = appendPtr(append(b, "\xa7"+"Version"...), v.Version, appendUint)
+	return b
+}
+
+var keysOfTagVersion = []string{
+	"Description",
+	"JobID",
+	"Name",
+	"Namespace",
+	"RequestID",
+	"Rules",
+	"Time",
+	"Unset",
+	"Version",
+}
+
+func decodeTagVersion(d *decoder, v *TagVersion) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfTagVersion, &next) {
+		case 0: // Description
+			v.Description = d.str()
+		case 1: // JobID
+			v.JobID = d.str()
+		case 2: // Name
+			v.Name = d.str()
+		case 3: // Namespace
+			v.Namespace = d.str()
+		case 4: // RequestID
+			v.RequestID = d.text()
+		case 5: // Rules
+			v.Rules = d.uint()
+		case 6: // Time
+			v.Time = d.int()
+		case 7: // Unset
+			v.Unset = d.bool()
+		case 8: // Version
+			v.Version = decodePtr(d, func(d *decoder, v *uint64) { *v = d.uint() })
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyTagVersion(v *TagVersion) {
+	v.Version = copyPtr(v.Version, nil)
+}
+
 func appendTask(b []byte, v *Task) []byte {
 	if v == nil {
 		return append(b, 0xc0)
@@ -7968,7 +10260,13 @@ func appendTask(b []byte, v *Task) []byte {
 	if v.DispatchPayload != nil {
 		n++
 	}
+	if v.Lifecycle != nil {
+		n++
+	}
 	if v.Model != nil {
+		n++
+	}
+	if len(v.Services) > 0 {
 		n++
 	}
 	b = appendMapLen(b, n)
@@ -7986,6 +10284,9 @@ func appendTask(b []byte, v *Task) []byte {
 	b = appendStr(append(b, "\xaa"+"KillSignal"...), v.KillSignal)
 	b = appendInt(append(b, "\xab"+"KillTimeout"...), int64(v.KillTimeout))
 	b = appendBool(append(b, "\xa6"+"Leader"...), v.Leader)
+	if v.Lifecycle != nil {
+		b = appendTaskLifecycle(append(b, "\xa9"+"Lifecycle"...), v.Lifecycle)
+	}
 	b = appendLogConfig(append(b, "\xa9"+"LogConfig"...), v.LogConfig)
 	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
 	if v.Model != nil {
@@ -7994,6 +10295,9 @@ func appendTask(b []byte, v *Task) []byte {
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
 	b = appendResources(append(b, "\xa9"+"Resources"...), v.Resources)
 	b = appendRestartPolicy(append(b, "\xad"+"RestartPolicy"...), v.RestartPolicy)
+	if len(v.Services) > 0 {
+		b = appendList(append(b, "\xa8"+"Services"...), v.Services, appendService)
+	}
 	b = appendInt(append(b, "\xad"+"ShutdownDelay"...), int64(v.ShutdownDelay))
 	b = appendList(append(b, "\xa9"+"Templates"...), v.Templates, appendTemplate)
 	b = appendStr(append(b, "\xa4"+"User"...), v.User)
@@ -8011,12 +10315,14 @@ var keysOfTask = []string{
 	"KillSignal",
 	"KillTimeout",
 	"Leader",
+	"Lifecycle",
 	"LogConfig",
 	"Meta",
 	"Model",
 	"Name",
 	"Resources",
 	"RestartPolicy",
+	"Services",
 	"ShutdownDelay",
 	"Templates",
 	"User",
@@ -8046,23 +10352,27 @@ func decodeTask(d *decoder, v *Task) {
 			v.KillTimeout = time.Duration(d.int())
 		case 9: // Leader
 			v.Leader = d.bool()
-		case 10: // LogConfig
+		case 10: // Lifecycle
+			v.Lifecycle = decodePtr(d, decodeTaskLifecycle)
+		case 11: // LogConfig
 			v.LogConfig = decodeShared(d, func(d *decoder) *LogConfig { return decodePtr(d, decodeLogConfig) })
-		case 11: // Meta
+		case 12: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 12: // Model
+		case 13: // Model
 			v.Model = decodePtr(d, decodeModelRef)
-		case 13: // Name
+		case 14: // Name
 			v.Name = d.str()
-		case 14: // Resources
+		case 15: // Resources
 			v.Resources = decodeShared(d, func(d *decoder) *Resources { return decodePtr(d, decodeResources) })
-		case 15: // RestartPolicy
+		case 16: // RestartPolicy
 			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
-		case 16: // ShutdownDelay
+		case 17: // Services
+			v.Services = decodeBlock(d, decodeService)
+		case 18: // ShutdownDelay
 			v.ShutdownDelay = time.Duration(d.int())
-		case 17: // Templates
+		case 19: // Templates
 			v.Templates = decodeBlock(d, decodeTemplate)
-		case 18: // User
+		case 20: // User
 			v.User = d.str()
 		default:
 			d.skip()
@@ -8077,11 +10387,13 @@ func copyTask(v *Task) {
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 	v.DispatchPayload = copyPtr(v.DispatchPayload, nil)
 	v.Env = copyMap(v.Env, nil)
+	v.Lifecycle = copyPtr(v.Lifecycle, nil)
 	v.LogConfig = copyPtr(v.LogConfig, nil)
 	v.Meta = copyMap(v.Meta, nil)
 	v.Model = copyPtr(v.Model, nil)
 	v.Resources = copyPtr(v.Resources, copyResources)
 	v.RestartPolicy = copyPtr(v.RestartPolicy, nil)
+	v.Services = copyList(v.Services, func(v **Service) { *v = copyPtr(*v, copyService) })
 	v.Templates = copyList(v.Templates, func(v **Template) { *v = copyPtr(*v, nil) })
 }
 
@@ -8190,6 +10502,21 @@ func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	if len(v.Affinities) > 0 {
 		n++
 	}
+	if v.Gang != nil {
+		n++
+	}
+	if v.MaxRunDuration != 0 {
+		n++
+	}
+	if v.Preempt != nil {
+		n++
+	}
+	if v.Scaling != nil {
+		n++
+	}
+	if len(v.Services) > 0 {
+		n++
+	}
 	if len(v.Spreads) > 0 {
 		n++
 	}
@@ -8201,12 +10528,27 @@ func appendTaskGroup(b []byte, v *TaskGroup) []byte {
 	b = appendInt(append(b, "\xa5"+"Count"...), int64(v.Count))
 	b = appendDisconnectStrategy(append(b, "\xaa"+"Disconnect"...), v.Disconnect)
 	b = appendEphemeralDisk(append(b, "\xad"+"EphemeralDisk"...), v.EphemeralDisk)
+	if v.Gang != nil {
+		b = appendGang(append(b, "\xa4"+"Gang"...), v.Gang)
+	}
+	if v.MaxRunDuration != 0 {
+		b = appendInt(append(b, "\xae"+"MaxRunDuration"...), int64(v.MaxRunDuration))
+	}
 	b = appendMap(append(b, "\xa4"+"Meta"...), v.Meta, appendStr)
 	b = appendMigrateStrategy(append(b, "\xa7"+"Migrate"...), v.Migrate)
 	b = appendStr(append(b, "\xa4"+"Name"...), v.Name)
 	b = appendList(append(b, "\xa8"+"Networks"...), v.Networks, appendNetworkResource)
+	if v.Preempt != nil {
+		b = appendPreemptPolicy(append(b, "\xa7"+"Preempt"...), v.Preempt)
+	}
 	b = appendReschedulePolicy(append(b, "\xb0"+"ReschedulePolicy"...), v.ReschedulePolicy)
 	b = appendRestartPolicy(append(b, "\xad"+"RestartPolicy"...), v.RestartPolicy)
+	if v.Scaling != nil {
+		b = appendScalingPolicy(append(b, "\xa7"+"Scaling"...), v.Scaling)
+	}
+	if len(v.Services) > 0 {
+		b = appendList(append(b, "\xa8"+"Services"...), v.Services, appendService)
+	}
 	b = appendPtr(append(b, "\xad"+"ShutdownDelay"...), v.ShutdownDelay, func(b []byte, v time.Duration) []byte { return appendInt(b, int64(v)) })
 	if len(v.Spreads) > 0 {
 		b = appendList(append(b, "\xa7"+"Spreads"...), v.Spreads, appendSpread)
@@ -8222,12 +10564,17 @@ var keysOfTaskGroup = []string{
 	"Count",
 	"Disconnect",
 	"EphemeralDisk",
+	"Gang",
+	"MaxRunDuration",
 	"Meta",
 	"Migrate",
 	"Name",
 	"Networks",
+	"Preempt",
 	"ReschedulePolicy",
 	"RestartPolicy",
+	"Scaling",
+	"Services",
 	"ShutdownDelay",
 	"Spreads",
 	"Tasks",
@@ -8248,25 +10595,35 @@ func decodeTaskGroup(d *decoder, v *TaskGroup) {
 			v.Disconnect = decodePtr(d, decodeDisconnectStrategy)
 		case 4: // EphemeralDisk
 			v.EphemeralDisk = decodeShared(d, func(d *decoder) *EphemeralDisk { return decodePtr(d, decodeEphemeralDisk) })
-		case 5: // Meta
+		case 5: // Gang
+			v.Gang = decodePtr(d, decodeGang)
+		case 6: // MaxRunDuration
+			v.MaxRunDuration = time.Duration(d.int())
+		case 7: // Meta
 			v.Meta = decodeShared(d, func(d *decoder) map[string]string { return decodeMap(d, func(d *decoder, v *string) { *v = d.str() }) })
-		case 6: // Migrate
+		case 8: // Migrate
 			v.Migrate = decodeShared(d, func(d *decoder) *MigrateStrategy { return decodePtr(d, decodeMigrateStrategy) })
-		case 7: // Name
+		case 9: // Name
 			v.Name = d.str()
-		case 8: // Networks
+		case 10: // Networks
 			v.Networks = decodeBlock(d, decodeNetworkResource)
-		case 9: // ReschedulePolicy
+		case 11: // Preempt
+			v.Preempt = decodePtr(d, decodePreemptPolicy)
+		case 12: // ReschedulePolicy
 			v.ReschedulePolicy = decodeShared(d, func(d *decoder) *ReschedulePolicy { return decodePtr(d, decodeReschedulePolicy) })
-		case 10: // RestartPolicy
+		case 13: // RestartPolicy
 			v.RestartPolicy = decodeShared(d, func(d *decoder) *RestartPolicy { return decodePtr(d, decodeRestartPolicy) })
-		case 11: // ShutdownDelay
+		case 14: // Scaling
+			v.Scaling = decodePtr(d, decodeScalingPolicy)
+		case 15: // Services
+			v.Services = decodeBlock(d, decodeService)
+		case 16: // ShutdownDelay
 			v.ShutdownDelay = decodePtr(d, func(d *decoder, v *time.Duration) { *v = time.Duration(d.int()) })
-		case 12: // Spreads
+		case 17: // Spreads
 			v.Spreads = decodeBlock(d, decodeSpread)
-		case 13: // Tasks
+		case 18: // Tasks
 			v.Tasks = decodeBlock(d, decodeTask)
-		case 14: // Update
+		case 19: // Update
 			v.Update = decodeShared(d, func(d *decoder) *UpdateStrategy { return decodePtr(d, decodeUpdateStrategy) })
 		default:
 			d.skip()
@@ -8279,11 +10636,15 @@ func copyTaskGroup(v *TaskGroup) {
 	v.Constraints = copyList(v.Constraints, func(v **Constraint) { *v = copyPtr(*v, nil) })
 	v.Disconnect = copyPtr(v.Disconnect, nil)
 	v.EphemeralDisk = copyPtr(v.EphemeralDisk, nil)
+	v.Gang = copyPtr(v.Gang, copyGang)
 	v.Meta = copyMap(v.Meta, nil)
 	v.Migrate = copyPtr(v.Migrate, nil)
 	v.Networks = copyList(v.Networks, func(v **NetworkResource) { *v = copyPtr(*v, copyNetworkResource) })
+	v.Preempt = copyPtr(v.Preempt, nil)
 	v.ReschedulePolicy = copyPtr(v.ReschedulePolicy, nil)
 	v.RestartPolicy = copyPtr(v.RestartPolicy, nil)
+	v.Scaling = copyPtr(v.Scaling, copyScalingPolicy)
+	v.Services = copyList(v.Services, func(v **Service) { *v = copyPtr(*v, copyService) })
 	v.ShutdownDelay = copyPtr(v.ShutdownDelay, nil)
 	v.Spreads = copyList(v.Spreads, func(v **Spread) { *v = copyPtr(*v, copySpread) })
 	v.Tasks = copyList(v.Tasks, func(v **Task) { *v = copyPtr(*v, copyTask) })
@@ -8340,6 +10701,54 @@ func decodeTaskGroupSummary(d *decoder, v *TaskGroupSummary) {
 }
 
 func copyTaskGroupSummary(v *TaskGroupSummary) {
+}
+
+func appendTaskLifecycle(b []byte, v *TaskLifecycle) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 2)
+	b = appendStr(append(b, "\xa4"+"Hook"...), v.Hook)
+	b = appendBool(append(b, "\xa7"+"Sidecar"...), v.Sidecar)
+	return b
+}
+
+var keysOfTaskLifecycle = []string{
+	"Hook",
+	"Sidecar",
+}
+
+func decodeTaskLifecycle(d *decoder, v *TaskLifecycle) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfTaskLifecycle, &next) {
+		case 0: // Hook
+			v.Hook = d.str()
+		case 1: // Sidecar
+			v.Sidecar = d.bool()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyTaskLifecycle(v *TaskLifecycle) {
+}
+
+func storeTaskLifecycle(b []byte, v *TaskLifecycle) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 2)
+	if v.Hook != "" {
+		b = appendStr(append(b, "\xa4"+"Hook"...), v.Hook)
+		n++
+	}
+	if v.Sidecar {
+		b = appendBool(append(b, "\xa7"+"Sidecar"...), v.Sidecar)
+		n++
+	}
+	return storeMapEnd(b, at, n)
 }
 
 func appendTaskState(b []byte, v *TaskState) []byte {
@@ -8573,24 +10982,67 @@ func copyUpdateAllocs(v *UpdateAllocs) {
 	v.Allocs = copyList(v.Allocs, func(v **Allocation) { *v = copyPtr(*v, copyAllocation) })
 }
 
+func storeUpdateAllocs(b []byte, v *UpdateAllocs) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b, at, n := storeMap(b, 5)
+	if v.Allocs != nil {
+		b = appendList(append(b, "\xa6"+"Allocs"...), v.Allocs, storeAllocation)
+		n++
+	}
+	if v.NodeID != "" {
+		b = appendStr(append(b, "\xa6"+"NodeID"...), v.NodeID)
+		n++
+	}
+	if v.RequestID != "" {
+		b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+		n++
+	}
+	if v.Rules != 0 {
+		b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+		n++
+	}
+	if v.Time != 0 {
+		b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+		n++
+	}
+	return storeMapEnd(b, at, n)
+}
+
 func appendUpdateDeployment(b []byte, v *UpdateDeployment) []byte {
 	if v == nil {
 		return append(b, 0xc0)
 	}
-	b = appendMapLen(b, 5)
+	n := 5
+	if len(v.Healthy) > 0 {
+		n++
+	}
+	if len(v.Unhealthy) > 0 {
+		n++
+	}
+	b = appendMapLen(b, n)
 	b = appendStr(append(b, "\xa6"+"EvalID"...), v.EvalID)
+	if len(v.Healthy) > 0 {
+		b = appendList(append(b, "\xa7"+"Healthy"...), v.Healthy, appendStr)
+	}
 	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
 	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
 	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	if len(v.Unhealthy) > 0 {
+		b = appendList(append(b, "\xa9"+"Unhealthy"...), v.Unhealthy, appendStr)
+	}
 	b = appendDeploymentStatusUpdate(append(b, "\xa6"+"Update"...), v.Update)
 	return b
 }
 
 var keysOfUpdateDeployment = []string{
 	"EvalID",
+	"Healthy",
 	"RequestID",
 	"Rules",
 	"Time",
+	"Unhealthy",
 	"Update",
 }
 
@@ -8600,13 +11052,17 @@ func decodeUpdateDeployment(d *decoder, v *UpdateDeployment) {
 		switch d.field(keysOfUpdateDeployment, &next) {
 		case 0: // EvalID
 			v.EvalID = d.str()
-		case 1: // RequestID
+		case 1: // Healthy
+			v.Healthy = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 2: // RequestID
 			v.RequestID = d.text()
-		case 2: // Rules
+		case 3: // Rules
 			v.Rules = d.uint()
-		case 3: // Time
+		case 4: // Time
 			v.Time = d.int()
-		case 4: // Update
+		case 5: // Unhealthy
+			v.Unhealthy = decodeList(d, func(d *decoder, v *string) { *v = d.str() })
+		case 6: // Update
 			v.Update = decodeShared(d, func(d *decoder) *DeploymentStatusUpdate { return decodePtr(d, decodeDeploymentStatusUpdate) })
 		default:
 			d.skip()
@@ -8615,6 +11071,8 @@ func decodeUpdateDeployment(d *decoder, v *UpdateDeployment) {
 }
 
 func copyUpdateDeployment(v *UpdateDeployment) {
+	v.Healthy = copyList(v.Healthy, nil)
+	v.Unhealthy = copyList(v.Unhealthy, nil)
 	v.Update = copyPtr(v.Update, nil)
 }
 
@@ -8988,6 +11446,88 @@ func decodeUpsertACLTokens(d *decoder, v *UpsertACLTokens) {
 
 func copyUpsertACLTokens(v *UpsertACLTokens) {
 	v.Tokens = copyList(v.Tokens, func(v **ACLToken) { *v = copyPtr(*v, copyACLToken) })
+}
+
+func appendUpsertNamespaces(b []byte, v *UpsertNamespaces) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendList(append(b, "\xaa"+"Namespaces"...), v.Namespaces, appendNamespace)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfUpsertNamespaces = []string{
+	"Namespaces",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeUpsertNamespaces(d *decoder, v *UpsertNamespaces) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfUpsertNamespaces, &next) {
+		case 0: // Namespaces
+			v.Namespaces = decodeEach(d, decodeNamespace)
+		case 1: // RequestID
+			v.RequestID = d.text()
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyUpsertNamespaces(v *UpsertNamespaces) {
+	v.Namespaces = copyList(v.Namespaces, func(v **Namespace) { *v = copyPtr(*v, copyNamespace) })
+}
+
+func appendUpsertQuotas(b []byte, v *UpsertQuotas) []byte {
+	if v == nil {
+		return append(b, 0xc0)
+	}
+	b = appendMapLen(b, 4)
+	b = appendList(append(b, "\xa6"+"Quotas"...), v.Quotas, appendQuota)
+	b = appendStr(append(b, "\xa9"+"RequestID"...), v.RequestID)
+	b = appendUint(append(b, "\xa5"+"Rules"...), v.Rules)
+	b = appendInt(append(b, "\xa4"+"Time"...), v.Time)
+	return b
+}
+
+var keysOfUpsertQuotas = []string{
+	"Quotas",
+	"RequestID",
+	"Rules",
+	"Time",
+}
+
+func decodeUpsertQuotas(d *decoder, v *UpsertQuotas) {
+	next := 0
+	for n := d.mapLen(); n > 0; n-- {
+		switch d.field(keysOfUpsertQuotas, &next) {
+		case 0: // Quotas
+			v.Quotas = decodeEach(d, decodeQuota)
+		case 1: // RequestID
+			v.RequestID = d.text()
+		case 2: // Rules
+			v.Rules = d.uint()
+		case 3: // Time
+			v.Time = d.int()
+		default:
+			d.skip()
+		}
+	}
+}
+
+func copyUpsertQuotas(v *UpsertQuotas) {
+	v.Quotas = copyList(v.Quotas, func(v **Quota) { *v = copyPtr(*v, copyQuota) })
 }
 
 func appendUseIntroToken(b []byte, v *UseIntroToken) []byte {

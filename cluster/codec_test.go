@@ -225,6 +225,81 @@ func TestPackedAllocations(t *testing.T) {
 	}
 }
 
+// TestShortEntries reads random commands in the short form: they mean what they do in the long one.
+func TestShortEntries(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for i := range 200 {
+		for _, c := range []Command{new(ApplyPlans), new(UpdateAllocs)} {
+			random(r, reflect.ValueOf(c).Elem(), i%8)
+			none := func(a *Allocation) bool { return a == nil }
+			switch c := c.(type) {
+			case *ApplyPlans:
+				c.Plans = slices.DeleteFunc(c.Plans, func(p *Plan) bool { return p == nil })
+				for _, p := range c.Plans {
+					p.Place = slices.DeleteFunc(p.Place, none)
+					p.Stop, p.Evals = nil, nil // of which rules look at each
+				}
+			case *UpdateAllocs:
+				c.Allocs = slices.DeleteFunc(c.Allocs, none)
+				for _, a := range c.Allocs {
+					a.TaskStates = trimTaskStates(a.TaskStates)
+				}
+			}
+			long, short := encodeCommand(c, rulesScaling-1), encodeCommand(c, rulesScaling)
+			if Kind(long[0]) != c.kind() || Kind(short[0]) == c.kind() {
+				t.Fatalf("%T is written as kinds %d and %d", c, long[0], short[0])
+			}
+			if len(short) > len(long) {
+				t.Errorf("%T takes %d bytes in the short form, %d in the long one", c, len(short), len(long))
+			}
+			back, err := decodeCommand(short, newInterner(4))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := encodeCommand(back, rulesScaling); !bytes.Equal(again, short) {
+				t.Fatalf("%T %+v is read as %+v", c, c, back)
+			}
+			if again := encodeCommand(back, rulesScaling-1); !bytes.Equal(again, long) {
+				t.Fatalf("%T: the short form says other than the long one:\n%x\n%x", c, again, long)
+			}
+			for n := range min(len(short), 200) { // cut off
+				if _, err := DecodeCommand(short[:len(short)-1-n]); err == nil {
+					t.Fatalf("%T without its last %d bytes was read", c, n+1)
+				}
+			}
+			if len(long) > 1 {
+				mixed := append([]byte{short[0]}, long[1:]...)
+				if _, err := DecodeCommand(mixed); err != nil {
+					t.Fatalf("a long body in a short entry: %v", err)
+				}
+			}
+		}
+	}
+}
+
+// TestPackedFieldsAreNotForOthers: only entries and snapshots have packed fields, not what nodes and users send.
+func TestPackedFieldsAreNotForOthers(t *testing.T) {
+	a := &Allocation{ID: "a", TaskStates: map[string]*TaskState{"t": {State: TaskStateRunning}}}
+	a.pack()
+	back := new(Allocation)
+	if err := Unmarshal(storeAllocation(nil, a), back); err != nil || back.packedStates != "" || back.ID != "a" {
+		t.Fatalf("read as %+v, %v", back, err)
+	}
+}
+
+// TestForNode: a node is told all of an allocation but why it was placed there.
+func TestForNode(t *testing.T) {
+	states := map[string]*TaskState{"t": {State: TaskStateRunning}}
+	a := &Allocation{ID: "a", JobID: "j", TaskStates: states, Metrics: &AllocMetric{NodesEvaluated: 3}}
+	a.pack()
+	if told := a.ForNode().Whole(); told.Metrics != nil || told.JobID != "j" || !reflect.DeepEqual(told.TaskStates, states) {
+		t.Fatalf("the node is told %+v", told)
+	}
+	if a.Whole().Metrics == nil {
+		t.Fatal("the allocation itself has lost its metrics")
+	}
+}
+
 // TestRecordsAtRest puts random evaluations and deployments into a state: those that have come to their end are kept as
 // they are stored, and read as they were put.
 func TestRecordsAtRest(t *testing.T) {

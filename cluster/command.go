@@ -1,6 +1,10 @@
 package cluster
 
-import "fmt"
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
 
 // Kind is the first byte of a log entry. Kinds are append-only: a number is
 // never reused. A server that meets an unknown kind must stop.
@@ -41,6 +45,19 @@ const (
 	KindSetClusterMeta    Kind = 31
 	KindDispatchJob       Kind = 32
 	KindLaunchJob         Kind = 33
+
+	KindUpsertNamespaces  Kind = 34
+	KindDeleteNamespaces  Kind = 35
+	KindUpsertQuotas      Kind = 36
+	KindDeleteQuotas      Kind = 37
+	KindTagVersion        Kind = 38
+	KindPromoteDeployment Kind = 39
+	KindOrderDevice       Kind = 40
+	KindScaleJob          Kind = 41
+
+	// What has many allocations, with these in the short form of snapshots: see encodeCommand.
+	KindApplyPlansShort   Kind = 47
+	KindUpdateAllocsShort Kind = 48
 )
 
 // Command changes the State. Its stamp comes from the proposer.
@@ -77,8 +94,14 @@ const (
 	// rulesChildren knows jobs with children. To older ones they are jobs like others.
 	rulesChildren = 4
 
+	// rulesEngine knows gangs, preemption, tenants, canaries, system jobs and orders about devices.
+	rulesEngine = 5
+	// rulesScaling knows services, limits of run times, checks of scaling policies, and plans and reports in their short
+	// form. To older ones jobs have none of these.
+	rulesScaling = 6
+
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesChildren
+	CurrentRules = rulesScaling
 )
 
 func (s *Stamp) stamp() *Stamp { return s }
@@ -172,7 +195,7 @@ type ApplyPlans struct {
 
 // UpdateAllocs brings what nodes say of their allocations. Of each record only
 // ID, NodeID, Epoch, ClientStatus, ClientDescription, TaskStates, DeploymentStatus
-// Revision and Serving are read; an update with an older Epoch than the state's, with a
+// Revision, Serving and Checkpoints are read; an update with an older Epoch than the state's, with a
 // Revision that is not newer, or with a NodeID that is not the allocation's, is ignored.
 type UpdateAllocs struct {
 	Stamp
@@ -187,11 +210,45 @@ type UpdateTransitions struct {
 	Evals       []*Evaluation
 }
 
-// UpdateDeployment sets a deployment's status, promotes, pauses or fails it.
+// UpdateDeployment sets a deployment's status, or the health of its allocations.
 type UpdateDeployment struct {
 	Stamp
-	Update *DeploymentStatusUpdate
-	EvalID string // evaluation to create, "" for none
+	Update *DeploymentStatusUpdate // Status "": it stays
+	EvalID string                  // evaluation to create, "" for none
+	// Healthy and Unhealthy are IDs of allocations that an operator has judged.
+	Healthy   []string `json:",omitempty"`
+	Unhealthy []string `json:",omitempty"`
+}
+
+// PromoteDeployment lets the canaries of a deployment take the place of the old version. All of a group must be healthy.
+type PromoteDeployment struct {
+	Stamp
+	DeploymentID string
+	Groups       []string // none: all that have canaries
+	EvalID       string
+}
+
+// ScaleJob changes the count of one group, within the bounds of its policy, or only notes why it was not changed.
+type ScaleJob struct {
+	Stamp
+	Namespace, JobID string
+	Group            string
+	Count            *int64 // nil: it stays
+	Message          string
+	Error            bool
+	Meta             json.RawMessage `json:",omitempty"` // an object
+	JobModifyIndex   uint64          // must be the job's; 0: whatever that is
+	EvalID           string
+}
+
+// TagVersion names a version of a job, which is then kept; or takes a name away (Nomad: job tag).
+type TagVersion struct {
+	Stamp
+	Namespace, JobID string
+	Name             string
+	Description      string
+	Version          *uint64 // nil: the current one
+	Unset            bool
 }
 
 // SetJobStability marks a job version stable or not.
@@ -248,6 +305,9 @@ func (*UpdateAllocs) kind() Kind       { return KindUpdateAllocs }
 func (*UpdateTransitions) kind() Kind  { return KindUpdateTransitions }
 func (*UpdateDeployment) kind() Kind   { return KindUpdateDeployment }
 func (*SetJobStability) kind() Kind    { return KindSetJobStability }
+func (*PromoteDeployment) kind() Kind  { return KindPromoteDeployment }
+func (*TagVersion) kind() Kind         { return KindTagVersion }
+func (*ScaleJob) kind() Kind           { return KindScaleJob }
 func (*CreateModelVersion) kind() Kind { return KindCreateModelVersion }
 func (*SetAlias) kind() Kind           { return KindSetAlias }
 func (*SetSchedulerConfig) kind() Kind { return KindSetSchedulerConfig }
@@ -272,9 +332,9 @@ func newCommand(k Kind) Command {
 		return new(DeregisterJob)
 	case KindUpdateEvals:
 		return new(UpdateEvals)
-	case KindApplyPlans:
+	case KindApplyPlans, KindApplyPlansShort:
 		return new(ApplyPlans)
-	case KindUpdateAllocs:
+	case KindUpdateAllocs, KindUpdateAllocsShort:
 		return new(UpdateAllocs)
 	case KindUpdateTransitions:
 		return new(UpdateTransitions)
@@ -320,11 +380,28 @@ func newCommand(k Kind) Command {
 		return new(DispatchJob)
 	case KindLaunchJob:
 		return new(LaunchJob)
+	case KindUpsertNamespaces:
+		return new(UpsertNamespaces)
+	case KindDeleteNamespaces:
+		return new(DeleteNamespaces)
+	case KindUpsertQuotas:
+		return new(UpsertQuotas)
+	case KindDeleteQuotas:
+		return new(DeleteQuotas)
+	case KindTagVersion:
+		return new(TagVersion)
+	case KindScaleJob:
+		return new(ScaleJob)
+	case KindPromoteDeployment:
+		return new(PromoteDeployment)
+	case KindOrderDevice:
+		return new(OrderDevice)
 	}
 	return nil
 }
 
-// EncodeCommand makes a log entry, of the newest rules: the kind's byte, then the body as Marshal writes it.
+// EncodeCommand makes a log entry, of the newest rules: the kind's byte, then the body as Marshal writes it, or in the
+// short form. It packs the allocations of a command.
 func EncodeCommand(c Command) []byte { return encodeCommand(c, CurrentRules) }
 
 // EncodeCommand makes a log entry for the servers that the region has, of the newest rules that all of them know,
@@ -332,8 +409,70 @@ func EncodeCommand(c Command) []byte { return encodeCommand(c, CurrentRules) }
 func (s *Snapshot) EncodeCommand(c Command) []byte { return encodeCommand(c, s.Rules()) }
 
 func encodeCommand(c Command, rules uint64) []byte {
-	c.stamp().Rules = max(rules, needs(c))
+	stamp := c.stamp()
+	stamp.Rules = max(rules, needs(c))
+	if stamp.Rules >= rulesScaling {
+		switch c := c.(type) {
+		case *ApplyPlans:
+			c.pack()
+			return scratched(func(b []byte) []byte { return storeApplyPlans(append(b, byte(KindApplyPlansShort)), c) })
+		case *UpdateAllocs:
+			c.pack()
+			return scratched(func(b []byte) []byte { return storeUpdateAllocs(append(b, byte(KindUpdateAllocsShort)), c) })
+		}
+	}
 	return marshal([]byte{byte(c.kind())}, c)
+}
+
+// EntrySize is how many bytes of an entry by EncodeCommand a *Plan takes, or an *Allocation that its node reports. It packs
+// allocations, too.
+func (s *Snapshot) EntrySize(part any) int {
+	short := s.Rules() >= rulesScaling
+	buf := scratch.Get().(*[]byte)
+	defer scratch.Put(buf)
+	b := (*buf)[:0]
+	switch v := part.(type) {
+	case *Plan:
+		if v.pack(); short {
+			b = storePlan(b, v)
+		}
+	case *Allocation:
+		if v.packReport(); short {
+			b = storeAllocation(b, v)
+		}
+	default:
+		panic(fmt.Sprintf("%T is no part of a command", part)) // a bug
+	}
+	if !short {
+		b, _ = appendRecord(b, part)
+	}
+	*buf = b
+	return len(b)
+}
+
+// pack packs what a plan places. An entry with it is half as long, and nobody has to pack it while applying.
+func (p *Plan) pack() {
+	for _, a := range p.Place {
+		a.pack()
+	}
+}
+
+func (c *ApplyPlans) pack() {
+	for _, p := range c.Plans {
+		p.pack()
+	}
+}
+
+func (c *UpdateAllocs) pack() {
+	for _, a := range c.Allocs {
+		a.packReport()
+	}
+}
+
+// packReport packs what a node says of an allocation, as much of it as the state keeps.
+func (a *Allocation) packReport() {
+	a.TaskStates = trimTaskStates(a.TaskStates)
+	a.pack()
 }
 
 // needs gives the rules without which a command means nothing, or something else; 0: any will do.
@@ -341,9 +480,27 @@ func needs(c Command) uint64 {
 	switch c := c.(type) {
 	case *DispatchJob, *LaunchJob:
 		return rulesChildren
+	case *UpsertNamespaces, *DeleteNamespaces, *UpsertQuotas, *DeleteQuotas, *TagVersion, *PromoteDeployment, *ScaleJob, *OrderDevice:
+		return rulesEngine
+	case *UpdateDrain:
+		if c.Strategy != nil && c.Strategy.Interrupted {
+			return rulesEngine
+		}
+	case *UpdateDeployment:
+		if len(c.Healthy)+len(c.Unhealthy) > 0 {
+			return rulesEngine
+		}
 	case *RegisterJob:
 		if c.Job != nil {
 			return c.Job.NeedsRules()
+		}
+	case *ApplyPlans:
+		if slices.ContainsFunc(c.Plans, (*Plan).needsEngine) {
+			return rulesEngine
+		}
+	case *SetSchedulerConfig:
+		if c.Config != nil && c.Config.PreemptionConfig != (PreemptionConfig{}) {
+			return rulesEngine
 		}
 	}
 	return 0
@@ -360,7 +517,8 @@ func decodeCommand(entry []byte, shared *interner) (Command, error) {
 	if c == nil {
 		return nil, fmt.Errorf("log entry of kind %d: this version of rxvision does not know it; run the version that wrote it, or a newer one", entry[0])
 	}
-	if err := unmarshal(entry[1:], c, shared); err != nil {
+	d := decoder{left: entry[1:], shared: shared, short: c.kind() != Kind(entry[0])}
+	if err := d.record(c); err != nil {
 		return nil, err
 	}
 	if rules := c.stamp().Rules; rules > CurrentRules {
@@ -379,7 +537,8 @@ type Result struct {
 	JobID          string `json:",omitempty"` // of the child that was dispatched or launched; "": none was
 	Version        uint64 // of the model or job that was created
 	Plans          []PlanResult
-	Updated        bool // SetSchedulerConfig: whether the check passed
+	Updated        bool    // SetSchedulerConfig: whether the check passed
+	Reverted       *uint64 `json:",omitempty"` // UpdateDeployment: the stable version that the job was taken back to; nil: none
 }
 
 // PlanResult is the fate of one plan of ApplyPlans.

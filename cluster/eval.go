@@ -25,6 +25,8 @@ const (
 	TriggerRollingUpdate     = "rolling-update"
 	TriggerReconnect         = "reconnect"
 	TriggerMaxDisconnect     = "max-disconnect-timeout"
+	TriggerPreemption        = "preemption"
+	TriggerScaling           = "job-scaling"
 )
 
 // Evaluation asks the scheduler to bring a job's allocations to what the job
@@ -51,10 +53,12 @@ type Evaluation struct {
 	PlanAnnotations   *PlanAnnotations
 	QueuedAllocations map[string]int
 	SnapshotIndex     uint64
+	Claims            []*Claim `json:",omitempty"` // of a blocked one: the places that it waits for
 	CreateIndex       uint64
 	ModifyIndex       uint64
 	CreateTime        int64
 	ModifyTime        int64
+	QuotaLimitReached string `json:",omitempty"` // the quota that keeps something of it waiting
 }
 
 // JobKey is the key of the evaluation's job.
@@ -72,6 +76,13 @@ func (e *Evaluation) Terminal() bool {
 // PlanAnnotations counts, per group, what a plan would do.
 type PlanAnnotations struct {
 	DesiredTGUpdates map[string]*DesiredUpdates
+	PreemptedAllocs  []*PreemptedAlloc `json:",omitempty"` // what the plan would preempt
+}
+
+// PreemptedAlloc names an allocation that a plan would preempt, in the words of an
+// allocation's list entry.
+type PreemptedAlloc struct {
+	ID, Namespace, JobID, JobType, TaskGroup string
 }
 
 // DesiredUpdates counts a group's changes.
@@ -104,6 +115,8 @@ type Plan struct {
 	// the plan was made on (SnapshotIndex of the plan's evaluation): it answers them as well.
 	// At most MaxAnswered.
 	Answers []string
+	// Gangs names groups of which all placements are refused if one is.
+	Gangs []string `json:",omitempty"`
 }
 
 // AllocStop is the stop of one allocation within a plan.
@@ -114,6 +127,7 @@ type AllocStop struct {
 	ClientStatus       string // lost or unknown when the node is gone, else empty
 	FollowupEvalID     string
 	Keeps              string // ID of the allocation of this name that goes on: it counts as replaced no more
+	PreemptedBy        string `json:",omitempty"` // ID of the allocation to be that it makes room for; DesiredStatus is evict
 }
 
 // DeploymentStatusUpdate sets a deployment's status.

@@ -9,8 +9,10 @@ import (
 
 // Job types (Nomad: job specification, type).
 const (
-	JobTypeService = "service"
-	JobTypeBatch   = "batch"
+	JobTypeService  = "service"
+	JobTypeBatch    = "batch"
+	JobTypeSystem   = "system"
+	JobTypeSysBatch = "sysbatch"
 )
 
 // Job statuses as Nomad's API names them.
@@ -57,6 +59,7 @@ type Job struct {
 	Dispatched               bool                    `json:",omitempty"` // a child of a parameterized job, or a child of that one
 	DispatchIdempotencyToken string                  `json:",omitempty"`
 	Payload                  []byte                  `json:",omitempty"` // of the dispatch; at most MaxPayload bytes
+	VersionTag               *JobVersionTag          `json:",omitempty"` // set by TagVersion
 
 	// Set by the state.
 	Stop              bool
@@ -167,7 +170,7 @@ type TaskGroup struct {
 	RestartPolicy    *RestartPolicy
 	ReschedulePolicy *ReschedulePolicy
 	EphemeralDisk    *EphemeralDisk
-	Update           *UpdateStrategy // nil for batch
+	Update           *UpdateStrategy // nil for batch; of system jobs only MaxParallel and Stagger count, nil: all at once
 	Migrate          *MigrateStrategy
 	Networks         []*NetworkResource
 	Meta             map[string]string
@@ -175,6 +178,11 @@ type TaskGroup struct {
 	Disconnect       *DisconnectStrategy // nil: what runs on a lost node is lost at once
 	Affinities       []*Affinity         `json:",omitempty"`
 	Spreads          []*Spread           `json:",omitempty"`
+	Gang             *Gang               `json:",omitempty"` // nil: the allocations are placed one by one
+	Preempt          *PreemptPolicy      `json:",omitempty"` // nil: like the zero value
+	Scaling          *ScalingPolicy      `json:",omitempty"` // nil: any count, set by hand
+	Services         []*Service          `json:",omitempty"` // besides those of its tasks
+	MaxRunDuration   time.Duration       `json:",omitempty"` // after it an allocation is ended, see RunBegan; 0: never
 }
 
 // Task returns the task of that name, or nil.
@@ -211,6 +219,8 @@ type Task struct {
 	Affinities []*Affinity `json:",omitempty"`
 	// DispatchPayload names the file that a dispatched job's payload is written to; nil: none.
 	DispatchPayload *DispatchPayloadConfig `json:",omitempty"`
+	Lifecycle       *TaskLifecycle         `json:",omitempty"` // nil: one of the main tasks
+	Services        []*Service             `json:",omitempty"`
 }
 
 // ModelRef says which model an onnx task serves. A job names it as NAME (the
@@ -334,6 +344,10 @@ func (d *RequestedDevice) Share() (device string, milli, mib int64) {
 // Snapshot.Rules: servers that do not know it would lose a part of what it asks for.
 func (j *Job) NeedsRules() uint64 {
 	switch {
+	case j.hasServices(), j.scales(), slices.ContainsFunc(j.TaskGroups, (*TaskGroup).limited):
+		return rulesScaling
+	case slices.ContainsFunc(j.TaskGroups, (*TaskGroup).needsEngine), j.PerNode(), j.hasLifecycles(), j.Namespace != "" && j.Namespace != DefaultNamespace:
+		return rulesEngine
 	case j.needsChildren():
 		return rulesChildren
 	case j.asksShares():
@@ -342,6 +356,15 @@ func (j *Job) NeedsRules() uint64 {
 		return rulesPreferences
 	}
 	return 0
+}
+
+// needsEngine says whether the group has what only rulesEngine knows.
+func (g *TaskGroup) needsEngine() bool {
+	if g == nil {
+		return false
+	}
+	u := g.Update
+	return g.Gang != nil || g.Preempt != nil || g.Scaling != nil || u != nil && (u.Canary > 0 || u.AutoRevert || u.AutoPromote)
 }
 
 // asksShares says whether the job asks for a part of a device.

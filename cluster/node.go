@@ -36,7 +36,9 @@ type Node struct {
 	DrainStrategy         *DrainStrategy
 	LastDrain             *DrainMetadata
 	Events                []*NodeEvent
-	Revision              uint64 // of what the agent says of itself, see Revision; 0: an agent that keeps no order
+	DeviceOrders          map[string]*DeviceOrder `json:",omitempty"` // by device ID, at most MaxDeviceOrders
+	Interruption          *Interruption           `json:",omitempty"` // that the agent has heard of, nil for none
+	Revision              uint64                  // of what the agent says of itself, see Revision; 0: an agent that keeps no order
 	CreateIndex           uint64
 	ModifyIndex           uint64
 }
@@ -116,6 +118,8 @@ type NodeDevice struct {
 	Healthy           bool
 	HealthDescription string
 	Locality          *NodeDeviceLocality
+	UnhealthySince    Time  `json:",omitempty"` // 0 while it is healthy
+	Links             []int `json:",omitempty"` // how it reaches each device of its group, in their order: LinkSystem…
 }
 
 // NodeDeviceLocality is where the device sits on the host.
@@ -156,6 +160,7 @@ type DrainStrategy struct {
 	IgnoreSystemJobs bool
 	ForceDeadline    Time
 	StartedAt        Time
+	Interrupted      bool `json:",omitempty"` // the node will be gone: batch work moves at once too
 }
 
 // DrainMetadata describes the last drain; Status is draining, complete or canceled.

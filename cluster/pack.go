@@ -40,9 +40,11 @@ func (a *Allocation) pack() {
 	}
 }
 
-// setStates replaces the states of the tasks, packed or not.
-func (a *Allocation) setStates(states map[string]*TaskState) {
-	a.TaskStates, a.packedStates = states, ""
+// ForNode gives the allocation as its node is told of it: without the metrics of its placement, which are most of it.
+func (a *Allocation) ForNode() *Allocation {
+	n := *a
+	n.Metrics, n.packedMetrics = nil, ""
+	return &n
 }
 
 // words are strings that packed records often have; each takes a byte or two. New ones go to the end: the stored form knows

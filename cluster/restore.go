@@ -114,6 +114,12 @@ func (r *Restore) Done() (*State, error) {
 	for _, e := range r.results {
 		r.batch.keep(e)
 	}
+	now := &Snapshot{txn: r.batch.view}
+	usage := now.addUpUsage()
+	rows := r.batch.rows(usageTable)
+	for _, name := range sortedKeys(usage) {
+		rows.put(r.batch.edit, usageTable, name, usage[name])
+	}
 	r.batch.commit()
 	if err := r.state.Snapshot().Check(); err != nil {
 		return nil, fmt.Errorf("restored state is damaged: %w", err)

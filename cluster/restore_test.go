@@ -231,7 +231,7 @@ func TestDamagedPackedFields(t *testing.T) {
 // TestSpecEqualSeesEveryField changes one field after the other of a job that shares its parts with another.
 func TestSpecEqualSeesEveryField(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	own := []string{"Status", "StatusDescription", "Stable", "Version", "SubmitTime", "CreateIndex", "ModifyIndex", "JobModifyIndex"}
+	own := []string{"Status", "StatusDescription", "Stable", "Version", "SubmitTime", "CreateIndex", "ModifyIndex", "JobModifyIndex", "VersionTag"}
 	a := newWorld(1).job(1)
 	for i := range reflect.TypeOf(*a).NumField() {
 		name := reflect.TypeOf(*a).Field(i).Name

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/go-memdb"
@@ -31,6 +32,7 @@ const (
 	TableClusterMeta   = "cluster_meta"
 
 	TablePeriodicLaunches = "periodic_launches"
+	TableScalingEvents    = "scaling_events"
 )
 
 // IndexCapacity is an entry of the index table that is no table: the last log
@@ -50,7 +52,7 @@ type Table struct {
 	pack   func(*interner, any)        // makes a record small before it is kept; nil: it stays as it is
 	rests  func(any) (int64, bool)     // whether a record is kept at rest, and since when; nil: none is
 
-	number  int // in Tables
+	number  int // in allTables
 	indexes []secondary
 }
 
@@ -98,6 +100,24 @@ var Tables = []*Table{
 				}
 				return ""
 			},
+			"pernode": func(v any) string {
+				if j := v.(*Job); j.PerNode() && !j.Stop && !j.Spawns() {
+					return j.Namespace + sep + j.ID
+				}
+				return ""
+			},
+			"limited": func(v any) string {
+				if j := v.(*Job); j.RunLimited() && !j.Stop {
+					return j.Namespace + sep + j.ID
+				}
+				return ""
+			},
+			"scaled": func(v any) string {
+				if j := v.(*Job); j.scales() && !j.Stop && !j.Spawns() {
+					return j.Namespace + sep + j.ID
+				}
+				return ""
+			},
 			"token": func(v any) string {
 				if j := v.(*Job); j.DispatchIdempotencyToken != "" {
 					return j.Namespace + sep + j.ParentID + sep + j.DispatchIdempotencyToken
@@ -109,6 +129,14 @@ var Tables = []*Table{
 	{
 		Name: TableJobVersions, Record: 9, New: func() any { return new(Job) },
 		key: func(v any) string { j := v.(*Job); return j.Namespace + sep + j.ID + sep + seq(j.Version) },
+		by: map[string]func(any) string{
+			"services": func(v any) string {
+				if j := v.(*Job); j.hasServices() {
+					return j.Namespace + sep + j.ID
+				}
+				return ""
+			},
+		},
 	},
 	{
 		Name: TableSubmissions, Record: 29, New: func() any { return new(JobSubmission) },
@@ -131,6 +159,18 @@ var Tables = []*Table{
 			"open": func(v any) string { // by its last change: see OpenEvalsFrom
 				if e := v.(*Evaluation); !e.Terminal() {
 					return seq(e.ModifyIndex)
+				}
+				return ""
+			},
+			"short": func(v any) string { // the first in line first: see EvalsShortOfRoom
+				if e := v.(*Evaluation); e.shortOfRoom() {
+					return seq(uint64(maxPriority-min(e.Priority, maxPriority))) + seq(e.CreateIndex)
+				}
+				return ""
+			},
+			"claims": func(v any) string {
+				if e := v.(*Evaluation); len(e.Claims) > 0 && !e.Terminal() {
+					return e.ID
 				}
 				return ""
 			},
@@ -217,16 +257,25 @@ var Tables = []*Table{
 		Name: TablePeriodicLaunches, Record: 6, New: func() any { return new(PeriodicLaunch) },
 		key: func(v any) string { l := v.(*PeriodicLaunch); return l.Namespace + sep + l.ID },
 	},
+	namespaceTable,
+	quotaTable,
+	{
+		Name: TableScalingEvents, Record: 19, New: func() any { return new(JobScaling) },
+		key: func(v any) string { s := v.(*JobScaling); return s.Namespace + sep + s.JobID },
+	},
 	{
 		Name: TableResults, Record: 202, New: func() any { return new(resultEntry) },
 		key: func(v any) string { return v.(*resultEntry).RequestID },
 	},
 }
 
-// tableByName finds tables, with what follows from their place in Tables filled in.
+// allTables are those of snapshots, and those that follow from them.
+var allTables = append(slices.Clip(Tables), usageTable)
+
+// tableByName finds tables, with what follows from their place in allTables filled in.
 var tableByName = func() map[string]*Table {
 	byName := map[string]*Table{}
-	for i, t := range Tables {
+	for i, t := range allTables {
 		t.number = i
 		for _, name := range sortedKeys(t.by) {
 			t.indexes = append(t.indexes, secondary{name, t.by[name]})
@@ -253,7 +302,7 @@ type State struct {
 func NewState() *State {
 	s := &State{hub: newHub(), abandoned: make(chan struct{}), kept: map[string]int{}, keep: MaxResults, shared: newInterner(internBits), uses: map[string]*NodeUse{}}
 	v := &view{hub: s.hub}
-	for _, t := range Tables {
+	for _, t := range allTables {
 		v.rows = append(v.rows, newRows(tableByName[t.Name], 0))
 	}
 	s.hub.current.Store(v)
@@ -433,6 +482,14 @@ func (s *Snapshot) Alloc(ws WatchSet, id string) *Allocation {
 		return a.Whole()
 	}
 	return nil
+}
+
+// NodeOf names the node of an allocation, "" when there is no such allocation.
+func (s *Snapshot) NodeOf(allocID string) string {
+	if a := first[Allocation](s.txn, nil, TableAllocs, "id", allocID); a != nil {
+		return a.NodeID
+	}
+	return ""
 }
 
 // Allocs returns the allocations whose ID begins with prefix, by ID.

@@ -133,10 +133,14 @@ func (u *NodeUse) count(h holding, by int64) {
 	if h.res == nil {
 		return
 	}
-	for _, t := range h.res.Tasks {
-		u.CPU += by * t.Cpu.CpuShares
-		u.Memory += by * t.Memory.MemoryMB
+	var cpu, memory Overlap
+	for name, t := range h.res.Tasks {
+		l := h.res.TaskLifecycles[name]
+		cpu.Add(l, t.Cpu.CpuShares)
+		memory.Add(l, t.Memory.MemoryMB)
 	}
+	u.CPU += by * cpu.Most()
+	u.Memory += by * memory.Most()
 	u.Disk += by * h.res.Shared.DiskMB
 }
 

@@ -97,6 +97,39 @@ func TestNomadCommandLine(t *testing.T) {
 	p.get("/v1/deployments", &ds)
 	p.nomad(0, "deployment", "status", ds[0].ID[:8]).has(t, "successful", "Deployed", "serve")
 
+	// The same with a service, whose check the deployment waits for.
+	text, err := os.ReadFile(filepath.Join(root, "jobs/examples/fashion.nomad.hcl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := `
+    service {
+      name     = "model"
+      provider = "nomad"
+      port     = "http"
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/v2/health/ready"
+        interval = "1s"
+        timeout  = "5s"
+      }
+    }
+    update {`
+	file := filepath.Join(t.TempDir(), "checked.nomad.hcl")
+	edited := strings.Replace(strings.Replace(string(text), `job "fashion"`, `job "checked"`, 1), "\n    update {", service, 1)
+	if err := os.WriteFile(file, []byte(edited), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.nomad(0, "job", "run", file).has(t, "successful")
+	p.nomad(0, "service", "list").matches(t, `model\s+\[\]`)
+	var served []struct{ ID string }
+	p.get("/v1/job/checked/allocations", &served)
+	p.nomad(0, "service", "info", "model").matches(t, `checked\s+127\.0\.0\.1:\d+\s+\[\]\s+\S+\s+`+served[0].ID[:8])
+	p.nomad(0, "alloc", "checks", served[0].ID).has(t, "ready", "success", "nomad: http ok")
+	p.nomad(0, "job", "stop", "-purge", "checked")
+	p.nomad(0, "service", "list").has(t, "No service registrations found")
+
 	// Devices with attributes and statistics.
 	p.nomad(0, "node", "status").matches(t, `eligible\s+ready`)
 	node := p.nomad(0, "node", "status", "-verbose", "-stats", allocs[0].NodeID)
@@ -183,7 +216,7 @@ func TestNomadCommandLine(t *testing.T) {
 
 	// What is not built says so.
 	p.nomad(1, "acl", "bootstrap").has(t, "ACL support disabled")
-	p.nomad(1, "namespace", "apply", "dev").has(t, "501")
+	p.nomad(1, "var", "put", "secret", "key=value").has(t, "501")
 }
 
 func gpuJob(name string, count int) string {

@@ -186,8 +186,12 @@ func (n *nemesis) voter(i int, s *serverProcess) (id string) {
 func (n *nemesis) tear(s *serverProcess) {
 	s.kill()
 	files, err := filepath.Glob(filepath.Join(s.data, logFiles))
-	if err != nil || len(files) == 0 {
-		n.r.t.Fatalf("%s has no log: %v", s.name, err)
+	if err != nil {
+		n.r.t.Fatal(err)
+	}
+	if len(files) == 0 { // killed while a snapshot took the log's place: there is no end to tear
+		n.restarted(s, "between two logs")
+		return
 	}
 	slices.Sort(files)
 	newest := files[len(files)-1] // names begin with the index
@@ -202,9 +206,14 @@ func (n *nemesis) tear(s *serverProcess) {
 		half = half[:max(0, len(b)-at)]
 	}
 	n.writeAt(newest, half, at)
+	n.restarted(s, "with a torn write at its log's end")
+}
+
+// restarted starts a server that was harmed in a way that it must bear.
+func (n *nemesis) restarted(s *serverProcess, harm string) {
 	s.start()
 	if n.ends(s) {
-		n.r.t.Errorf("%s does not start with a torn write at its log's end:\n%s", s.name, s.out)
+		n.r.t.Errorf("%s does not start %s:\n%s", s.name, harm, s.out)
 	}
 }
 

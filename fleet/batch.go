@@ -138,6 +138,7 @@ func (b *batcher) commit(ctx context.Context, reports []report) {
 // try stores reports once, in as many entries as their size asks for. They share
 // an entry, so they share the outcome.
 func (b *batcher) try(ctx context.Context, reports []report) (err error) {
+	snap := b.store.State().Snapshot()
 	cmd, size := &cluster.UpdateAllocs{}, 0
 	flush := func() {
 		if err != nil || len(cmd.Allocs) == 0 {
@@ -153,7 +154,7 @@ func (b *batcher) try(ctx context.Context, reports []report) (err error) {
 			continue // the node reports again on its next stream, and newer things then
 		}
 		for _, a := range r.allocs {
-			n := len(cluster.Marshal(a))
+			n := snap.EntrySize(a)
 			if size+n > batchBytes {
 				flush()
 			}

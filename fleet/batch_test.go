@@ -25,7 +25,7 @@ func (s *sizedStore) Apply(_ context.Context, cmd cluster.Command) (cluster.Resu
 // takes: all of it must be stored, and every report answered.
 func TestStatusFitsTheLog(t *testing.T) {
 	const entry, reported, each = 1 << 20, 8, 64
-	store := &sizedStore{}
+	store := &sizedStore{Store: &memStore{state: cluster.NewState()}}
 	var reports []report
 	answered := 0
 	for range reported {

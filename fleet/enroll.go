@@ -45,6 +45,7 @@ var callers = map[string][]pki.Role{
 	"Artifact":     {pki.RoleNode},
 	"SignWorker":   {pki.RoleNode},
 	"Routes":       {pki.RoleGateway},
+	"Report":       {pki.RoleGateway},
 	"ResolveToken": {pki.RoleGateway},
 	"Renew":        nil,
 	"Enroll":       nil,

@@ -180,10 +180,11 @@ func (s *Server) report(ctx context.Context, p *peer) error {
 			s.mu.Unlock()
 		}
 	})
-	told := map[string]time.Time{}
+	told, measured := map[string]time.Time{}, s.samples.newest()
 	for seq := uint64(1); ; seq++ {
 		r := s.sessionsReport(told, seq == 1)
 		r.Seq = seq
+		r.Samples, measured = s.samples.since(measured)
 		if err := stream.Send(r); err != nil && !errors.Is(err, io.EOF) { // the reason for EOF comes with Recv
 			return errors.Join(context.Cause(ctx), err)
 		}
@@ -340,6 +341,9 @@ func (p *peerService) Sessions(stream pb.Peers_SessionsServer) error {
 		}
 		s.endStale(r, now)
 		s.mu.Unlock()
+		if err := s.samples.take(r.Samples, "", false, now); err != nil {
+			return err
+		}
 		if err := stream.Send(&pb.SessionsReply{Seq: r.Seq}); err != nil {
 			return err
 		}

@@ -92,6 +92,31 @@ func TestCallThroughAnotherServer(t *testing.T) {
 	})
 }
 
+// TestSamplesReachEveryServer: whoever comes to lead knows what was measured, whichever server it was told to, and after that
+// one's end.
+func TestSamplesReachEveryServer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRegion(t, 3, nil)
+		r.at("s2").join(nodeA)
+		s1, s3 := r.members["s1"].srv, r.members["s3"].srv
+		r.until(5*time.Second, "the servers talk", func() bool { return s1.Connected(nodeA) && s3.Connected(nodeA) })
+		for source, n := range map[string]float64{"gateway/g1": 4, "gateway/g2": 3} {
+			if err := r.members["s2"].srv.samples.take(sample("a", cluster.MetricInFlight, n), source, true, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		knows := func(s *Server) bool {
+			sum, ok := s.Mean("a", cluster.MetricInFlight, time.Minute)
+			return ok && sum == 7
+		}
+		r.until(5*time.Second, "the others know", func() bool { return knows(s1) && knows(s3) })
+		r.kill("s2")
+		if !knows(s1) || !knows(s3) {
+			t.Error("what a server told is forgotten with it")
+		}
+	})
+}
+
 func TestCallEndsWithTheServerThatHoldsTheNode(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := newRegion(t, 3, nil)

@@ -106,19 +106,59 @@ func changed(ws cluster.WatchSet) bool {
 	return false
 }
 
+// served is one version of a model.
+type served struct {
+	model   string
+	version uint64
+}
+
+// incumbents gives, for each version that only canaries serve which are not promoted, the version that the others of
+// their groups serve meanwhile.
+func incumbents(allocs []*cluster.Allocation) map[served]uint64 {
+	type group struct {
+		cluster.JobKey
+		group, model string
+	}
+	of := func(a *cluster.Allocation) group { return group{a.JobKey(), a.TaskGroup, a.Serving.Model} }
+	newest, settled := map[group]uint64{}, map[served]bool{}
+	for _, a := range allocs {
+		if !a.Terminal() && !a.Canary() {
+			newest[of(a)] = max(newest[of(a)], a.Serving.Version)
+			settled[served{a.Serving.Model, a.Serving.Version}] = true
+		}
+	}
+	out := map[served]uint64{}
+	for _, a := range allocs {
+		k := served{a.Serving.Model, a.Serving.Version}
+		if v, ok := newest[of(a)]; ok && !a.Terminal() && a.Canary() && !settled[k] {
+			out[k] = v
+		}
+	}
+	return out
+}
+
 // derive works the routes out: a version's endpoints are the live allocations that
-// serve it. What did not change since before is taken from there.
+// serve it. A version that is only being tried out comes last, and an alias of it means what it will take the
+// place of: such canaries answer whoever asks for their number. What did not change since before is taken from there.
 func derive(snap *cluster.Snapshot, before *routes) *routes {
 	now := &routes{abandoned: snap.Abandoned(), models: map[string]*modelRoute{}, watch: cluster.WatchSet{}}
 	now.watch.Add(snap.Abandoned())
 	snap.Index(now.watch, cluster.TableModels, cluster.TableModelVersions) // two watches instead of one for each model
 	now.index = snap.Index(nil, cluster.TableAllocs, cluster.TableModels, cluster.TableModelVersions)
-	type served struct {
-		model   string
-		version uint64
+	serving := snap.AllocsServing(now.watch, "")
+	tried := incumbents(serving)
+	asleep := map[served]bool{}
+	for _, j := range snap.ScaledJobs(now.watch) {
+		for _, g := range j.TaskGroups {
+			for _, t := range g.Tasks {
+				if t.Model != nil && g.Count == 0 && g.Scaling != nil && g.Scaling.Enabled && len(g.Scaling.Checks) > 0 {
+					asleep[served{t.Model.Name, t.Model.Version}] = true
+				}
+			}
+		}
 	}
 	endpoints := map[served][]*pb.Endpoint{}
-	for _, a := range snap.AllocsServing(now.watch, "") {
+	for _, a := range serving {
 		if a.Terminal() {
 			continue
 		}
@@ -129,23 +169,43 @@ func derive(snap *cluster.Snapshot, before *routes) *routes {
 	}
 	for _, m := range snap.Models(nil) {
 		r := &modelRoute{versions: snap.ModelVersions(nil, m.Name)}
-		r.message = &pb.ModelRoute{Name: m.Name, Aliases: m.Aliases}
+		aliases := m.Aliases
+		if len(tried) > 0 {
+			aliases = maps.Clone(m.Aliases)
+			for alias, version := range m.Aliases {
+				if v, ok := tried[served{m.Name, version}]; ok {
+					aliases[alias] = v
+				}
+			}
+			slices.SortStableFunc(r.versions, func(a, b *cluster.ModelVersion) int {
+				_, x := tried[served{m.Name, a.Version}]
+				_, y := tried[served{m.Name, b.Version}]
+				switch {
+				case x == y:
+					return 0
+				case x:
+					return 1
+				}
+				return -1
+			})
+		}
+		r.message = &pb.ModelRoute{Name: m.Name, Aliases: aliases}
 		var old *modelRoute
 		if before != nil {
 			old = before.models[m.Name]
 		}
 		for _, v := range r.versions {
 			ends := endpoints[served{m.Name, v.Version}]
-			route := old.version(v)
+			route, wakes := old.version(v), asleep[served{m.Name, v.Version}]
 			switch {
 			case route == nil:
-				route = &pb.VersionRoute{Version: v.Version, Record: cluster.Marshal(v), Endpoints: ends}
-			case !slices.EqualFunc(route.Endpoints, ends, sameEndpoint):
-				route = &pb.VersionRoute{Version: v.Version, Record: route.Record, Endpoints: ends}
+				route = &pb.VersionRoute{Version: v.Version, Record: cluster.Marshal(v), Endpoints: ends, Wakes: wakes}
+			case route.Wakes != wakes || !slices.EqualFunc(route.Endpoints, ends, sameEndpoint):
+				route = &pb.VersionRoute{Version: v.Version, Record: route.Record, Endpoints: ends, Wakes: wakes}
 			}
 			r.message.Versions = append(r.message.Versions, route)
 		}
-		if old != nil && maps.Equal(old.message.Aliases, m.Aliases) && slices.Equal(old.message.Versions, r.message.Versions) {
+		if old != nil && maps.Equal(old.message.Aliases, aliases) && slices.Equal(old.message.Versions, r.message.Versions) {
 			r = old
 		} else {
 			r.size = proto.Size(r.message)

@@ -138,6 +138,8 @@ type Server struct {
 	answers  map[string]*call     // by call ID
 	gateways int
 	attached chan struct{} // closed, and made anew, when a node attaches to any server
+
+	samples *window
 }
 
 type metrics struct {
@@ -154,7 +156,7 @@ func NewServer(cfg Config) *Server {
 		cfg: cfg, log: cfg.Logger, born: now, awake: now,
 		sessions: map[string]*session{}, gone: map[string]time.Time{}, answers: map[string]*call{},
 		views: map[string]*view{}, peers: map[string]*peer{},
-		attached: make(chan struct{}), enrolling: make(chan struct{}, maxEnrolling),
+		attached: make(chan struct{}), samples: newWindow(), enrolling: make(chan struct{}, maxEnrolling),
 	}
 	s.ttl.Store(int64(cfg.TTL))
 	s.judge = judge{server: s, ttl: cfg.TTL, absent: map[string]time.Time{}, fell: map[string]time.Time{}}

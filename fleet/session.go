@@ -385,7 +385,7 @@ func (k *desired) follow(snap *cluster.Snapshot, allocs []*cluster.Allocation) *
 				d.Jobs, j.told = append(d.Jobs, cluster.Marshal(job)), true
 			}
 		}
-		d.Allocs = append(d.Allocs, cluster.Marshal(a))
+		d.Allocs = append(d.Allocs, cluster.Marshal(a.ForNode()))
 	}
 	for _, a := range old {
 		d.Gone, left = append(d.Gone, a.ID), append(left, a)
@@ -456,6 +456,15 @@ func (c *session) receive(stream pb.Fleet_AttachServer) error {
 			default:
 			}
 			c.change <- n
+		case *pb.NodeMessage_Samples:
+			snap := c.server.cfg.Store.State().Snapshot()
+			own := slices.DeleteFunc(m.Samples.Samples, func(x *pb.Sample) bool {
+				a := snap.Alloc(nil, x.Of)
+				return a == nil || a.NodeID != c.nodeID
+			})
+			if err := c.server.samples.take(own, c.nodeID, true, time.Now()); err != nil {
+				return err
+			}
 		default:
 			return status.Error(codes.InvalidArgument, "unknown message from the node")
 		}
@@ -475,7 +484,7 @@ func (c *session) report(u *pb.AllocUpdates) error {
 		if err := cluster.Unmarshal(b, a); err != nil {
 			return status.Errorf(codes.InvalidArgument, "allocation record: %v", err)
 		}
-		if known := snap.Alloc(nil, a.ID); known == nil || known.NodeID == c.nodeID {
+		if known := snap.NodeOf(a.ID); known == "" || known == c.nodeID {
 			a.NodeID = c.nodeID
 			own = append(own, a)
 			bytes += len(b)

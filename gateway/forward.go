@@ -69,6 +69,7 @@ func (g *Gateway) forward(c *request, accept func(*version) error, compose func(
 				select {
 				case g.held <- struct{}{}:
 					defer func() { <-g.held }()
+					defer g.load.hold(c.model)()
 				default:
 					return nil, oip.Errorf(503, "%s; %d requests wait for a replica already", why.Message, g.cfg.MaxHeld)
 				}
@@ -175,6 +176,8 @@ func (g *Gateway) ask(ctx context.Context, e *endpoint, v *version, model string
 		return nil, fmt.Errorf("replica %s is not ready: %w: %s", e.alloc, errNotBegun, a.body)
 	case http.StatusTooManyRequests:
 		return nil, oip.Errorf(429, "all replicas of model %q are busy; try again in a moment", model)
+	case http.StatusOK:
+		e.queue.add(a.header.Get(oip.HeaderQueueTime))
 	}
 	return a, nil
 }

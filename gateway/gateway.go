@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -78,6 +79,7 @@ type Gateway struct {
 	flights chan struct{}
 	held    chan struct{}
 	decodes chan struct{} // images being decoded: memory and CPU
+	load    *load
 	metrics metrics
 }
 
@@ -127,6 +129,7 @@ func New(cfg Config) (*Gateway, error) {
 		flights: make(chan struct{}, cfg.MaxInFlight),
 		held:    make(chan struct{}, cfg.MaxHeld),
 		decodes: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		load:    newLoad(),
 		metrics: metrics{
 			requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 				Name: "rxvision_gateway_requests_total", Help: "Answered requests by model, call and HTTP status.",
@@ -161,6 +164,9 @@ func New(cfg Config) (*Gateway, error) {
 // Run follows the routes until ctx ends, connecting again with growing pauses.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.client.CloseIdleConnections()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { g.report(ctx) })
 	pause := reconnectMin
 	for {
 		began := time.Now()

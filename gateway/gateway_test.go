@@ -39,7 +39,8 @@ type region struct {
 	addr string
 	stop func()
 
-	tokens map[string]*pb.ResolveTokenReply // by hash
+	tokens  map[string]*pb.ResolveTokenReply // by hash
+	reports chan *pb.Samples                 // nil: they are not taken
 
 	mu      sync.Mutex
 	updates []*pb.RoutesUpdate

@@ -23,6 +23,7 @@ type endpoint struct {
 	alloc, address string
 	inFlight       atomic.Int64
 	ejectedUntil   atomic.Int64 // unix nanoseconds
+	queue          queue
 }
 
 func (e *endpoint) usable(now time.Time) bool { return e.ejectedUntil.Load() <= now.UnixNano() }
@@ -34,7 +35,8 @@ type version struct {
 	images    *vision.Record // nil: the model takes no images
 	imagesErr error
 	ready     []*endpoint
-	starting  int // live replicas that are not ready
+	starting  int  // live replicas that are not ready
+	wakes     bool // replicas come when somebody waits
 }
 
 type model struct {
@@ -120,16 +122,19 @@ func served(versions []*version) *version {
 // unserved says in one sentence why no replica can answer, and whether waiting
 // for a change of routes may help.
 func unserved(name string, versions []*version) (*oip.Error, bool) {
-	ready, starting := 0, 0
+	ready, starting, wakes := 0, 0, false
 	for _, v := range versions {
 		ready += len(v.ready)
 		starting += v.starting
+		wakes = wakes || v.wakes
 	}
 	switch {
 	case ready > 0:
 		return oip.Errorf(503, "model %q: none of its %d replicas answers; they are tried again", name, ready), true
 	case starting > 0:
 		return oip.Errorf(503, "model %q: %d replicas are starting, none is ready yet", name, starting), true
+	case wakes:
+		return oip.Errorf(503, "model %q: a replica was asked for and is not there yet", name), true
 	}
 	return oip.Errorf(503, "model %q is registered, but no job serves it; run a job with an onnx task for it", name), false
 }
@@ -195,7 +200,7 @@ func (r *router) model(route *pb.ModelRoute, reuse map[string]*endpoint) (*model
 		if err := cluster.Unmarshal(vr.Record, rec); err != nil {
 			return nil, err
 		}
-		v := &version{number: vr.Version, metadata: metadataOf(rec)}
+		v := &version{number: vr.Version, metadata: metadataOf(rec), wakes: vr.Wakes}
 		v.images, v.imagesErr = vision.Parse(v.metadata)
 		for _, ep := range vr.Endpoints {
 			if !ep.Ready {

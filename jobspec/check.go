@@ -82,12 +82,7 @@ func (c *checker) jobNames(j *cluster.Job) {
 	if !poolName.MatchString(j.NodePool) {
 		c.fault("node_pool", "%s is no name of a node pool: 1 to 128 letters, digits, - and _", quote(j.NodePool))
 	}
-	switch j.Type {
-	case cluster.JobTypeService, cluster.JobTypeBatch:
-	case "system", "sysbatch":
-		c.fault("type", "job type %s %s; known: service, batch", quote(j.Type), notYet)
-	default:
-		types := []string{cluster.JobTypeService, cluster.JobTypeBatch}
+	if types := []string{cluster.JobTypeService, cluster.JobTypeBatch, cluster.JobTypeSystem, cluster.JobTypeSysBatch}; !slices.Contains(types, j.Type) {
 		c.fault("type", "unknown job type %s%s%s", quote(j.Type), didYouMean(j.Type, types), known(types))
 	}
 	if j.Priority < 1 || j.Priority > 100 {

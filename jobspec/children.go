@@ -132,7 +132,7 @@ func (c *checker) dispatchPayload(j *cluster.Job, in *api.DispatchPayloadConfig,
 
 // onlyBatch refuses a block in jobs that do not end.
 func (c *checker) onlyBatch(jobType, path string) {
-	if jobType == cluster.JobTypeService {
-		c.fault(path, "only jobs of type batch have a %s block", path)
+	if jobType == cluster.JobTypeService || jobType == cluster.JobTypeSystem {
+		c.fault(path, "only jobs of type batch and sysbatch have a %s block", path)
 	}
 }

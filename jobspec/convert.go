@@ -104,8 +104,13 @@ func (c *checker) job(in *api.Job) *cluster.Job {
 	c.noChild(in)
 	out.Periodic = c.periodic(out.Type, in.Periodic)
 	out.ParameterizedJob = c.parameterized(out.Type, in.ParameterizedJob)
+	c.maxParallel(out)
 	out.Constraints = c.constraints(in.Constraints, "", levelJob)
 	out.Affinities, out.Spreads = c.affinities(in.Affinities, "", levelJob), c.spreads(in.Spreads, "")
+	if out.AllAtOnce && out.PerNode() {
+		c.warn("all_at_once", "changes nothing in a job of type %s, whose nodes get their allocations one by one", out.Type)
+		out.AllAtOnce = false
+	}
 
 	groups := present(in.TaskGroups)
 	if len(groups) == 0 {
@@ -121,16 +126,27 @@ func (c *checker) job(in *api.Job) *cluster.Job {
 		c.groupName(or(g.Name, ""), path, seen)
 		out.TaskGroups = append(out.TaskGroups, c.group(in, out, g, path))
 	}
+	c.promotion(out)
 	return out
 }
 
+// promotion warns of a group for which all canaries wait, though others would be promoted by themselves.
+func (c *checker) promotion(j *cluster.Job) {
+	auto := slices.ContainsFunc(j.TaskGroups, func(g *cluster.TaskGroup) bool { return g.Update != nil && g.Update.AutoPromote })
+	for _, g := range j.TaskGroups {
+		if auto && g.Update != nil && g.Update.Canary > 0 && !g.Update.AutoPromote {
+			c.warn(join("group", g.Name)+".update.auto_promote", "is not set, but another group's is: canaries are promoted automatically only if all groups that have canaries want it")
+		}
+	}
+}
+
 func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path string) *cluster.TaskGroup {
-	service := out.Type == cluster.JobTypeService
+	endless := out.Type == cluster.JobTypeService || out.Type == cluster.JobTypeSystem
 	g := &cluster.TaskGroup{
 		Name:             or(in.Name, ""),
 		Count:            or(in.Count, 1),
 		Constraints:      c.constraints(in.Constraints, path, levelGroup),
-		RestartPolicy:    c.restart(service, in.RestartPolicy, nil, join(path, "restart")),
+		RestartPolicy:    c.restart(endless, in.RestartPolicy, nil, join(path, "restart")),
 		ReschedulePolicy: c.reschedule(out.Type, job.Reschedule, in.ReschedulePolicy, join(path, "reschedule")),
 		EphemeralDisk:    c.disk(in.EphemeralDisk, join(path, "ephemeral_disk")),
 		Networks:         c.networks(in.Networks, path),
@@ -149,8 +165,15 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 		c.notNegative(*in.ShutdownDelay, join(path, "shutdown_delay"))
 	}
 	g.Update = c.update(out.Type, job.Update, in.Update, g.Count, join(path, "update"))
+	g.Scaling = c.scaling(in.Scaling, g.Count, join(path, "scaling"))
 	g.Disconnect = c.disconnect(in, path)
+	if out.PerNode() {
+		c.perNode(job, out.Type, in, path)
+	}
 	g.Migrate = c.migrate(out.Type, job.Migrate, in.Migrate, join(path, "migrate"))
+	g.Gang = c.gang(out, g, join(path, "meta"))
+	g.Preempt = c.preempt(g.Meta, join(path, "meta"))
+	g.MaxRunDuration = c.span(g.Meta, "rx_max_run_duration", join(path, "meta"), cluster.MaxRunLimit)
 
 	tasks := present(in.Tasks)
 	if len(tasks) == 0 {
@@ -165,7 +188,7 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 	for _, t := range tasks {
 		at := join(path, join("task", t.Name))
 		c.taskName(t.Name, at, seen)
-		task := c.task(service, g, t, in.RestartPolicy, at)
+		task := c.task(endless, g, t, in.RestartPolicy, at)
 		task.DispatchPayload = c.dispatchPayload(out, t.DispatchPayload, join(at, "dispatch_payload"))
 		g.Tasks = append(g.Tasks, task)
 		if task.Leader {
@@ -181,11 +204,14 @@ func (c *checker) group(job *api.Job, out *cluster.Job, in *api.TaskGroup, path 
 	if logs > g.EphemeralDisk.SizeMB {
 		c.fault(join(path, "ephemeral_disk.size"), "the tasks' logs may take %d MB, more than the group's %d MB of disk", logs, g.EphemeralDisk.SizeMB)
 	}
+	c.mainTask(g.Tasks, path)
 	c.servingPorts(g, path)
+	c.measurable(g, join(path, "scaling"))
+	c.services(out, g, in, path)
 	return g
 }
 
-func (c *checker) task(service bool, g *cluster.TaskGroup, in *api.Task, groupRestart *api.RestartPolicy, path string) *cluster.Task {
+func (c *checker) task(endless bool, g *cluster.TaskGroup, in *api.Task, groupRestart *api.RestartPolicy, path string) *cluster.Task {
 	t := &cluster.Task{
 		Name:          in.Name,
 		Driver:        in.Driver,
@@ -200,10 +226,11 @@ func (c *checker) task(service bool, g *cluster.TaskGroup, in *api.Task, groupRe
 		KillSignal:    c.signal(in.KillSignal, join(path, "kill_signal")),
 		LogConfig:     c.logs(in.LogConfig, join(path, "logs")),
 		Leader:        in.Leader,
+		Lifecycle:     c.lifecycle(in, path),
 		ShutdownDelay: in.ShutdownDelay,
 	}
 	if in.RestartPolicy != nil {
-		t.RestartPolicy = c.restart(service, groupRestart, in.RestartPolicy, join(path, "restart"))
+		t.RestartPolicy = c.restart(endless, groupRestart, in.RestartPolicy, join(path, "restart"))
 	}
 	c.notNegative(t.KillTimeout, join(path, "kill_timeout"))
 	c.notNegative(t.ShutdownDelay, join(path, "shutdown_delay"))
@@ -220,9 +247,9 @@ func (c *checker) task(service bool, g *cluster.TaskGroup, in *api.Task, groupRe
 }
 
 // restart merges the group's block and the task's over the defaults.
-func (c *checker) restart(service bool, group, task *api.RestartPolicy, path string) *cluster.RestartPolicy {
+func (c *checker) restart(endless bool, group, task *api.RestartPolicy, path string) *cluster.RestartPolicy {
 	r := &cluster.RestartPolicy{Attempts: 3, Interval: 24 * time.Hour, Delay: 15 * time.Second, Mode: "fail"}
-	if service {
+	if endless {
 		r.Attempts, r.Interval = 2, 30*time.Minute
 	}
 	for _, in := range []*api.RestartPolicy{group, task} {
@@ -250,6 +277,9 @@ func (c *checker) restart(service bool, group, task *api.RestartPolicy, path str
 
 func (c *checker) reschedule(jobType string, job, group *api.ReschedulePolicy, path string) *cluster.ReschedulePolicy {
 	r := &cluster.ReschedulePolicy{Delay: 30 * time.Second, DelayFunction: "exponential", MaxDelay: time.Hour, Unlimited: true}
+	if jobType == cluster.JobTypeSystem || jobType == cluster.JobTypeSysBatch {
+		return nil // perNode refuses the block
+	}
 	if jobType == cluster.JobTypeBatch {
 		r = &cluster.ReschedulePolicy{Attempts: 1, Interval: 24 * time.Hour, Delay: 5 * time.Second, DelayFunction: "constant"}
 	}
@@ -282,9 +312,12 @@ func (c *checker) reschedule(jobType string, job, group *api.ReschedulePolicy, p
 }
 
 func (c *checker) update(jobType string, job, group *api.UpdateStrategy, count int, path string) *cluster.UpdateStrategy {
-	if jobType != cluster.JobTypeService {
+	switch {
+	case jobType == cluster.JobTypeSystem || jobType == cluster.JobTypeSysBatch:
+		return c.stagger(job, group, path)
+	case jobType != cluster.JobTypeService:
 		if jobType == cluster.JobTypeBatch && (!job.Empty() || !group.Empty()) {
-			c.fault(path, "only jobs of type service have an update block")
+			c.fault(path, "jobs of type batch have no update block")
 		}
 		return nil
 	}
@@ -298,22 +331,25 @@ func (c *checker) update(jobType string, job, group *api.UpdateStrategy, count i
 			u.Stagger, u.MaxParallel = or(in.Stagger, u.Stagger), or(in.MaxParallel, u.MaxParallel)
 			u.HealthCheck, u.MinHealthyTime = or(in.HealthCheck, u.HealthCheck), or(in.MinHealthyTime, u.MinHealthyTime)
 			u.HealthyDeadline, u.ProgressDeadline = or(in.HealthyDeadline, u.HealthyDeadline), or(in.ProgressDeadline, u.ProgressDeadline)
+			u.Canary, u.AutoRevert, u.AutoPromote = or(in.Canary, u.Canary), or(in.AutoRevert, u.AutoRevert), or(in.AutoPromote, u.AutoPromote)
 			given = given || in.MaxParallel != nil
 		}
 	}
 	switch {
 	case u.MaxParallel < 0:
 		c.fault(join(path, "max_parallel"), "must not be negative")
-	case u.MaxParallel == 0:
-		c.fault(join(path, "max_parallel"), "0, an update without a deployment, %s; it must be at least 1", notYet)
+	case u.MaxParallel == 0 && (u.Canary > 0 || u.AutoRevert):
+		c.fault(join(path, "max_parallel"), "is 0, which means updates without deployments; canary and auto_revert need a deployment: make it 1 or more")
 	case given && count > 0 && u.MaxParallel > count:
 		c.warn(join(path, "max_parallel"), "is %d with a count of %d: a changed job replaces all of its allocations at once", u.MaxParallel, count)
 	}
-	if u.HealthCheck == "manual" {
-		c.fault(join(path, "health_check"), `"manual" %s; known: checks, task_states`, notYet)
-	} else {
-		c.oneOf(u.HealthCheck, join(path, "health_check"), "checks", "task_states")
+	if u.Canary < 0 || u.Canary > MaxCount {
+		c.fault(join(path, "canary"), "is %d; it must be between 0 and %d", u.Canary, MaxCount)
 	}
+	if u.AutoPromote && u.Canary == 0 {
+		c.fault(join(path, "auto_promote"), "needs canaries to promote: set canary")
+	}
+	c.oneOf(u.HealthCheck, join(path, "health_check"), "checks", "task_states", "manual")
 	c.notNegative(u.MinHealthyTime, join(path, "min_healthy_time"))
 	if u.Stagger <= 0 {
 		c.fault(join(path, "stagger"), "must be above zero")
@@ -329,7 +365,7 @@ func (c *checker) update(jobType string, job, group *api.UpdateStrategy, count i
 
 func (c *checker) migrate(jobType string, job, group *api.MigrateStrategy, path string) *cluster.MigrateStrategy {
 	if jobType != cluster.JobTypeService {
-		if jobType == cluster.JobTypeBatch && (job != nil || group != nil) {
+		if (job != nil || group != nil) && slices.Contains([]string{cluster.JobTypeBatch, cluster.JobTypeSystem, cluster.JobTypeSysBatch}, jobType) {
 			c.fault(path, "only jobs of type service have a migrate block")
 		}
 		return nil

@@ -140,7 +140,7 @@ var (
 		},
 	}
 	groupBlock = block{
-		skip: []string{"Name"},
+		skip: []string{"Name", "MaxRunDuration"}, // the meta block tells of it
 		children: []child{
 			constraints,
 			affinities,
@@ -150,8 +150,10 @@ var (
 			{field: "Migrate", name: "Migrate"},
 			{field: "ReschedulePolicy", name: "ReschedulePolicy"},
 			{field: "EphemeralDisk", name: "EphemeralDisk"},
+			{field: "Scaling", name: "Scaling", block: block{skip: []string{"Policy", "Cooldown", "CooldownUp", "Window"}}},
 			{field: "Update", name: "Update", block: block{skip: []string{"Stagger"}}},
 			{field: "Networks", name: "Network", key: sameKey, block: networkBlock},
+			{field: "Services", name: "Service", key: fieldKey("Name"), block: serviceBlock},
 		},
 	}
 	networkBlock = block{
@@ -161,6 +163,11 @@ var (
 			{field: "DynamicPorts", name: "Dynamic Port", key: fieldKey("Label"), block: block{skip: []string{"Value"}}},
 		},
 	}
+	serviceBlock = block{children: []child{
+		{field: "Tags", name: "Tags"},
+		{field: "CanaryTags", name: "CanaryTags"},
+		{field: "Checks", name: "Check", key: fieldKey("Name"), block: block{children: []child{{field: "CheckRestart", name: "CheckRestart"}}}},
+	}}
 	taskBlock = block{
 		skip: []string{"Name"},
 		children: []child{
@@ -174,6 +181,8 @@ var (
 			{field: "Artifacts", name: "Artifact", key: fieldKey("GetterSource", "RelativeDest")},
 			{field: "Templates", name: "Template", key: fieldKey("DestPath")},
 			{field: "DispatchPayload", name: "DispatchPayload"},
+			{field: "Lifecycle", name: "Lifecycle"},
+			{field: "Services", name: "Service", key: fieldKey("Name"), block: serviceBlock},
 		},
 	}
 	modelBlock  = block{children: []child{{field: "Model", name: "Model"}}}

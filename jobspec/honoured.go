@@ -21,15 +21,22 @@ var honoured = map[reflect.Type]string{
 		TaskGroups Update Reschedule Migrate Meta Affinities Spreads Periodic ParameterizedJob`,
 	reflect.TypeFor[api.TaskGroup](): `Name Count Constraints Tasks RestartPolicy ReschedulePolicy EphemeralDisk
 		Update Migrate Networks Meta ShutdownDelay Disconnect MaxClientDisconnect PreventRescheduleOnLost
-		Affinities Spreads`,
+		Affinities Spreads Scaling Services`,
+	reflect.TypeFor[api.Service](): `Name Tags CanaryTags PortLabel AddressMode Address Checks CheckRestart TaskName
+		Provider OnUpdate`,
+	reflect.TypeFor[api.ServiceCheck](): `Name Type Path Protocol PortLabel AddressMode Interval Timeout TLSServerName
+		TLSSkipVerify Header Method CheckRestart TaskName Body OnUpdate`,
+	reflect.TypeFor[api.CheckRestart]():  `Limit Grace`,
+	reflect.TypeFor[api.ScalingPolicy](): `Type Min Max Enabled Policy`,
 	reflect.TypeFor[api.Task](): `Name Driver User Config Constraints Env Resources RestartPolicy Meta KillTimeout
-		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal Affinities DispatchPayload`,
+		LogConfig Artifacts Templates Leader ShutdownDelay KillSignal Affinities DispatchPayload
+		Lifecycle Services`,
 	reflect.TypeFor[api.Constraint]():   `LTarget RTarget Operand`,
 	reflect.TypeFor[api.Affinity]():     `LTarget RTarget Operand Weight`,
 	reflect.TypeFor[api.Spread]():       `Attribute Weight SpreadTarget`,
 	reflect.TypeFor[api.SpreadTarget](): `Value Percent`,
 	reflect.TypeFor[api.UpdateStrategy](): `Stagger MaxParallel HealthCheck MinHealthyTime HealthyDeadline
-		ProgressDeadline`,
+		ProgressDeadline Canary AutoRevert AutoPromote`,
 	reflect.TypeFor[api.ReschedulePolicy]():   `Attempts Interval Delay DelayFunction MaxDelay Unlimited`,
 	reflect.TypeFor[api.DisconnectStrategy](): `LostAfter Replace Reconcile`,
 	reflect.TypeFor[api.MigrateStrategy]():    `MaxParallel HealthCheck MinHealthyTime HealthyDeadline`,
@@ -45,6 +52,8 @@ var honoured = map[reflect.Type]string{
 	// nothing ever changes under one: modes, signals and splay are accepted and idle.
 	reflect.TypeFor[api.Template](): `SourcePath DestPath EmbeddedTmpl ChangeMode ChangeSignal Once Splay Perms
 		LeftDelim RightDelim Envvars`,
+
+	reflect.TypeFor[api.TaskLifecycle](): `Hook Sidecar`,
 
 	reflect.TypeFor[api.PeriodicConfig]():         `Enabled Spec Specs SpecType ProhibitOverlap TimeZone`,
 	reflect.TypeFor[api.ParameterizedJobConfig](): `Payload MetaRequired MetaOptional`,
@@ -64,6 +73,7 @@ var neutral = map[string]func(v any) bool{
 	"Task.Consul":         func(v any) bool { return defaultConsul(v.(*api.Consul)) },
 	"LogConfig.Enabled":   func(v any) bool { return *v.(*bool) },
 	"Template.VaultGrace": zero,
+	"Service.Cluster":     func(v any) bool { return v.(string) == "" || v.(string) == "default" },
 }
 
 func zero(v any) bool { return isZero(reflect.ValueOf(v)) }

@@ -557,7 +557,7 @@ func TestBadJSON(t *testing.T) {
 	const src = `{
   "Job": {
     "ID": "j",
-    "Update": {"Canary": 1},
+    "Update": {"Canary": -1},
     "TaskGroups": [
       {
         "Count": -1,
@@ -588,7 +588,7 @@ func TestBadJSON(t *testing.T) {
 		t.Fatalf("error %v, want Faults", err)
 	}
 	want := `7 errors occurred:
-	* update.canary (line 4): is not supported yet by rxvision
+	* group.web.update.canary (line 4): is -1; it must be between 0 and 100000
 	* group.web.count (line 7): must not be negative
 	* group.web.constraint[0] (line 10): has no attribute to compare
 	* group.web.constraint[0] (line 10): operator "=" needs a value
@@ -734,6 +734,62 @@ func TestWarnings(t *testing.T) {
 	_, warnings, err := FromAPI(job, options)
 	if err != nil || len(warnings) != 1 || !strings.HasPrefix(warnings[0], "group.g.update.max_parallel: is 4 with a count of 1") {
 		t.Errorf("warnings %q, error %v", warnings, err)
+	}
+	two := strings.Replace(small("update {\n canary = 1\n auto_revert = true\n health_check = \"manual\"\n }"), "\n}", `
+  group "other" {
+    update { auto_promote = true }
+    task "t" {
+      driver = "raw_exec"
+      config { command = "/bin/true" }
+    }
+  }
+}`, 1)
+	got, warnings, err := FromAPI(mustParse(t, two), options)
+	if err != nil || len(warnings) != 1 || !strings.HasPrefix(warnings[0], "group.g.update.auto_promote: ") {
+		t.Fatalf("warnings %q, error %v", warnings, err)
+	}
+	if u := got.TaskGroups[1].Update; u.Canary != 1 || !u.AutoPromote || !u.AutoRevert || u.HealthCheck != "manual" {
+		t.Errorf("update %+v", u)
+	}
+}
+
+// TestScalingWarnings: what a policy asks for that cannot be measured, or would never end, is told when it is registered.
+func TestScalingWarnings(t *testing.T) {
+	policy := func(source, query string) string {
+		return fmt.Sprintf(`scaling {
+    min = 0
+    max = 3
+    policy {
+      cooldown_on_scale_up = "10s"
+      check "load" {
+        source = %q
+        query  = %q
+        strategy "target-value" { target = 5 }
+      }
+    }
+  }`, source, query)
+	}
+	asleep := "group.g.scaling.min: is 0, but the group serves no model whose requests would wake it"
+	for text, want := range map[string][]string{
+		policy("rxvision", "cpu"):        {asleep},
+		policy("rxvision", "gpu"):        {`group.g.scaling.policy.check.load.query: no task asks for a GPU: "gpu" will be missing`, asleep},
+		policy("rxvision", "queue_time"): {`group.g.scaling.policy.check.load.query: no task serves a model: "queue_time" will be missing`, asleep},
+		policy("rxvison", "cpu"):         {`group.g.scaling.policy.check: none has the source "rxvision": the policy is kept for another autoscaler, and the servers scale nothing by it; did you mean "rxvision"?`},
+		policy("prometheus", "up"):       {`group.g.scaling.policy.check: none has the source "rxvision"`},
+	} {
+		job, warnings, err := FromAPI(mustParse(t, strings.Replace(small(""), `group "g" {`, "group \"g\" {\n"+text, 1)), options)
+		if err != nil || len(warnings) != len(want) {
+			t.Errorf("%s\nwarnings %q, error %v", text, warnings, err)
+			continue
+		}
+		for i, w := range want {
+			if !strings.HasPrefix(warnings[i], w) {
+				t.Errorf("warning %q, want %q", warnings[i], w)
+			}
+		}
+		if s := job.TaskGroups[0].Scaling; len(s.Checks) > 0 && (s.CooldownUp != 10*time.Second || s.Cooldown != DefaultScalingCooldown) {
+			t.Errorf("cooldowns %s, %s", s.CooldownUp, s.Cooldown)
+		}
 	}
 }
 

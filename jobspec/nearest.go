@@ -5,15 +5,21 @@ import (
 	"strings"
 )
 
-// didYouMean returns `; did you mean "x"?` for the known word that is nearest to
-// word, or "" when none is near.
-func didYouMean(word string, known []string) string {
+// Nearest is the known word that is nearest to word, "" when none is near.
+func Nearest(word string, known []string) string {
 	best, bestAt := "", max(2, len(word)/3)+1
 	for _, k := range known {
 		if d := distance(strings.ToLower(word), strings.ToLower(k), bestAt); d < bestAt {
 			best, bestAt = k, d
 		}
 	}
+	return best
+}
+
+// didYouMean returns `; did you mean "x"?` for the known word that is nearest to
+// word, or "" when none is near.
+func didYouMean(word string, known []string) string {
+	best := Nearest(word, known)
 	if best == "" {
 		return ""
 	}

@@ -8,6 +8,9 @@ import (
 // HeaderLength is the HTTP header that gives the length of the JSON part of a body that carries binary tensors.
 const HeaderLength = "Inference-Header-Content-Length"
 
+// HeaderQueueTime is the HTTP header by which a worker says how long a request waited for its turn, in microseconds.
+const HeaderQueueTime = "Rxvision-Queue-Time-Us"
+
 // Error is an answer that is not a success: what a server says in {"error": …} with a status, and what decoding a bad
 // message reports (then with status 400). The message is one sentence.
 type Error struct {

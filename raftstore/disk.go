@@ -535,6 +535,7 @@ func (t *tail) get(index uint64, l *raft.Log) bool {
 type gate struct {
 	*raft.NetworkTransport
 	disk *disk
+	news *news
 }
 
 // AppendEntries implements raft.Transport. While a write is stalled raft's

@@ -195,6 +195,7 @@ func (s *Store) propose(round []*proposal) {
 
 func (s *Store) proposeNow(round []*proposal) {
 	var futures []raft.ApplyFuture
+	s.fsm.news.tell() // before raft hears of it: a message that waits is out of the way then
 	for _, p := range round {
 		for _, entry := range p.entries {
 			futures = append(futures, s.raft.Apply(entry, enqueueTimeout))

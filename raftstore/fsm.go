@@ -54,6 +54,7 @@ type fsm struct {
 	current   atomic.Pointer[cluster.State]
 	due       chan struct{} // a snapshot is, because of the bytes applied
 	sized     chan int      // the size of the last snapshot, when it has changed
+	news      news
 
 	mu         sync.Mutex // held while the state and the fields below change
 	index      uint64     // of the last command applied, or above it after a restore
@@ -125,6 +126,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	f.wake()
+	f.news.tell()
 	if f.bytes >= f.enough() {
 		select {
 		case f.due <- struct{}{}:

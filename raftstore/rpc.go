@@ -271,6 +271,14 @@ func (s *service) Health(context.Context, *pb.Nothing) (*pb.HealthReply, error) 
 	})
 }
 
+// Ask implements pb.PeersServer.
+func (s *service) Ask(ctx context.Context, r *pb.Question) (*pb.Answer, error) {
+	return onlyLeader(s.Store, func() (*pb.Answer, error) {
+		body, err := s.askHere(ctx, r.Body)
+		return &pb.Answer{Body: body}, err
+	})
+}
+
 // Witness implements pb.PeersServer.
 func (s *service) Witness(ctx context.Context, r *pb.WitnessRequest) (*pb.WitnessReply, error) {
 	index, term := s.lastLog()

@@ -34,7 +34,7 @@ func TestOlderServerIsSpared(t *testing.T) {
 	if err := dispatch(); cluster.CodeOf(err) != cluster.CodeNotFound {
 		t.Fatalf("a dispatch of no job: %v", err)
 	}
-	older := &cluster.Server{ID: newUUID(), Name: "older", Region: s.cfg.Region, RaftAddr: "127.0.0.1:1", Rules: cluster.CurrentRules - 1}
+	older := &cluster.Server{ID: newUUID(), Name: "older", Region: s.cfg.Region, RaftAddr: "127.0.0.1:1", Rules: 1}
 	if _, err := s.Apply(context.Background(), &cluster.RegisterServer{Server: older}); err != nil {
 		t.Fatal(err)
 	}

@@ -168,7 +168,7 @@ func TestReadSnapshotFindsFaults(t *testing.T) {
 			return errors.Join(bucket(tx, metaBucket).Put([]byte(countPrefix+cluster.TableSummaries), []byte("1")),
 				bucket(tx, cluster.TableSummaries).Delete(k))
 		}, "has no summary"},
-		{"newer table", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("count/quotas"), []byte("3")) }, "table quotas is not known"},
+		{"newer table", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("count/futures"), []byte("3")) }, "table futures is not known"},
 		{"newer format", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("format"), []byte("3")) }, `format "3"`},
 		{"no meta", func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte(metaBucket)) }, "has no meta bucket"},
 		{"index is no number", func(tx *bbolt.Tx) error { return bucket(tx, metaBucket).Put([]byte("index"), []byte("x")) }, "meta index"},

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -134,6 +135,7 @@ type Store struct {
 	clients   clients
 	member    *membership
 	circle    *circle
+	answers   atomic.Pointer[Answerer]
 	pilot     pilot
 	raft      *raft.Raft
 	fsm       *fsm
@@ -227,7 +229,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s.metrics = newMetrics(s)
 	s.fsm = newFSM(filepath.Join(cfg.Dir, tmpFolder), cfg.createdBy(), s.metrics, s.fail, s.closing)
-	if s.raft, err = newRaft(conf, s.fsm, s.disk, snaps, &gate{s.trans, s.disk}); err != nil {
+	if s.raft, err = newRaft(conf, s.fsm, s.disk, snaps, &gate{s.trans, s.disk, &s.fsm.news}); err != nil {
 		return nil, err
 	}
 	s.fsm.running.Store(true)

@@ -51,8 +51,8 @@ func newApplier(s *Scheduler) *applier {
 	return &applier{Scheduler: s, in: make(chan []*submission, s.workers)}
 }
 
-func newSubmission(p *cluster.Plan) *submission {
-	return &submission{plan: p, size: len(cluster.Marshal(p)), answer: make(chan outcome, 1)}
+func newSubmission(snap *cluster.Snapshot, p *cluster.Plan) *submission {
+	return &submission{plan: p, size: snap.EntrySize(p), answer: make(chan outcome, 1)}
 }
 
 // submit hands plans over; each gets its answer on its channel.

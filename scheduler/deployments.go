@@ -15,7 +15,7 @@ const deploymentRest = time.Second
 func (s *Scheduler) watchDeployments(ctx context.Context) error {
 	return s.watchState(ctx, deploymentRest, func(snap *cluster.Snapshot, ws cluster.WatchSet) (next cluster.Time) {
 		for _, d := range snap.ActiveDeployments(ws) {
-			due := progressDue(d)
+			due := snap.ProgressDue(d)
 			if due == 0 {
 				continue
 			}
@@ -41,25 +41,14 @@ func earliest(a, b cluster.Time) cluster.Time {
 	return a
 }
 
-// progressDue is when a deployment fails unless an allocation becomes healthy
-// before; 0: it waits for none.
-func progressDue(d *cluster.Deployment) (due cluster.Time) {
-	if d.Status != cluster.DeploymentRunning {
-		return 0
-	}
-	for _, g := range d.TaskGroups {
-		if g.HealthyAllocs < g.DesiredTotal {
-			due = earliest(due, g.RequireProgressBy)
-		}
-	}
-	return due
-}
-
 func (s *Scheduler) failDeployment(ctx context.Context, d *cluster.Deployment) {
 	res, err := s.apply(ctx, overdue(d, newID))
 	log := s.log.With("deployment", d.ID, "job", d.JobID)
 	switch {
 	case err == nil:
+		if res.Reverted != nil {
+			log = log.With("reverted_to", *res.Reverted)
+		}
 		log.Info("deployment failed: no progress within its deadline", "eval", res.EvalID, "index", res.Index)
 	case ctx.Err() == nil && cluster.CodeOf(err) != cluster.CodeConflict: // conflict: it ended just now
 		log.Error("deployment is overdue but could not be failed", "error", err)

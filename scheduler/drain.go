@@ -52,29 +52,61 @@ func lookAtDrains(snap *cluster.Snapshot, ws cluster.WatchSet, now cluster.Time)
 	return d
 }
 
-// node chooses what moves off a node; true when the node is empty.
+// node chooses what moves off a node; true when the node is empty. System jobs leave when
+// all else has, or never, if the drain ignores them: then the node is empty with them.
 func (d *drain) node(n *cluster.Node) (empty bool) {
 	s := n.DrainStrategy
 	force := s.Deadline < 0 || (s.ForceDeadline != 0 && s.ForceDeadline <= d.now)
 	if !force {
 		d.next = earliest(d.next, s.ForceDeadline)
 	}
-	empty = true
+	var system []*cluster.Allocation
+	others := 0
 	for _, a := range d.snap.AllocsHolding(d.ws, n.ID) {
-		empty = false
-		if a.ServerTerminal() || moving(a) || len(d.move) >= maxTransitions {
+		j := d.snap.Job(d.ws, a.JobKey())
+		if j != nil && j.Type == cluster.JobTypeSystem {
+			if !s.IgnoreSystemJobs {
+				system = append(system, a)
+			}
 			continue
 		}
-		j := d.snap.Job(d.ws, a.JobKey())
-		if j == nil || (!force && (j.Type == cluster.JobTypeBatch || !d.spend(j, a))) {
-			continue // a purged job's work is being stopped; batch work may end by itself
+		others++
+		if j == nil {
+			continue // a purged job's work is being stopped
 		}
-		d.move[a.ID] = cluster.DesiredTransition{Migrate: ptr(true)}
-		if !slices.Contains(d.jobs, j) {
-			d.jobs = append(d.jobs, j)
+		leaves := force
+		switch {
+		case force:
+		case j.Finite():
+			leaves = s.Interrupted // it may end by itself, unless the node is sure to go
+		default:
+			leaves = stays(a) && d.spend(j, a)
+		}
+		if !leaves {
+			continue
+		}
+		d.ask(j, a)
+	}
+	if force || others == 0 {
+		for _, a := range system {
+			d.ask(d.snap.Job(d.ws, a.JobKey()), a)
 		}
 	}
-	return empty
+	return others+len(system) == 0
+}
+
+// stays says whether nobody has asked the allocation to go yet.
+func stays(a *cluster.Allocation) bool { return !a.ServerTerminal() && !moving(a) }
+
+// ask asks an allocation to move, unless it goes already.
+func (d *drain) ask(j *cluster.Job, a *cluster.Allocation) {
+	if !stays(a) || len(d.move) >= maxTransitions {
+		return
+	}
+	d.move[a.ID] = cluster.DesiredTransition{Migrate: ptr(true)}
+	if !slices.Contains(d.jobs, j) {
+		d.jobs = append(d.jobs, j)
+	}
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -20,6 +20,9 @@ type metrics struct {
 	reaped  prometheus.Counter
 
 	launched prometheus.Counter
+
+	scaling *prometheus.GaugeVec // policies by state
+	pending *prometheus.GaugeVec // by node pool and resource
 }
 
 func newMetrics() *metrics {
@@ -42,6 +45,14 @@ func newMetrics() *metrics {
 		reaped:  counter("reaped_total", "Ended records forgotten."),
 
 		launched: counter("launches_total", "Periodic jobs launched at their times."),
+
+		scaling: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "rxvision_autoscaler_policies", Help: "Enabled scaling policies by state: steady, changed, held (a change waits), missing-metric.",
+		}, []string{"state"}),
+		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "rxvision_scheduler_pending",
+			Help: "What allocations ask for that wait for room, by node pool: allocations, cpu (MHz), memory (MiB), and devices by their names (thousandths).",
+		}, []string{"node_pool", "resource"}),
 	}
 }
 
@@ -50,7 +61,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.evals, m.planned, m.placed, m.stopped, m.refused, m.entries, m.failed, m.reaped, m.launched} {
+	for _, c := range []prometheus.Collector{m.evals, m.planned, m.placed, m.stopped, m.refused, m.entries, m.failed, m.reaped, m.launched, m.scaling, m.pending} {
 		errs = append(errs, r.Register(c))
 	}
 	return errors.Join(errs...)
@@ -63,7 +74,10 @@ func (m *metrics) queued(c counts) {
 }
 
 // idle resets what only a leader has.
-func (m *metrics) idle() { m.queued(counts{}) }
+func (m *metrics) idle() {
+	m.queued(counts{})
+	m.pending.Reset()
+}
 
 // count adds what was committed of a plan.
 func (m *metrics) count(p *cluster.Plan, r cluster.PlanResult) {

@@ -11,8 +11,8 @@ import (
 )
 
 // queue orders the open evaluations of the state. It holds each of them once:
-// waiting for its time, blocked until room appears, or ready. What is ready is
-// given out by priority and age, one evaluation of a job at a time.
+// waiting for its time, blocked until room appears, or ready. What is ready is given out
+// by priority, then by the shares of namespaces (fair.go), then by age, one evaluation of a job at a time.
 //
 // A look at the state (sync) costs what has changed since the last one, however much
 // is open: it reads only the evaluations that were changed. So of one that has ended
@@ -23,7 +23,8 @@ type queue struct {
 	mu      sync.Mutex
 	items   map[string]*item // by evaluation ID
 	lines   map[cluster.JobKey]*line
-	ready   pile[*line] // of jobs that no worker has, the next one first
+	ready   pile[*class] // of what no worker has, the next one first
+	fair    fair
 	waiting pile[*item] // by time
 	blocked pile[*item] // by the index up to which there is no room
 	back    []*item     // given back since the last sync, which finds out where they belong
@@ -59,14 +60,38 @@ type item struct {
 	out      bool                // a worker has it; until it gives it back, eval does not change
 	fresh    *cluster.Evaluation // what sync has seen of it while it was out, nil for nothing
 	sweep    uint64              // the newest that has seen it
+	cost     float64             // counted for it while it is out, see tenant
 }
+
+// class is what is ready of one namespace at one rank: jobs that no worker has, the next one first.
+type class struct {
+	spot
+	lines  pile[*line]
+	rank   rank
+	tenant *tenant
+}
+
+// rank is what goes before fairness: higher priority first, then what waits for the end of what it replaces, so
+// that nobody else takes its place.
+type rank struct {
+	priority int
+	replaces bool
+}
+
+func rankOf(e *cluster.Evaluation) rank {
+	return rank{e.Priority, e.Status == cluster.EvalStatusBlocked && (e.TriggeredBy == cluster.TriggerRollingUpdate || len(e.Claims) > 0)}
+}
+
+// head is the next evaluation of the class.
+func (c *class) head() *cluster.Evaluation { return c.lines.list[0].list[0].eval }
 
 // line is what is ready of one job. It is there while it has items or a worker has one of them.
 type line struct {
 	spot
 	pile[*item]
-	job cluster.JobKey
-	out bool // a worker has an evaluation of the job: the line is not in ready
+	job   cluster.JobKey
+	out   bool   // a worker has an evaluation of the job: the line is in no class
+	class *class // that it is in
 }
 
 func newLine(job cluster.JobKey) *line {
@@ -76,7 +101,8 @@ func newLine(job cluster.JobKey) *line {
 func newQueue() *queue {
 	return &queue{
 		items: map[string]*item{}, lines: map[cluster.JobKey]*line{}, unswept: true,
-		ready:   pile[*line]{before: func(a, b *line) bool { return before(a.list[0].eval, b.list[0].eval) < 0 }},
+		ready:   pile[*class]{before: func(a, b *class) bool { return a.goesBefore(b) }},
+		fair:    fair{tenants: map[string]*tenant{}},
 		waiting: pile[*item]{before: func(a, b *item) bool { return a.until < b.until }},
 		blocked: pile[*item]{before: func(a, b *item) bool { return a.tried < b.tried }},
 		changed: make(chan struct{}), returned: make(chan struct{}),
@@ -212,16 +238,48 @@ func (q *queue) remove(i *item) {
 
 // moved brings a line to its place after its items have changed.
 func (q *queue) moved(l *line) {
-	switch in := l.at < q.ready.Len() && q.ready.list[l.at] == l; {
+	switch {
 	case l.out:
 	case l.Len() == 0:
-		heap.Remove(&q.ready, l.at)
+		q.leave(l)
 		delete(q.lines, l.job)
-	case in:
-		heap.Fix(&q.ready, l.at)
+	case l.class != nil && l.class.rank == rankOf(l.list[0].eval):
+		heap.Fix(&l.class.lines, l.at)
+		heap.Fix(&q.ready, l.class.at)
 	default:
-		heap.Push(&q.ready, l)
+		q.leave(l)
+		q.enter(l)
 	}
+}
+
+// leave takes a line out of its class, if it is in one.
+func (q *queue) leave(l *line) {
+	c := l.class
+	if c == nil {
+		return
+	}
+	heap.Remove(&c.lines, l.at)
+	if l.class = nil; c.lines.Len() > 0 {
+		heap.Fix(&q.ready, c.at)
+		return
+	}
+	heap.Remove(&q.ready, c.at)
+	delete(c.tenant.classes, c.rank)
+}
+
+// enter puts a line that has items into the class where it belongs.
+func (q *queue) enter(l *line) {
+	t, r := q.fair.tenant(l.job.Namespace), rankOf(l.list[0].eval)
+	c := t.classes[r]
+	if l.class = c; c != nil {
+		heap.Push(&c.lines, l)
+		heap.Fix(&q.ready, c.at)
+		return
+	}
+	c = &class{rank: r, tenant: t, lines: pile[*line]{before: func(a, b *line) bool { return before(a.list[0].eval, b.list[0].eval) < 0 }}}
+	l.class, t.classes[r] = c, c
+	heap.Push(&c.lines, l)
+	heap.Push(&q.ready, c)
 }
 
 // forget makes the next sync look at everything and drops what is known of blocked
@@ -238,18 +296,10 @@ func (q *queue) forget() {
 	q.unswept, q.seen = true, 0
 }
 
-// before orders evaluations: higher priority first, then those that wait for the
-// end of what they replace (so that nobody else takes its place), then the oldest.
+// before orders the evaluations of a namespace: by rank, then the oldest first.
 func before(a, b *cluster.Evaluation) int {
-	replaces := func(e *cluster.Evaluation) int {
-		if e.Status == cluster.EvalStatusBlocked && e.TriggeredBy == cluster.TriggerRollingUpdate {
-			return 0
-		}
-		return 1
-	}
 	return cmp.Or(
-		cmp.Compare(b.Priority, a.Priority),
-		cmp.Compare(replaces(a), replaces(b)),
+		rankOf(a).compare(rankOf(b)),
 		cmp.Compare(a.CreateIndex, b.CreateIndex),
 		cmp.Compare(a.ID, b.ID),
 	)
@@ -281,10 +331,12 @@ func (q *queue) take(ctx context.Context, max int) ([]*item, error) {
 
 func (q *queue) takeReady(max int) (batch []*item) {
 	for !q.paused && q.ready.Len() > 0 && len(batch) < max {
-		l := heap.Pop(&q.ready).(*line)
+		l := q.ready.list[0].lines.list[0]
+		q.leave(l)
 		i := heap.Pop(&l.pile).(*item)
 		i.in, i.out, l.out = nil, true, true
 		q.out++
+		q.charge(i)
 		batch = append(batch, i)
 	}
 	return batch
@@ -313,8 +365,9 @@ func (q *queue) giveBack(i *item, change func(), ended bool) {
 	i.out = false
 	q.out--
 	l := q.lines[i.eval.JobKey()]
+	q.fair.tenant(l.job.Namespace).settled += i.cost
 	if l.out = false; l.Len() > 0 {
-		heap.Push(&q.ready, l)
+		q.enter(l)
 		q.wake()
 	} else {
 		delete(q.lines, l.job)

@@ -350,6 +350,47 @@ func TestQueueOfOneJob(t *testing.T) {
 	}
 }
 
+// TestPriorityHoldsAcrossABacklog: of 100,000 evaluations that came in any order the highest priority goes first, of
+// equal ones the oldest, whatever comes and is given back meanwhile.
+func TestPriorityHoldsAcrossABacklog(t *testing.T) {
+	const backlog, more = 100_000, 1000
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var open []*cluster.Evaluation
+	add := func(n int) {
+		for range n {
+			i := uint64(len(open) + 1)
+			open = append(open, &cluster.Evaluation{
+				ID: fmt.Sprint("e", i), Namespace: "n", JobID: fmt.Sprint("j", i), Priority: 10 * (1 + rnd.IntN(10)),
+				CreateIndex: i, ModifyIndex: i, Status: cluster.EvalStatusPending,
+			})
+		}
+	}
+	read := func(from uint64) []*cluster.Evaluation { return open[max(from, 1)-1:] } // by its last change: number i has index i
+	add(backlog)
+	q := newQueue()
+	q.sync(read, 0, false, 1)
+	var last *cluster.Evaluation
+	for taken := 0; taken < backlog+more; {
+		if taken > backlog/2 && len(open) == backlog {
+			add(more)
+			q.sync(read, 0, false, 1)
+			last = nil // those may go before
+		}
+		batch := q.takeReady(maxBatch)
+		if len(batch) == 0 {
+			t.Fatalf("nothing more after %d of %d", taken, backlog+more)
+		}
+		for _, i := range batch {
+			if e := i.eval; last != nil && (e.Priority > last.Priority || e.Priority == last.Priority && e.CreateIndex < last.CreateIndex) {
+				t.Fatalf("%s of priority %d comes after %s of priority %d", e.ID, e.Priority, last.ID, last.Priority)
+			}
+			last = i.eval
+			q.ended(i)
+		}
+		taken += len(batch)
+	}
+}
+
 // BenchmarkQueue is a look at a state with 50,000 open evaluations, of which one has changed.
 func BenchmarkQueue(b *testing.B) {
 	const open = 50_000

@@ -142,10 +142,10 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 		}
 	}
 	threshold := c.keep.EvalGCThreshold
-	if j != nil && j.Type == cluster.JobTypeBatch {
+	if j != nil && j.Finite() {
 		threshold = c.keep.BatchEvalGCThreshold
 	}
-	needed := c.ended(allocs, j, named, threshold, now)
+	needed := c.ended(allocs, j, named, goneNodes(snap, j, allocs), threshold, now)
 	for _, e := range evals {
 		switch {
 		case needed[e.ID] || named.Eval(e.ID):
@@ -176,7 +176,7 @@ func (c *collector) job(snap *cluster.Snapshot, k cluster.JobKey, now cluster.Ti
 
 // endOf says whether a job of which no evaluation is open has ended for good, and when.
 func endOf(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended) (last int64, dead bool) {
-	if j.Status != cluster.JobStatusDead || (!j.Stop && j.Type != cluster.JobTypeBatch) {
+	if j.Status != cluster.JobStatusDead || (!j.Stop && !j.Finite()) {
 		return 0, false
 	}
 	last = j.SubmitTime
@@ -192,14 +192,29 @@ func endOf(j *cluster.Job, allocs []*cluster.Allocation, evals []cluster.Ended) 
 	return last, true
 }
 
-// ended forgets allocations that no longer count for their job (nil: purged), and
-// gives the evaluations of those that stay.
-func (c *collector) ended(allocs []*cluster.Allocation, j *cluster.Job, named *cluster.Lineage, threshold time.Duration, now cluster.Time) (needed map[string]bool) {
+// goneNodes are the nodes of a system job's allocations that are not there any more: what
+// was done there says nothing about others.
+func goneNodes(snap *cluster.Snapshot, j *cluster.Job, allocs []*cluster.Allocation) map[string]bool {
+	gone := map[string]bool{}
+	if j == nil || !j.PerNode() {
+		return gone
+	}
+	for _, a := range allocs {
+		if a.ClientTerminal() && snap.Node(nil, a.NodeID) == nil {
+			gone[a.NodeID] = true
+		}
+	}
+	return gone
+}
+
+// ended forgets allocations that no longer count for their job (nil: purged), or were on
+// nodes that are gone, and gives the evaluations of those that stay.
+func (c *collector) ended(allocs []*cluster.Allocation, j *cluster.Job, named *cluster.Lineage, gone map[string]bool, threshold time.Duration, now cluster.Time) (needed map[string]bool) {
 	needed = map[string]bool{}
 	failures := newestFailures(allocs, j)
 	var over []*cluster.Allocation
 	for _, a := range allocs {
-		if spent(a, j) && a != failures[a.TaskGroup] && !named.Alloc(a.ID) {
+		if (spent(a, j) || gone[a.NodeID] && a.ClientTerminal()) && a != failures[a.TaskGroup] && !named.Alloc(a.ID) {
 			over = append(over, a)
 		} else {
 			needed[a.EvalID] = true
@@ -247,7 +262,7 @@ func spent(a *cluster.Allocation, j *cluster.Job) bool {
 		return false
 	case j == nil || j.CreateIndex != a.JobCreateIndex:
 		return true
-	case j.Type == cluster.JobTypeBatch:
+	case j.Finite():
 		return a.JobVersion < j.Version || a.NextAllocation != ""
 	}
 	return a.ServerTerminal() || a.NextAllocation != "" || a.ClientStatus != cluster.AllocClientFailed
@@ -268,7 +283,7 @@ func (c *collector) versions(snap *cluster.Snapshot, k cluster.JobKey, j *cluste
 	for i, v := range versions {
 		newestStable := v.Stable && !stable
 		stable = stable || v.Stable
-		if used[v.Version] || named.Version(v.Version) || (j != nil && (i < c.keep.JobTrackedVersions || newestStable)) {
+		if used[v.Version] || named.Version(v.Version) || (j != nil && (i < c.keep.JobTrackedVersions || newestStable || v.VersionTag != nil)) {
 			continue
 		}
 		r := c.next(len(k.Namespace) + len(k.ID))

@@ -42,6 +42,7 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 	Workers    int                   // plans made side by side; 0: one for each processor, at most 4
+	Metrics    Metrics               // by which groups are scaled; nil: none are
 	Retention  Retention
 }
 
@@ -53,6 +54,10 @@ type Scheduler struct {
 	keep    Retention
 	metrics *metrics
 	mix     atomic.Pointer[place.Mix]
+	queue   atomic.Pointer[queue] // nil while this server does not schedule
+
+	scalings atomic.Pointer[map[string]*cluster.ScalingStatus] // by policy ID, of the last look; nil: this server does not lead
+	measured Metrics
 }
 
 // New makes a scheduler; Run starts it.
@@ -60,7 +65,7 @@ func New(cfg Config) (*Scheduler, error) {
 	if cfg.Store == nil || cfg.Logger == nil {
 		return nil, errors.New("scheduler: Store and Logger must be set")
 	}
-	s := &Scheduler{store: cfg.Store, log: cfg.Logger, workers: cfg.Workers, keep: cfg.Retention, metrics: newMetrics()}
+	s := &Scheduler{store: cfg.Store, log: cfg.Logger, workers: cfg.Workers, keep: cfg.Retention, metrics: newMetrics(), measured: cfg.Metrics}
 	if s.workers <= 0 {
 		s.workers = min(runtime.GOMAXPROCS(0), 4)
 	}
@@ -128,6 +133,8 @@ func (s *Scheduler) reign(ctx context.Context) {
 // schedule runs all parts of the loop until ctx ends or one of them fails.
 func (s *Scheduler) schedule(ctx context.Context) error {
 	q := newQueue()
+	s.queue.Store(q)
+	defer s.queue.Store(nil)
 	defer s.metrics.idle()
 	a := newApplier(s)
 	g, ctx := errgroup.WithContext(ctx)
@@ -138,6 +145,8 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 		g.Go(func() error { return w.run(ctx) })
 	}
 	g.Go(func() error { return s.watchMix(ctx) })
+	g.Go(func() error { return s.watchPending(ctx) })
+	g.Go(func() error { return s.autoscale(ctx) })
 	g.Go(func() error { return s.watchDeployments(ctx) })
 	g.Go(func() error { return s.watchDrains(ctx) })
 	g.Go(func() error { return s.watchPeriodic(ctx) })

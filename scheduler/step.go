@@ -18,6 +18,7 @@ type Steps struct {
 	collector *collector
 	launcher  *launcher
 	cache     place.Cache
+	tally     place.Tally
 	plans     int
 }
 
@@ -50,10 +51,11 @@ func (s *Steps) Plan(snap *cluster.Snapshot, now cluster.Time, max int) (b *Batc
 		s.queue.forget()
 	}
 	open := func(from uint64) []*cluster.Evaluation { return snap.OpenEvalsFrom(nil, from) }
+	s.queue.weigh(snap, now)
 	next, _ = s.queue.sync(open, snap.Index(nil, cluster.IndexCapacity), snap.SchedulerConfig(nil).PauseEvalBroker, now)
 	b = &Batch{steps: s}
 	if s.plans%mixPlans == 0 {
-		s.cache.Expect(mixOf(snap))
+		s.cache.Expect(mixOf(snap, &s.tally))
 	}
 	s.plans++
 	view := s.cache.View(snap)
@@ -112,7 +114,7 @@ func (b *Batch) Settle(res cluster.Result, err error, now cluster.Time) []cluste
 // Watch looks after deployments, drains and periodic jobs: what must be committed now.
 func (s *Steps) Watch(snap *cluster.Snapshot, now cluster.Time) (cmds []cluster.Command) {
 	for _, d := range snap.ActiveDeployments(nil) {
-		if due := progressDue(d); due != 0 && due <= now {
+		if due := snap.ProgressDue(d); due != 0 && due <= now {
 			cmds = append(cmds, overdue(d, s.newID))
 		}
 	}

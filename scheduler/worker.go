@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rxvision/rxvision/cluster"
@@ -15,6 +17,7 @@ const (
 	maxBatch    = 64        // evaluations that are planned on one snapshot
 	maxAttempts = 5         // refused plans of one evaluation
 	planBytes   = 256 << 10 // of one plan; a bigger change takes several, one after the other
+	partsAtOnce = 4         // of a bigger change
 	planParts   = 64        // that a bigger change is cut into; after them it is planned again
 )
 
@@ -33,6 +36,7 @@ func (s *Scheduler) follow(ctx context.Context, q *queue) error {
 		capacity := snap.Index(ws, cluster.IndexCapacity)
 		paused := snap.SchedulerConfig(ws).PauseEvalBroker
 		open := func(from uint64) []*cluster.Evaluation { return snap.OpenEvalsFrom(ws, from) }
+		q.weigh(snap, now())
 		next, c := q.sync(open, capacity, paused, now())
 		s.metrics.queued(c)
 		return next
@@ -97,7 +101,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 			w.queue.done(i, r.Eval.SnapshotIndex)
 			continue
 		}
-		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(r.Parts()[0]))
+		items, results, plans = append(items, i), append(results, r), append(plans, newSubmission(snap, r.Parts()[0]))
 	}
 	if len(plans) == 0 {
 		return nil
@@ -112,7 +116,7 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 		case err != nil:
 			return err
 		case len(r.Earlier) > 0:
-			long = append(long, func() error { return w.goOn(ctx, items[n], r, out) })
+			long = append(long, func() error { return w.goOn(ctx, snap, items[n], r, out) })
 		default:
 			if err := w.settle(ctx, items[n], r, out); err != nil {
 				return err
@@ -127,20 +131,32 @@ func (w *worker) answer(ctx context.Context, batch []*item) error {
 	return nil
 }
 
-// goOn commits the further parts of an answer, as long as each is applied whole; Earlier
-// then holds those that are still to come, for settle.
-func (w *worker) goOn(ctx context.Context, i *item, r *place.Result, out outcome) error {
-	for len(r.Earlier) > 0 && out.whole() {
-		r.Earlier = r.Earlier[1:]
-		p := newSubmission(r.Parts()[0])
-		err := w.applier.submit(ctx, []*submission{p})
-		if err == nil {
-			out, err = p.outcome(ctx)
+// goOn commits the further parts of an answer, as long as all are applied whole; Earlier then holds those that are still
+// to come, for settle. The last one answers the evaluation and goes alone; of the others, each of which is good without those
+// behind it, several share an entry.
+func (w *worker) goOn(ctx context.Context, snap *cluster.Snapshot, i *item, r *place.Result, out outcome) error {
+	rest := r.Parts()[1:]
+	for len(rest) > 0 && out.whole() {
+		n := max(min(len(rest)-1, partsAtOnce), 1)
+		var plans []*submission
+		for _, p := range rest[:n] {
+			plans = append(plans, newSubmission(snap, p))
 		}
-		if err != nil {
+		rest = rest[n:]
+		if err := w.applier.submit(ctx, plans); err != nil {
 			return err
 		}
+		for _, p := range plans {
+			o, err := p.outcome(ctx)
+			if err != nil {
+				return err
+			}
+			if out.whole() {
+				out = o
+			}
+		}
 	}
+	r.Earlier = rest[:max(len(rest)-1, 0)]
 	return w.settle(ctx, i, r, out)
 }
 
@@ -176,7 +192,7 @@ func planOne(view *place.View, snap *cluster.Snapshot, eval *cluster.Evaluation,
 // each end of an allocation rewrites every blocked evaluation for its counts.
 func unchanged(eval *cluster.Evaluation, r *place.Result) bool {
 	return eval.Status == cluster.EvalStatusBlocked && r.Eval.Status == cluster.EvalStatusBlocked &&
-		eval.StatusDescription == r.Eval.StatusDescription && r.Empty() && len(r.Plan.Evals) == 1 &&
+		eval.StatusDescription == r.Eval.StatusDescription && eval.QuotaLimitReached == r.Eval.QuotaLimitReached && r.Empty() && len(r.Plan.Evals) == 1 && slices.Equal(eval.Claims, r.Eval.Claims) &&
 		maps.Equal(eval.QueuedAllocations, r.Queued) && maps.EqualFunc(eval.FailedTGAllocs, r.Failed, sameReasons)
 }
 
@@ -184,7 +200,12 @@ func sameReasons(a, b *cluster.AllocMetric) bool {
 	sameKind := func(int, int) bool { return true }
 	return (a.NodesEvaluated == 0) == (b.NodesEvaluated == 0) &&
 		maps.EqualFunc(a.ConstraintFiltered, b.ConstraintFiltered, sameKind) &&
-		maps.EqualFunc(a.DimensionExhausted, b.DimensionExhausted, sameKind)
+		maps.EqualFunc(a.DimensionExhausted, b.DimensionExhausted, sameKind) &&
+		slices.EqualFunc(a.QuotaExhausted, b.QuotaExhausted, func(x, y string) bool {
+			x, _, _ = strings.Cut(x, "(") // the amounts behind it change all the time
+			y, _, _ = strings.Cut(y, "(")
+			return x == y
+		})
 }
 
 // settle gives an item back by what became of its plan.

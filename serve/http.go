@@ -230,6 +230,7 @@ func (w *worker) run(rw http.ResponseWriter, r *http.Request, m *model) (n int64
 	if m.batched {
 		n = request.Inputs[0].Shape[0]
 	}
+	rw.Header().Set(oip.HeaderQueueTime, strconv.FormatInt(t.queue.Microseconds(), 10))
 	err = w.answer(rw, request, &oip.Response{
 		ModelName: w.config.Model, ModelVersion: w.config.Version, ID: request.ID, Outputs: result,
 	})

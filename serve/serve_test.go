@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -531,6 +532,9 @@ func TestQueueFull(t *testing.T) {
 	statuses := answers(t, client, 5)
 	until(t, "two run, three wait", func() bool { return len(s.began) == 2 && gate.waiting.Load() == 3 })
 	status, header, body := send(t, client, "POST", "/v2/models/m/infer", one)
+	if header.Get(oip.HeaderQueueTime) != "" {
+		t.Error("it is told how long a request waited that was refused")
+	}
 	if status != 429 || header.Get("Retry-After") != "1" || body != `{"error":"the queue of this worker is full: try again later"}` {
 		t.Errorf("got %d %s", status, body)
 	}
@@ -548,6 +552,10 @@ func TestQueueFull(t *testing.T) {
 	}
 	if w.bodies.used.Load() != 0 || gate.waiting.Load() != 0 || len(gate.slots) != 0 {
 		t.Error("something is still held")
+	}
+	_, header, _ = send(t, client, "POST", "/v2/models/m/infer", one)
+	if us, err := strconv.ParseInt(header.Get(oip.HeaderQueueTime), 10, 64); err != nil || us < 0 {
+		t.Errorf("how long it waited: %v", header)
 	}
 }
 

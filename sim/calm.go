@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -129,7 +130,26 @@ func (n *node) drained(snap *cluster.Snapshot) error {
 		}
 		return errors.New("it drains, though nothing is there")
 	}
-	if got, want := cluster.Marshal(r.NodeResources), cluster.Marshal(n.record().NodeResources); string(got) != string(want) {
+	said, record := cluster.Clone(r.NodeResources), cluster.Clone(n.record().NodeResources)
+	for i, g := range said.Devices { // without what the rules add and an operator orders
+		for k, d := range g.Instances {
+			d.UnhealthySince = 0
+			if i < len(record.Devices) && k < len(record.Devices[i].Instances) {
+				own := record.Devices[i].Instances[k]
+				if own.UnhealthySince = 0; r.DeviceOrders[d.ID] != nil {
+					d.Healthy, d.HealthDescription = own.Healthy, own.HealthDescription
+				}
+			}
+		}
+	}
+	if got, want := cluster.Marshal(said), cluster.Marshal(record); string(got) != string(want) {
+		for i, g := range said.Devices {
+			for k, d := range g.Instances {
+				if i < len(record.Devices) && k < len(record.Devices[i].Instances) && !reflect.DeepEqual(d, record.Devices[i].Instances[k]) {
+					return fmt.Errorf("the state has device %+v, the node %+v; orders %v", *d, *record.Devices[i].Instances[k], r.DeviceOrders[d.ID])
+				}
+			}
+		}
 		return errors.New("the state has other devices than the node")
 	}
 	for _, h := range n.sorted() {
@@ -174,12 +194,15 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 			TriggeredBy: cluster.TriggerJobRegister,
 		},
 	}
-	if r := place.NewView(snap).Plan(probe); !r.Empty() {
+	if r := place.NewView(snap).Plan(probe); !r.Empty() && !preemptsOnly(r.Plan) {
 		return fmt.Errorf("job %s has settled, but a fresh evaluation would place %d, stop %d, and create the deployment %+v%s",
 			j.ID, len(r.Plan.Place), len(r.Plan.Stop), r.Plan.Deployment, story(snap, j.Key()))
 	}
 	if j.Stop || j.Spawns() {
 		return nil
+	}
+	if err := triedOut(snap, j); err != nil {
+		return err
 	}
 	reason := ""
 	if e := blocked(snap, j.Key()); e != nil {
@@ -188,8 +211,11 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 	if d := snap.LatestDeployment(nil, j.Key()); d != nil && d.Status == cluster.DeploymentFailed && d.JobVersion == j.Version {
 		reason = "its deployment failed"
 	}
+	if j.PerNode() {
+		return everywhere(snap, j, reason)
+	}
 	for _, g := range j.TaskGroups {
-		have := map[string]bool{}
+		have, gangFailed := map[string]bool{}, false
 		for _, a := range snap.AllocsByJob(nil, j.Key()) {
 			switch {
 			case a.TaskGroup != g.Name || a.JobCreateIndex != j.CreateIndex:
@@ -197,6 +223,15 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 				have[a.Name] = true
 			case a.ClientStatus == cluster.AllocClientFailed && a.NextAllocation == "": // no attempts left
 				have[a.Name] = true
+				gangFailed = true
+			}
+		}
+		if g.Gang != nil {
+			if len(have) > 0 && len(have) < g.Count && !gangFailed {
+				return fmt.Errorf("gang %s of job %s has %d of its %d members%s", g.Name, j.ID, len(have), g.Count, story(snap, j.Key()))
+			}
+			if gangFailed { // and its other members were stopped
+				continue
 			}
 		}
 		if len(have) < g.Count && reason == "" {
@@ -204,6 +239,67 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 		}
 	}
 	return nil
+}
+
+// preemptsOnly says whether a plan does no more than to preempt: work whose priority was lowered
+// while it ran wakes nobody who might preempt it now.
+func preemptsOnly(p *cluster.Plan) bool {
+	return len(p.Place) == 0 && p.Deployment == nil && len(p.DeploymentUpdates) == 0 &&
+		!slices.ContainsFunc(p.Stop, func(s *cluster.AllocStop) bool { return s.PreemptedBy == "" })
+}
+
+// everywhere says whether each node that may run a system job has one allocation of each
+// group, or has done its work; reason is why one may lack it.
+func everywhere(snap *cluster.Snapshot, j *cluster.Job, reason string) error {
+	for _, g := range j.TaskGroups {
+		live, over := map[string]int{}, map[string]bool{}
+		for _, a := range snap.AllocsByJob(nil, j.Key()) {
+			switch {
+			case a.TaskGroup != g.Name || a.JobCreateIndex != j.CreateIndex:
+			case !a.Terminal():
+				live[a.NodeID]++
+			case a.ClientStatus == cluster.AllocClientFailed, j.Finite() && a.ClientStatus == cluster.AllocClientComplete:
+				over[a.NodeID] = over[a.NodeID] || a.JobVersion == j.Version
+			}
+		}
+		for _, n := range snap.Nodes(nil, "") {
+			if live[n.ID] > 1 {
+				return fmt.Errorf("job %s group %s is %d times on node %s%s", j.ID, g.Name, live[n.ID], n.ID, story(snap, j.Key()))
+			}
+			if g.Count > 0 && n.Ready() && j.Covers(n) && suits(j, g, n) && live[n.ID] == 0 && !over[n.ID] && reason == "" {
+				return fmt.Errorf("job %s group %s is not on node %s, and no reason is given%s", j.ID, g.Name, n.ID, story(snap, j.Key()))
+			}
+		}
+	}
+	return nil
+}
+
+// suits says whether a node meets what the users of a simulation ask of nodes, room aside.
+func suits(j *cluster.Job, g *cluster.TaskGroup, n *cluster.Node) bool {
+	for _, c := range j.Constraints {
+		if c.Operand == "distinct_hosts" && len(j.TaskGroups) > 1 || c.LTarget == "${attr.rack}" && n.Attributes["rack"] == c.RTarget {
+			return false
+		}
+	}
+	for _, t := range g.Tasks {
+		if d := n.Drivers[t.Driver]; d == nil || !d.Detected || !d.Healthy {
+			return false
+		}
+		for _, d := range t.Resources.Devices {
+			healthy := uint64(0)
+			for _, g := range n.NodeResources.Devices {
+				for _, i := range g.Instances {
+					if i.Healthy {
+						healthy++
+					}
+				}
+			}
+			if healthy < d.Count { // all are of one kind
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // story tells all that the state knows of a job, for whoever looks into a failure.

@@ -17,7 +17,11 @@ func (u *user) form(snap *cluster.Snapshot) cluster.Command {
 	}
 	n := w.rnd.IntN(forms)
 	j := u.job(fmt.Sprintf("form-%d", n), snap)
-	j.Type = cluster.JobTypeBatch
+	if !j.PerNode() {
+		j.Type = cluster.JobTypeBatch
+	} else {
+		j.Type = cluster.JobTypeSysBatch
+	}
 	for _, g := range j.TaskGroups {
 		g.Update, g.Migrate, g.Disconnect = nil, nil, nil
 	}

@@ -21,6 +21,8 @@ type Coverage struct {
 	Retries   int // requests that came to the log again and changed nothing
 	Conflicts int // compare-and-sets that were refused
 	Swaps     int // … that were not
+	Gangs     int // placed
+	Preempted int // allocations
 }
 
 // Outcomes of one kind of command.
@@ -83,6 +85,12 @@ func (c *Coverage) Missing() (missing []string) {
 			missing = append(missing, "command "+k)
 		}
 	}
+	if c.Gangs == 0 {
+		missing = append(missing, "gangs")
+	}
+	if c.Preempted == 0 {
+		missing = append(missing, "preemption")
+	}
 	for _, f := range slices.Sorted(maps.Keys(c.Faults)) {
 		if c.Faults[f] == 0 {
 			missing = append(missing, "fault "+strings.TrimSpace(f))
@@ -118,6 +126,8 @@ func (c *Coverage) Add(o Coverage) {
 		{&c.Retries, o.Retries},
 		{&c.Conflicts, o.Conflicts},
 		{&c.Swaps, o.Swaps},
+		{&c.Gangs, o.Gangs},
+		{&c.Preempted, o.Preempted},
 	} {
 		*p.to += p.from
 	}

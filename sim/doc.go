@@ -19,5 +19,7 @@
 // nothing runs that is not wanted.
 //
 // Beside that, Trace replays what was asked of a real cluster through the scheduler's
-// placement, to tell how much of its GPUs that allocates.
+// placement, to tell how much of its GPUs that allocates; and Trace.Day lets a whole day of
+// such work arrive, wait, run, be preempted and go on from checkpoints, without faults, to
+// tell how long it waits and what preemption costs.
 package sim

@@ -419,7 +419,7 @@ func (n *node) runProcess(h *held) {
 	switch {
 	case w.weather.failing > 0 && w.chance(w.weather.failing):
 		exit, after = cluster.AllocClientFailed, w.upTo(3*batchTakes)
-	case h.job.Type == cluster.JobTypeBatch:
+	case h.job.Finite():
 		exit, after = cluster.AllocClientComplete, w.upTo(batchTakes)
 	default:
 		return

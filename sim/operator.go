@@ -15,6 +15,20 @@ func (u *user) autopilotConfig(snap *cluster.Snapshot) cluster.Command {
 	return &cluster.SetAutopilotConfig{Config: &c, CheckIndex: u.w.chance(500), Index: c.ModifyIndex}
 }
 
+// orderDevice says something of a device of some node, or takes that back.
+func (u *user) orderDevice(snap *cluster.Snapshot) cluster.Command {
+	w := u.w
+	n := snap.Node(nil, pick(w, w.nodes).id)
+	if n == nil || len(n.NodeResources.Devices) == 0 {
+		return nil
+	}
+	cmd := &cluster.OrderDevice{NodeID: n.ID, DeviceID: pick(w, n.NodeResources.Devices[0].Instances).ID}
+	if n.DeviceOrders[cmd.DeviceID] == nil {
+		cmd.Order = &cluster.DeviceOrder{Order: []string{cluster.DeviceCordon, cluster.DeviceTrust}[w.rnd.IntN(2)], Move: w.chance(500)}
+	}
+	return cmd
+}
+
 func (u *user) serverID() string { return fmt.Sprintf("server-%d", u.w.rnd.IntN(30)) }
 
 func (u *user) registerServer(*cluster.Snapshot) cluster.Command {

@@ -534,8 +534,13 @@ func (s *server) applyEntry(e *entry) {
 	switch {
 	case e.req != nil:
 		var err error
+		before := s.state.Snapshot()
 		if res, err = s.state.Apply(e.index, e.req.entry); err != nil {
 			s.w.failf("%s applies %d (%s): %w", s, e.index, kindName(e.req.cmd), err)
+			return
+		}
+		if err := checkQuota(e.req.cmd, before, s.state.Snapshot()); err != nil {
+			s.w.failf("%s applies %d: %w", s, e.index, err)
 			return
 		}
 		s.w.applied++

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ type TracePod struct {
 	GPUs   int64
 	Milli  int64    // of each GPU
 	Models []string // any of these; none: any at all
+
+	QoS              string // LS, Burstable, BE…; "" where the list does not tell
+	Created, Deleted int64  // seconds; 0 where the list does not tell
 }
 
 // Demand is what the pod asks of GPUs, in thousandths.
@@ -57,6 +61,9 @@ func ReadTrace(nodes, pods io.Reader) (*Trace, error) {
 		p := TracePod{Name: r.text("name"), CPU: r.number("cpu_milli"), Memory: r.number("memory_mib"), GPUs: r.number("num_gpu"), Milli: r.number("gpu_milli")}
 		if spec := r.text("gpu_spec"); spec != "" {
 			p.Models = strings.Split(spec, "|")
+		}
+		if p.QoS = r.text("qos"); r.text("creation_time") != "" && r.text("deletion_time") != "" {
+			p.Created, p.Deleted = r.number("creation_time"), r.number("deletion_time")
 		}
 		switch {
 		case p.GPUs == 0 && p.Milli != 0, p.GPUs > 0 && (p.Milli < 1 || p.Milli > cluster.WholeMilli), p.GPUs > 1 && p.Milli != cluster.WholeMilli:
@@ -181,12 +188,71 @@ type Replay struct {
 // At gives the allocation when the pods had asked for so many percent of the capacity.
 func (r *Replay) At(percent int) float64 { return r.Allocated[min(percent, len(r.Allocated)-1)] }
 
+// Ceiling is what could be allocated at best of the pods that have asked for so many percent of the capacity, in percent of it.
+type Ceiling struct {
+	Room   float64 // if processors, memory and GPUs lay in one heap: what they suffice for
+	Shares float64 // if all shares were placed, packed anew into GPUs, the largest first: what they leave of no GPU
+}
+
+// Ceiling is that of the order of a seed. Shares is exceeded only by who turns shares away that would fit.
+func (t *Trace) Ceiling(seed uint64, percent int64) Ceiling {
+	cpu, memory := int64(0), int64(0)
+	for _, n := range t.Nodes {
+		cpu, memory = cpu+n.CPU, memory+n.Memory
+	}
+	pods, capacity := []*TracePod{}, t.Capacity()
+	asked := int64(0)
+	for _, p := range t.Arrivals(seed, replayPercent) {
+		if asked*100 >= capacity*percent {
+			break
+		}
+		if asked += p.Demand(); p.GPUs > 0 {
+			pods = append(pods, p)
+		}
+	}
+	most := func(room int64, part func(*TracePod) int64) int64 { // GPUs, if those that need least of it for each came first
+		slices.SortFunc(pods, func(a, b *TracePod) int { return cmp.Compare(part(a)*b.Demand(), part(b)*a.Demand()) })
+		milli := int64(0)
+		for _, p := range pods {
+			if room -= part(p); room < 0 {
+				return milli + p.Demand()
+			}
+			milli += p.Demand()
+		}
+		return milli
+	}
+	room := min(asked, capacity, most(cpu, func(p *TracePod) int64 { return p.CPU }), most(memory, func(p *TracePod) int64 { return p.Memory }))
+	slices.SortFunc(pods, func(a, b *TracePod) int { return cmp.Compare(b.Milli, a.Milli) })
+	left, idle := map[int64]int64{}, int64(0) // GPUs by what is free of them
+	for _, p := range pods {
+		if p.Milli == cluster.WholeMilli {
+			continue
+		}
+		best := int64(cluster.WholeMilli)
+		for free, n := range left {
+			if n > 0 && free >= p.Milli && free < best {
+				best = free
+			}
+		}
+		if best < cluster.WholeMilli {
+			left[best]--
+		}
+		left[best-p.Milli]++
+	}
+	for free, n := range left {
+		idle += free * n
+	}
+	of := func(milli int64) float64 { return float64(milli) * 100 / float64(capacity) }
+	return Ceiling{of(room), of(capacity - min(idle, capacity))}
+}
+
 // replayPercent is how far the published procedure goes.
 const replayPercent = 130
 
 // Policies are the ways to place that Replay knows, the scheduler's own first: fgd keeps
-// fragmentation low (place.Mix), binpack is how it places while it expects no work with GPUs. The others are peers.
-var Policies = []string{"fgd", "binpack", "random", "bestfit", "dotprod"}
+// fragmentation low (place.Mix), binpack is how it places while it expects no work with GPUs. The others are
+// peers, as they were published: paperfgd is the rule that fgd comes from.
+var Policies = []string{"fgd", "binpack", "paperfgd", "bestfit", "dotprod", "random"}
 
 // Replay asks for each pod once in the order of a seed, and nothing ever leaves
 // (Weng et al., Beware of Fragmentation, USENIX ATC 2023).
@@ -197,8 +263,8 @@ func (t *Trace) Replay(policy string, seed uint64) (*Replay, error) {
 		p = newEngine(t, true)
 	case "binpack":
 		p = newEngine(t, false)
-	case "random", "bestfit", "dotprod":
-		p = newBaseline(t, policy, seed)
+	case "paperfgd", "random", "bestfit", "dotprod":
+		p = newPaper(t, policy, seed)
 	default:
 		return nil, fmt.Errorf("unknown policy %q; known: %s", policy, strings.Join(Policies, ", "))
 	}
@@ -236,8 +302,8 @@ type engine struct {
 	n      int
 }
 
-func newEngine(t *Trace, expect bool) *engine {
-	e := &engine{trace: t, jobs: map[*TracePod]*cluster.Job{}}
+// records are the nodes as their agents would register them.
+func (t *Trace) records() (nodes []*cluster.Node) {
 	for i, n := range t.Nodes {
 		r := &cluster.NodeResources{Cpu: cluster.NodeCPU{CpuShares: n.CPU}, Memory: cluster.NodeMemory{MemoryMB: n.Memory}}
 		if n.GPUs > 0 {
@@ -247,12 +313,33 @@ func newEngine(t *Trace, expect bool) *engine {
 			}
 			r.Devices = append(r.Devices, g)
 		}
-		e.nodes = append(e.nodes, &cluster.Node{
+		nodes = append(nodes, &cluster.Node{
 			ID: fmt.Sprintf("%06d", i), Name: n.Name, Datacenter: "dc1", NodePool: cluster.DefaultNodePool, NodeResources: r,
 			Drivers: map[string]*cluster.DriverInfo{"exec": {Detected: true, Healthy: true}},
 			Status:  cluster.NodeStatusReady, SchedulingEligibility: cluster.NodeEligible,
 		})
 	}
+	return nodes
+}
+
+// asks is what a pod asks for.
+func (p *TracePod) asks() *cluster.Resources {
+	r := &cluster.Resources{CPU: int(p.CPU), MemoryMB: int(p.Memory)}
+	if p.GPUs > 0 {
+		d := &cluster.RequestedDevice{Name: "nvidia/gpu", Count: uint64(p.GPUs)}
+		if p.Milli < cluster.WholeMilli {
+			d.Name, d.Count = "nvidia/gpu-milli", uint64(p.Milli)
+		}
+		if len(p.Models) > 0 {
+			d.Constraints = []*cluster.Constraint{{LTarget: "${device.model}", Operand: "regexp", RTarget: "^(" + strings.Join(p.Models, "|") + ")$"}}
+		}
+		r.Devices = []*cluster.RequestedDevice{d}
+	}
+	return r
+}
+
+func newEngine(t *Trace, expect bool) *engine {
+	e := &engine{trace: t, nodes: t.records(), jobs: map[*TracePod]*cluster.Job{}}
 	var cache place.Cache
 	if expect {
 		var work []place.Work
@@ -270,20 +357,9 @@ func (e *engine) job(p *TracePod) *cluster.Job {
 	if j := e.jobs[p]; j != nil {
 		return j
 	}
-	r := &cluster.Resources{CPU: int(p.CPU), MemoryMB: int(p.Memory)}
-	if p.GPUs > 0 {
-		d := &cluster.RequestedDevice{Name: "nvidia/gpu", Count: uint64(p.GPUs)}
-		if p.Milli < cluster.WholeMilli {
-			d.Name, d.Count = "nvidia/gpu-milli", uint64(p.Milli)
-		}
-		if len(p.Models) > 0 {
-			d.Constraints = []*cluster.Constraint{{LTarget: "${device.model}", Operand: "regexp", RTarget: "^(" + strings.Join(p.Models, "|") + ")$"}}
-		}
-		r.Devices = []*cluster.RequestedDevice{d}
-	}
 	j := &cluster.Job{
 		Namespace: cluster.DefaultNamespace, ID: p.Name, Type: cluster.JobTypeBatch, Datacenters: []string{"*"}, NodePool: cluster.DefaultNodePool,
-		TaskGroups: []*cluster.TaskGroup{{Name: "g", Count: 1, Tasks: []*cluster.Task{{Name: "t", Driver: "exec", Resources: r}}}},
+		TaskGroups: []*cluster.TaskGroup{{Name: "g", Count: 1, Tasks: []*cluster.Task{{Name: "t", Driver: "exec", Resources: p.asks()}}}},
 	}
 	e.jobs[p] = j
 	return j
@@ -314,120 +390,25 @@ func (e *engine) Eval(cluster.WatchSet, string) *cluster.Evaluation { return nil
 
 func (e *engine) OpenEvalsByJob(cluster.JobKey) []*cluster.Evaluation { return nil }
 
+func (e *engine) RunLimited() bool { return false }
+
+func (e *engine) EvalsShortOfRoom(func(*cluster.Evaluation) bool) {}
+
+func (e *engine) Job(cluster.WatchSet, cluster.JobKey) *cluster.Job { return nil }
+
+func (e *engine) Claims() []*cluster.Evaluation { return nil }
+
 func (e *engine) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &e.config }
+
+func (e *engine) Usage(_ cluster.WatchSet, namespace string) *cluster.Usage {
+	return &cluster.Usage{Namespace: namespace}
+}
+
+func (e *engine) Allowance(string, func(string) *cluster.Usage) *cluster.Allowance { return nil }
+
+func (e *engine) Borrowed(string) []cluster.Borrowed                 { return nil }
+func (e *engine) ParallelChildren(*cluster.Job) (limit, running int) { return 0, 0 }
 
 func (e *engine) FleetHold(cluster.WatchSet) *cluster.FleetHold    { return nil }
 func (e *engine) NodesVersion() any                                { return e }
 func (e *engine) HoldingVersions(func(nodeID string, version any)) {}
-
-// baseline places as the paper's baselines do.
-type baseline struct {
-	policy string
-	rnd    *rand.Rand
-	nodes  []baselineNode
-	most   baselineNode // the largest of each dimension
-}
-
-type baselineNode struct {
-	model       string
-	cpu, memory int64
-	gpus        []int64 // free thousandths
-}
-
-func newBaseline(t *Trace, policy string, seed uint64) *baseline {
-	p := &baseline{policy: policy, rnd: rand.New(rand.NewPCG(seed, 0x9ee5))}
-	p.most.gpus = []int64{1}
-	for _, n := range t.Nodes {
-		node := baselineNode{model: n.Model, cpu: n.CPU, memory: n.Memory, gpus: make([]int64, n.GPUs)}
-		for i := range node.gpus {
-			node.gpus[i] = cluster.WholeMilli
-		}
-		p.nodes = append(p.nodes, node)
-		p.most.cpu, p.most.memory, p.most.gpus[0] = max(p.most.cpu, n.CPU), max(p.most.memory, n.Memory), max(p.most.gpus[0], n.GPUs*cluster.WholeMilli)
-	}
-	return p
-}
-
-func (n *baselineNode) free() (milli int64) {
-	for _, g := range n.gpus {
-		milli += g
-	}
-	return milli
-}
-
-func (n *baselineNode) fits(pod *TracePod) bool {
-	if n.cpu < pod.CPU || n.memory < pod.Memory {
-		return false
-	}
-	if pod.GPUs == 0 {
-		return true
-	}
-	if len(pod.Models) > 0 && !slices.Contains(pod.Models, n.model) {
-		return false
-	}
-	have := int64(0)
-	for _, g := range n.gpus {
-		if g >= pod.Milli {
-			have++
-		}
-	}
-	return have >= pod.GPUs
-}
-
-func (p *baseline) place(pod *TracePod) bool {
-	var best *baselineNode
-	least, ties := 0.0, 0
-	for i := range p.nodes {
-		n := &p.nodes[i]
-		if !n.fits(pod) {
-			continue
-		}
-		score := p.score(n, pod)
-		switch {
-		case best == nil || score < least:
-			best, least, ties = n, score, 1
-		case score == least:
-			if ties++; p.rnd.IntN(ties) == 0 {
-				best = n
-			}
-		}
-	}
-	if best == nil {
-		return false
-	}
-	best.cpu, best.memory = best.cpu-pod.CPU, best.memory-pod.Memory
-	for left := pod.GPUs; left > 0; left-- {
-		best.gpus[p.device(best, pod)] -= pod.Milli
-	}
-	return true
-}
-
-// score is least on the node that the policy prefers.
-func (p *baseline) score(n *baselineNode, pod *TracePod) float64 {
-	share := func(a, of int64) float64 { return float64(a) / float64(of) }
-	switch p.policy {
-	case "bestfit": // what would be left, over all dimensions
-		return share(n.cpu-pod.CPU, p.most.cpu) + share(n.memory-pod.Memory, p.most.memory) + share(n.free()-pod.Demand(), p.most.gpus[0])
-	case "dotprod": // what is free times what is asked
-		return share(n.cpu, p.most.cpu)*share(pod.CPU, p.most.cpu) + share(n.memory, p.most.memory)*share(pod.Memory, p.most.memory) +
-			share(n.free(), p.most.gpus[0])*share(pod.Demand(), p.most.gpus[0])
-	}
-	return 0 // random
-}
-
-// device chooses a GPU with room: any one for random, else the fullest.
-func (p *baseline) device(n *baselineNode, pod *TracePod) int {
-	best, ties := -1, 0
-	for i, g := range n.gpus {
-		switch {
-		case g < pod.Milli:
-		case best < 0 || p.policy != "random" && g < n.gpus[best]:
-			best, ties = i, 1
-		case p.policy == "random":
-			if ties++; p.rnd.IntN(ties) == 0 {
-				best = i
-			}
-		}
-	}
-	return best
-}

@@ -61,6 +61,24 @@ func TestTraceReplay(t *testing.T) {
 	}
 }
 
+// TestCeiling looks that what is placed stays below what there is room for.
+func TestCeiling(t *testing.T) {
+	trace, err := ReadTrace(strings.NewReader("sn,cpu_milli,memory_mib,gpu,model\nn0,4000,1000,4,A\n"),
+		strings.NewReader("name,cpu_milli,memory_mib,num_gpu,gpu_milli\np0,1000,1,1,500\np1,1000,1,1,300\np2,4000,1,3,1000\np3,1000,1,0,0\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(20) {
+		c := trace.Ceiling(seed, 100)
+		if c.Room > 100 || c.Room < 75 || c.Shares > 100 || c.Shares < 75 {
+			t.Errorf("seed %d: %+v", seed, c)
+		}
+		if r, err := trace.Replay("fgd", seed); err != nil || r.At(100) > c.Room+1e-9 {
+			t.Errorf("seed %d: %.1f of at most %+v: %v", seed, r.At(100), c, err)
+		}
+	}
+}
+
 // TestArrivals looks that pods are asked for until their GPUs come to the percentage, and not far beyond.
 func TestArrivals(t *testing.T) {
 	trace, err := ReadTrace(strings.NewReader(traceNodes), strings.NewReader(tracePods))

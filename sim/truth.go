@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/rxvision/rxvision/cluster"
+	"github.com/rxvision/rxvision/scheduler/place"
 )
 
 // How often the dear checks are made, in entries.
@@ -171,12 +172,58 @@ func (t *truth) judge(s *server, c cluster.Command, res cluster.Result) {
 		} else if res.JobModifyIndex != 0 {
 			t.jobs[k] = res.JobModifyIndex
 		}
+	case *cluster.ApplyPlans:
+		for i, p := range c.Plans {
+			t.planned(s, p, res.Plans[i])
+		}
 	case *cluster.DispatchJob:
 		t.spawned(c.Namespace, res)
 	case *cluster.LaunchJob:
 		t.spawned(c.Namespace, res)
-	case *cluster.SetAlias, *cluster.Reap:
+	case *cluster.SetAlias, *cluster.Reap, *cluster.ScaleJob, *cluster.UpdateDeployment, *cluster.UpdateAllocs: // a deployment that fails takes its job back
 		t.readJobs(s)
+	}
+}
+
+// planned looks whether what a plan does to gangs it does to all members: those that it places, and
+// those that it preempts.
+func (t *truth) planned(s *server, p *cluster.Plan, res cluster.PlanResult) {
+	snap := s.state.Snapshot()
+	for _, group := range p.Gangs {
+		placed, members := 0, 0
+		for _, a := range p.Place {
+			if a.TaskGroup == group {
+				members++
+				if snap.Alloc(nil, a.ID) != nil {
+					placed++
+				}
+			}
+		}
+		if placed != 0 && placed != members {
+			t.w.failf("of gang %s of job %s %d members were placed, of %d", group, p.JobID, placed, members)
+		}
+		if placed > 0 {
+			t.w.coverage.Gangs++
+		}
+	}
+	for _, stop := range p.Stop {
+		a := snap.Alloc(nil, stop.AllocID)
+		if stop.PreemptedBy == "" || res.Stale || a == nil || a.PreemptedByAllocation != stop.PreemptedBy {
+			continue
+		}
+		t.w.coverage.Preempted++
+		mine, theirs := snap.JobVersion(nil, cluster.JobKey{Namespace: p.Namespace, ID: p.JobID}, p.JobVersion), snap.JobVersion(nil, a.JobKey(), a.JobVersion)
+		if mine != nil && theirs != nil && theirs.CreateIndex == a.JobCreateIndex && theirs.Priority+place.PriorityGap > mine.Priority {
+			t.w.failf("job %s of priority %d has preempted %s of priority %d%s%s", mine.ID, mine.Priority, a.Name, theirs.Priority, story(snap, mine.Key()), story(snap, a.JobKey()))
+		}
+		if theirs == nil || theirs.CreateIndex != a.JobCreateIndex || theirs.Group(a.TaskGroup).Gang == nil {
+			continue
+		}
+		for _, m := range snap.AllocsByJob(nil, a.JobKey()) {
+			if m.TaskGroup == a.TaskGroup && m.JobVersion == a.JobVersion && m.JobCreateIndex == a.JobCreateIndex && !m.Terminal() {
+				t.w.failf("%s of a gang was preempted, %s was not%s", a.Name, m.Name, story(snap, a.JobKey()))
+			}
+		}
 	}
 }
 

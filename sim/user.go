@@ -43,9 +43,13 @@ var actions = []action{
 	{4, (*user).evaluate},
 	{6, (*user).stopAlloc},
 	{3, (*user).eligibility},
+	{3, (*user).orderDevice},
 	{4, (*user).drain},
 	{2, (*user).forgetNode},
 	{3, (*user).deployment},
+	{3, (*user).promote},
+	{1, (*user).judge},
+	{2, (*user).tag},
 	{1, (*user).stability},
 	{4, (*user).pushModel},
 	{4, (*user).alias},
@@ -62,6 +66,7 @@ var actions = []action{
 	{4, (*user).form},
 	{6, (*user).dispatch},
 	{2, (*user).launch},
+	{2, (*user).limit},
 	{2, (*user).introduce},
 	{2, (*user).enrol},
 	{1, (*user).deleteIntroductions},
@@ -113,12 +118,17 @@ func (u *user) tidy() {
 	if c := snap.SchedulerConfig(nil); c.PauseEvalBroker || c.RejectJobRegistration {
 		cmds = append(cmds, &cluster.SetSchedulerConfig{Config: &cluster.SchedulerConfiguration{SchedulerAlgorithm: "binpack"}})
 	}
+	if snap.Namespace(nil, cluster.DefaultNamespace).Quota != "" {
+		cmds = append(cmds, &cluster.UpsertNamespaces{Namespaces: []*cluster.Namespace{{Name: cluster.DefaultNamespace}}})
+	}
 	for _, d := range snap.ActiveDeployments(nil) {
 		if d.Status == cluster.DeploymentPaused {
 			cmds = append(cmds, &cluster.UpdateDeployment{
 				Update: &cluster.DeploymentStatusUpdate{DeploymentID: d.ID, Status: cluster.DeploymentRunning, StatusDescription: cluster.DeploymentDescRunning},
 				EvalID: w.newID(),
 			})
+		} else if ready(snap, d) {
+			cmds = append(cmds, &cluster.PromoteDeployment{DeploymentID: d.ID, EvalID: w.newID()})
 		}
 	}
 	for _, j := range snap.LaunchingJobs(nil) {
@@ -182,6 +192,12 @@ func (u *user) scale(snap *cluster.Snapshot) cluster.Command {
 	old := someJob(u, snap)
 	if old == nil || old.Stop {
 		return nil
+	}
+	if w.chance(300) {
+		n := int64(w.rnd.IntN(6))
+		return &cluster.ScaleJob{
+			Namespace: old.Namespace, JobID: old.ID, Group: pick(w, old.TaskGroups).Name, Count: &n, EvalID: w.newID(), JobModifyIndex: old.JobModifyIndex,
+		}
 	}
 	j := cluster.Clone(old)
 	pick(w, j.TaskGroups).Count = w.rnd.IntN(6)
@@ -321,6 +337,7 @@ func (u *user) schedulerConfig(snap *cluster.Snapshot) cluster.Command {
 		Config: &cluster.SchedulerConfiguration{
 			SchedulerAlgorithm: []string{"binpack", "spread"}[w.rnd.IntN(2)],
 			PauseEvalBroker:    w.chance(100), RejectJobRegistration: w.chance(100),
+			PreemptionConfig: cluster.PreemptionConfig{ServiceSchedulerEnabled: w.chance(500), BatchSchedulerEnabled: w.chance(700)},
 		},
 		CheckIndex: w.chance(500), Index: snap.SchedulerConfig(nil).ModifyIndex,
 	}
@@ -333,8 +350,13 @@ func (u *user) job(id string, snap *cluster.Snapshot) *cluster.Job {
 		Region: "global", Namespace: cluster.DefaultNamespace, ID: id, Name: id, Type: cluster.JobTypeService,
 		Priority: w.oneOf(20, 50, 50, 80), Datacenters: []string{"*"}, NodePool: cluster.DefaultNodePool, AllAtOnce: w.chance(150),
 	}
-	if w.chance(400) {
+	switch {
+	case w.chance(400):
 		j.Type = cluster.JobTypeBatch
+	case w.chance(150):
+		j.Type = cluster.JobTypeSystem
+	case w.chance(100):
+		j.Type = cluster.JobTypeSysBatch
 	}
 	if w.chance(150) {
 		j.Datacenters = []string{"dc1"}
@@ -379,14 +401,33 @@ func (u *user) group(j *cluster.Job, name string, snap *cluster.Snapshot) *clust
 	} else {
 		g.ReschedulePolicy = &cluster.ReschedulePolicy{Attempts: w.rnd.IntN(3), Interval: time.Minute, Delay: time.Second, DelayFunction: "constant"}
 	}
+	if j.PerNode() {
+		g.Count, g.ReschedulePolicy = 1, nil
+		if w.chance(500) {
+			g.Update = &cluster.UpdateStrategy{MaxParallel: 1 + w.rnd.IntN(3), Stagger: w.between(time.Second, 5*time.Second)}
+		}
+		if w.chance(250) {
+			g.Disconnect = u.disconnect()
+		}
+	}
 	if j.Type == cluster.JobTypeService {
 		if w.chance(800) {
 			g.Update = &cluster.UpdateStrategy{MaxParallel: 1 + w.rnd.IntN(3), ProgressDeadline: w.between(5*time.Second, 40*time.Second)}
+			u.tryOut(g)
 		}
 		g.Migrate = &cluster.MigrateStrategy{MaxParallel: 1 + w.rnd.IntN(2)}
 		if w.chance(250) {
 			g.Disconnect = u.disconnect()
 		}
+	}
+	if !j.AllAtOnce && g.Disconnect == nil && w.chance(250) {
+		g.Gang = &cluster.Gang{Required: w.chance(300)}
+		if w.chance(500) {
+			g.Gang.Topology = []string{"${node.unique.id}", "${attr.rack}"}
+		}
+	}
+	if w.chance(200) {
+		g.Preempt = &cluster.PreemptPolicy{Never: w.chance(200), MinRuntime: w.upTo(10 * time.Second)}
 	}
 	return g
 }

@@ -14,6 +14,8 @@ type Fake struct {
 	ledger ledger
 	events chan struct{} // one pending wake-up of Watch
 	queue  []Event
+	tests  map[string]error // answers of SelfTest; nil: passed
+	tested int
 }
 
 // NewFake returns a source with these GPUs. All are healthy until Fail.
@@ -42,8 +44,36 @@ func (f *Fake) XID(uuid string, xid uint64) {
 	}
 }
 
-// Heal makes a device or slice healthy again.
-func (f *Fake) Heal(uuid string) { f.note(f.ledger.heal(uuid)) }
+// Fail enters a fault.
+func (f *Fake) Fail(uuid, reason string) { f.note(f.ledger.fail(uuid, fault{reason: reason})) }
+
+// SetSelfTest sets what the self-test of a device answers; until then it passes.
+func (f *Fake) SetSelfTest(uuid string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tests == nil {
+		f.tests = make(map[string]error)
+	}
+	f.tests[uuid] = err
+}
+
+// SelfTest answers what the test set.
+func (f *Fake) SelfTest(uuid string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tested++
+	return f.tests[uuid]
+}
+
+// SelfTests counts the calls of SelfTest.
+func (f *Fake) SelfTests() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tested
+}
+
+// Readmit makes a device or slice healthy again.
+func (f *Fake) Readmit(uuid string) { f.note(f.ledger.heal(uuid)) }
 
 func (f *Fake) note(e Event, ok bool) {
 	if !ok {
@@ -58,7 +88,7 @@ func (f *Fake) note(e Event, ok bool) {
 	}
 }
 
-// Inventory answers what the test set, with the health that follows from XID and Heal.
+// Inventory answers what the test set, with the health that follows from XID, Fail and Readmit.
 func (f *Fake) Inventory() (Inventory, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,7 +112,7 @@ func (f *Fake) Stats() ([]Stats, error) {
 	return slices.Clone(f.stats), nil
 }
 
-// Watch reports what XID and Heal change.
+// Watch reports what XID, Fail and Readmit change.
 func (f *Fake) Watch(ctx context.Context, report func(Event)) error {
 	f.mu.Lock()
 	f.queue = f.ledger.current() // changes up to here are in it

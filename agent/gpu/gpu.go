@@ -21,6 +21,9 @@ import (
 // ErrNoNVML says that there is no usable NVML: no library, no driver, or a program built without cgo.
 var ErrNoNVML = errors.New("NVML is not available")
 
+// errNoDevice is a self-test's answer about a device that is not there.
+var errNoDevice = errors.New("there is no such device")
+
 // Source answers what GPUs there are. Its methods may be called from several goroutines; one Watch at a time.
 type Source interface {
 	// Inventory lists the GPUs by index. It is cheap enough for every few seconds, and is how a changed MIG layout shows.
@@ -30,6 +33,12 @@ type Source interface {
 	// Watch reports changes of health until ctx ends, which is its only way to return nil. report is called from Watch's
 	// own goroutine and must not call Close. What is unhealthy when it begins is reported first.
 	Watch(ctx context.Context, report func(Event)) error
+	// SelfTest says whether a GPU or MIG slice that is unhealthy may be given to work again: nil, or what speaks against it.
+	SelfTest(uuid string) error
+	// Fail enters a fault that was found before this source was opened.
+	Fail(uuid, reason string)
+	// Readmit ends the fault of a device, which nothing else does.
+	Readmit(uuid string)
 	// Close lets go of the library, after Watch has returned.
 	Close() error
 }
@@ -60,8 +69,9 @@ type Device struct {
 	ECC               Switch
 	Display           Switch // whether a display is connected
 	Persistence       Switch
-	MIG               Switch  // off also where the GPU has no MIG
-	Slices            []Slice // of MIG, when it is on; then only these can be given to tasks
+	MIG               Switch         // off also where the GPU has no MIG
+	Links             map[string]int // by UUID of other GPUs, how this one reaches them: cluster.LinkSystem and above
+	Slices            []Slice        // of MIG, when it is on; then only these can be given to tasks
 	Health            Health
 }
 
@@ -117,6 +127,7 @@ type Member struct {
 	ID       string // UUID; also what to put into NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES
 	PCIBusID string
 	Health   Health
+	Links    []int // to each member, in their order; nil: unknown
 }
 
 // Vendor and the types of Groups; a MIG group's type is TypeMIGPrefix and the profile.
@@ -130,6 +141,7 @@ const (
 // counts only by its slices. As in Nomad, the attributes of a group are those of its first member.
 func (inv Inventory) Groups() []Group {
 	var groups []Group
+	links := map[string]map[string]int{}
 	add := func(typ, name string, attributes map[string]Attribute, m Member) {
 		i := slices.IndexFunc(groups, func(g Group) bool { return g.Type == typ && g.Name == name })
 		if i < 0 {
@@ -146,10 +158,21 @@ func (inv Inventory) Groups() []Group {
 		str(common, "cuda_version", inv.CUDAVersion)
 		if d.MIG != Enabled {
 			add(TypeGPU, d.Model, common, Member{ID: d.UUID, PCIBusID: d.PCIBusID, Health: d.Health})
+			links[d.UUID] = d.Links
 			continue
 		}
 		for _, s := range d.Slices {
 			add(TypeMIGPrefix+s.Profile, d.Model, s.attributes(common), Member{ID: s.UUID, PCIBusID: d.PCIBusID, Health: d.healthOf(s)})
+		}
+	}
+	for _, g := range groups {
+		for i := range g.Members {
+			to := links[g.Members[i].ID]
+			for _, other := range g.Members {
+				if len(to) > 0 {
+					g.Members[i].Links = append(g.Members[i].Links, to[other.ID])
+				}
+			}
 		}
 	}
 	return groups
@@ -233,6 +256,15 @@ func (None) Stats() ([]Stats, error) { return nil, nil }
 
 // Watch waits for ctx to end.
 func (None) Watch(ctx context.Context, _ func(Event)) error { <-ctx.Done(); return nil }
+
+// SelfTest finds no device.
+func (None) SelfTest(string) error { return errNoDevice }
+
+// Fail does nothing.
+func (None) Fail(string, string) {}
+
+// Readmit does nothing.
+func (None) Readmit(string) {}
 
 // Close does nothing.
 func (None) Close() error { return nil }

@@ -64,7 +64,7 @@ func TestFake(t *testing.T) {
 	if e := <-events; e.UUID != "GPU-a" || e.XID != 48 {
 		t.Errorf("event %+v", e)
 	}
-	f.Heal("GPU-a")
+	f.Readmit("GPU-a")
 	if e := <-events; e.UUID != "GPU-a" || !e.Healthy {
 		t.Errorf("event %+v", e)
 	}

@@ -6,15 +6,19 @@ import (
 	"sync"
 )
 
-// appXIDs are errors that an application causes and that leave the GPU usable; NVIDIA's k8s-device-plugin passes over the
-// same ones (XID catalogue: docs.nvidia.com/deploy/xid-errors).
+// appXIDs are errors that an application causes, or that only inform, and that leave the GPU usable. Meanings by NVIDIA's
+// XID catalogue (docs.nvidia.com/deploy/xid-errors); its k8s-device-plugin passes over 13, 31, 43, 45, 68 and 109 too. All
+// other errors make a GPU unhealthy: one too many costs a self-test, one too few costs jobs.
 var appXIDs = []uint64{
 	13,  // graphics engine exception
 	31,  // GPU memory page fault
 	43,  // GPU stopped processing
 	45,  // preemptive clean-up after earlier errors
 	68,  // video processor exception
+	69,  // graphics engine class error
 	109, // context switch timeout
+	137, // NVLink access without the privilege, by an application
+	154, // the recommended recovery action has changed: the self-test reads it
 }
 
 // xidText says in words what the more frequent of the other errors mean.
@@ -41,7 +45,7 @@ var xidText = map[uint64]string{
 type fault struct {
 	reason string
 	xid    uint64
-	lost   bool // it does not answer; heals by answering again. Any other fault stays until the source is opened anew
+	lost   bool // it does not answer
 }
 
 // ledger keeps the faults of devices and slices by UUID. Safe for several goroutines.
@@ -61,7 +65,7 @@ func (l *ledger) health(uuid string) Health {
 }
 
 // fail notes a fault and returns the event to report; ok is false when the device was unhealthy already. An error proper
-// replaces mere silence, because it does not heal by itself.
+// replaces mere silence, because it says more.
 func (l *ledger) fail(uuid string, f fault) (e Event, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -73,17 +77,6 @@ func (l *ledger) fail(uuid string, f fault) (e Event, ok bool) {
 	}
 	l.faults[uuid] = f
 	return f.event(uuid), true
-}
-
-// answered heals a device that was silent.
-func (l *ledger) answered(uuid string) (e Event, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if f, bad := l.faults[uuid]; !bad || !f.lost {
-		return Event{}, false
-	}
-	delete(l.faults, uuid)
-	return Event{UUID: uuid, Health: Health{Healthy: true}}, true
 }
 
 // heal clears any fault.

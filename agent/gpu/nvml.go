@@ -27,7 +27,8 @@ type nvmlSource struct {
 
 	mu      sync.Mutex
 	symbols map[string]bool
-	known   map[int]reading // last complete one of each index, for GPUs that stopped answering
+	ecc     map[string]uint64 // uncorrected errors of each GPU when they were counted last
+	known   map[int]reading   // last complete one of each index, for GPUs that stopped answering
 	handles []handle
 }
 
@@ -60,7 +61,7 @@ func Open(opts Options) (Source, error) {
 	}
 	n := &nvmlSource{
 		lib: nvml.New(nvml.WithLibraryPath(name)), opts: opts, ignore: make(map[uint64]bool),
-		symbols: make(map[string]bool), known: make(map[int]reading),
+		symbols: make(map[string]bool), known: make(map[int]reading), ecc: make(map[string]uint64),
 	}
 	for _, xid := range append(appXIDs, opts.IgnoreXIDs...) {
 		n.ignore[xid] = true
@@ -162,6 +163,7 @@ func (n *nvmlSource) Inventory() (Inventory, error) {
 		return Inventory{}, fmt.Errorf("count GPUs: %w", n.failure(ret))
 	}
 	handles := []handle{}
+	defer func() { n.link(inv.Devices, handles) }()
 	for i := range count {
 		r, ret := n.read(i)
 		n.mu.Lock()
@@ -243,7 +245,6 @@ func (n *nvmlSource) read(index int) (reading, nvml.Return) {
 		d.MIG = Enabled
 		d.Slices = n.slices(dev, d.MemoryMiB)
 	}
-	n.ledger.answered(d.UUID)
 	return reading{d, handle{index: index, dev: dev, uuid: d.UUID, slices: d.Slices}}, nvml.SUCCESS
 }
 

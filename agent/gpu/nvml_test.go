@@ -266,7 +266,7 @@ func TestXIDs(t *testing.T) {
 	}
 }
 
-func TestLostGPUHeals(t *testing.T) {
+func TestLostGPU(t *testing.T) {
 	s := newScript(t, twoGPUs)
 	src := mustOpen(t)
 	events := watch(t, src)
@@ -284,11 +284,20 @@ func TestLostGPUHeals(t *testing.T) {
 	if all, err := src.Stats(); err != nil || len(all) != 3 {
 		t.Errorf("stats of %d devices, %v, want the lost one left out", len(all), err)
 	}
+	if err := src.SelfTest(gpu0); err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Errorf("self-test of a lost GPU: %v", err)
+	}
 	s.remove("0.lost 1")
+	if err := src.SelfTest(gpu0); err != nil {
+		t.Errorf("self-test: %v", err)
+	}
+	if inv, err = src.Inventory(); err != nil || inv.Devices[0].Health.Healthy {
+		t.Errorf("it is healthy by answering alone, %v", err)
+	}
+	src.Readmit(gpu0)
 	if e := <-events; e.UUID != gpu0 || !e.Healthy {
 		t.Errorf("event %+v", e)
 	}
-	// A real error stays although the GPU answers.
 	s.add("event 0 8 79 4294967295 4294967295")
 	if e := <-events; e.Healthy || e.XID != 79 {
 		t.Errorf("event %+v", e)
@@ -296,6 +305,79 @@ func TestLostGPUHeals(t *testing.T) {
 	if inv, err = src.Inventory(); err != nil || inv.Devices[0].Health.Healthy {
 		t.Errorf("health %+v, %v", inv.Devices[0].Health, err)
 	}
+}
+
+func TestSelfTest(t *testing.T) {
+	s := newScript(t, twoGPUs+"0.remap.pending 0\n0.remap.failed 0\n")
+	src := mustOpen(t)
+	events := watch(t, src)
+	src.Fail(gpu0, "found by an earlier agent")
+	if e := <-events; e.UUID != gpu0 || e.Healthy || e.Reason != "found by an earlier agent" {
+		t.Errorf("event %+v", e)
+	}
+	wants := func(uuid, reason string) {
+		t.Helper()
+		err := src.SelfTest(uuid)
+		if (err == nil) != (reason == "") || err != nil && !strings.Contains(err.Error(), reason) {
+			t.Errorf("self-test of %s: %v, want %q", uuid, err, reason)
+		}
+	}
+	wants(gpu0, "")
+	wants("MIG-a", "")
+	wants("GPU-x", "no such device")
+	change := func(from, to string) { s.remove(from); s.add(to) }
+	change("0.ecc.1.total 1", "0.ecc.1.total 4")
+	wants(gpu0, "3 more uncorrected ECC errors, now 4")
+	wants(gpu0, "")
+	change("0.remap.pending 0", "0.remap.pending 1")
+	wants(gpu0, "reset the GPU")
+	change("0.remap.failed 0", "0.remap.failed 1")
+	wants(gpu0, "replace the GPU")
+	change("0.remap.failed 1", "0.remap.failed 0")
+	change("0.remap.pending 1", "0.remap.pending 0")
+	s.add("0.pages.pending 1")
+	wants(gpu0, "retired")
+	s.remove("0.pages.pending 1")
+	s.add("0.recovery 2")
+	wants(gpu0, "reboot the node")
+	s.remove("0.recovery 2")
+	s.remove("0.uuid " + gpu0)
+	s.add("0.uuid GPU-other")
+	wants(gpu0, "GPU-other has taken its place")
+}
+
+// TestCountedErrors: what comes without an event is found by looking.
+func TestCountedErrors(t *testing.T) {
+	s := newScript(t, twoGPUs+"1.remap.failed 0\n")
+	events := watch(t, mustOpen(t))
+	s.remove("1.remap.failed 0")
+	s.add("1.remap.failed 1")
+	if e := <-events; e.UUID != gpu1 || e.Healthy || !strings.Contains(e.Reason, "remapping") { // so GPU 0 was counted before
+		t.Errorf("event %+v", e)
+	}
+	s.remove("0.ecc.1.total 1")
+	s.add("0.ecc.1.total 2")
+	if e := <-events; e.UUID != gpu0 || e.Reason != "2 uncorrected ECC errors, 1 of them new" {
+		t.Errorf("event %+v", e)
+	}
+}
+
+func TestLinks(t *testing.T) {
+	newScript(t, twoGPUs+"1.pci 00000000:0B:00.0\ntopology.0.1 30\ntopology.1.0 30\n")
+	src := mustOpen(t)
+	between := func(want int) {
+		t.Helper()
+		inv, err := src.Inventory()
+		if err != nil || inv.Devices[0].Links[gpu1] != want || inv.Devices[1].Links[gpu0] != want {
+			t.Errorf("links %v and %v, %v; want %d", inv.Devices[0].Links, inv.Devices[1].Links, err, want)
+		}
+	}
+	between(linkHostBridge)
+	s := newScript(t, twoGPUs+"1.pci 00000000:0B:00.0\ntopology.0.1 30\n0.nvlink.0 00000000:0B:00.0\n0.nvlink.1 00000000:0B:00.0\n1.nvlink.0 00000000:0A:00.0\n1.nvlink.1 00000000:0A:00.0\n")
+	between(linkNVLink + 1)
+	s.text = twoGPUs + "0.nvlink.0 switch\n0.nvlink.1 switch\n1.nvlink.0 switch\n"
+	s.write()
+	between(linkNVLink)
 }
 
 func TestLostFromTheStart(t *testing.T) {

@@ -82,7 +82,7 @@ func (w *watcher) probe() {
 		}
 		switch _, ret := get(w.nvmlSource, ask, "nvmlDeviceGetMemoryInfo"); {
 		case ret == nvml.SUCCESS:
-			w.ledger.answered(h.uuid)
+			w.count(h)
 		case silent(ret):
 			w.ledger.fail(h.uuid, fault{reason: w.failure(ret).Error(), lost: true})
 		}

@@ -41,7 +41,7 @@ func NewEnv(node *cluster.Node, region string, job *cluster.Job, alloc *cluster.
 	e.set("NOMAD_ALLOC_ID", alloc.ID)
 	e.set("NOMAD_SHORT_ALLOC_ID", alloc.ID[:min(8, len(alloc.ID))])
 	e.set("NOMAD_ALLOC_NAME", alloc.Name)
-	if i := allocIndex(alloc.Name); i >= 0 {
+	if i := cluster.IndexOf(alloc.Name); i >= 0 {
 		e.set("NOMAD_ALLOC_INDEX", strconv.Itoa(i))
 	}
 	e.set("NOMAD_GROUP_NAME", alloc.TaskGroup)
@@ -65,6 +65,17 @@ func NewEnv(node *cluster.Node, region string, job *cluster.Job, alloc *cluster.
 		for _, p := range ar.Shared.Ports {
 			e.port(p)
 		}
+	}
+	if g := job.Group(alloc.TaskGroup); g != nil && g.Gang != nil {
+		e.set("RX_GANG_SIZE", strconv.Itoa(g.Count))
+		e.set("RX_GANG_RANK", strconv.Itoa(cluster.IndexOf(alloc.Name)))
+	}
+	if g := job.Group(alloc.TaskGroup); g != nil && g.MaxRunDuration > 0 {
+		e.set("RX_MAX_RUN_DURATION", strconv.FormatFloat(g.MaxRunDuration.Seconds(), 'f', -1, 64))
+	}
+	if c := alloc.Checkpoints[task.Name]; c != nil {
+		e.set("RX_CHECKPOINT_STEP", strconv.FormatInt(c.Step, 10))
+		e.set("RX_CHECKPOINT_PATH", c.Path)
 	}
 	e.meta(job, alloc.TaskGroup, task)
 	for _, name := range slices.Sorted(maps.Keys(task.Env)) {
@@ -166,19 +177,6 @@ func nodeVariables(n *cluster.Node, region string) map[string]string {
 		vars["meta."+k] = v
 	}
 	return vars
-}
-
-// allocIndex reads the index from JOB.GROUP[INDEX]; -1 when there is none.
-func allocIndex(name string) int {
-	open, end := strings.LastIndexByte(name, '['), strings.LastIndexByte(name, ']')
-	if open < 0 || end < open {
-		return -1
-	}
-	i, err := strconv.Atoi(name[open+1 : end])
-	if err != nil {
-		return -1
-	}
-	return i
 }
 
 // set adds a variable; what the name may not hold becomes an underscore.

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/rxvision/rxvision/api"
 	"github.com/rxvision/rxvision/cluster"
 	"github.com/rxvision/rxvision/fleet"
@@ -19,16 +22,83 @@ import (
 
 // The siblings meet here: each adapter gives one package what another declares.
 
-// planner answers api's dry runs by the scheduler's.
-type planner struct{}
+// planner answers api's dry runs by the scheduler's. What the leader's queue says it asks through the store.
+type planner struct {
+	runs  *scheduler.DryRuns
+	store *raftstore.Store
+}
 
-func (planner) DryRun(_ context.Context, snap *cluster.Snapshot, job *cluster.Job) (*api.DryRun, error) {
-	res, err := scheduler.DryRun(snap, job, cluster.TimeOf(time.Now()))
+func (p planner) DryRun(_ context.Context, snap *cluster.Snapshot, job *cluster.Job) (*api.DryRun, error) {
+	res, err := p.runs.DryRun(snap, job, cluster.TimeOf(time.Now()))
 	if err != nil {
 		return nil, err
 	}
 	follow := slices.DeleteFunc(slices.Clone(res.Plan.Evals), func(e *cluster.Evaluation) bool { return e.ID == res.Plan.EvalID })
 	return &api.DryRun{Annotations: res.Annotations, Failed: res.Failed, Evals: follow}, nil
+}
+
+func (p planner) WhatIf(_ context.Context, snap *cluster.Snapshot, job *cluster.Job) (*cluster.Explanation, error) {
+	return p.runs.WhatIf(snap, job, cluster.TimeOf(time.Now()))
+}
+
+func (p planner) Explain(ctx context.Context, snap *cluster.Snapshot, key cluster.JobKey) (*cluster.Explanation, error) {
+	x := p.runs.Explain(snap, key, cluster.TimeOf(time.Now()))
+	if x == nil || len(x.Evaluations) == 0 {
+		return x, nil
+	}
+	q, err := json.Marshal(question{JobKey: key})
+	if err != nil {
+		return nil, err
+	}
+	answer, err := p.store.Ask(ctx, q)
+	switch {
+	case cluster.CodeOf(err) == cluster.CodeUnsupported, status.Code(err) == codes.Unimplemented: // an older leader
+		return x, nil
+	case err != nil:
+		return nil, err
+	}
+	return x, json.Unmarshal(answer, &x.Queue)
+}
+
+// ScalingStatus asks the leader how it found a policy.
+func (p planner) ScalingStatus(ctx context.Context, id string) (*cluster.ScalingStatus, error) {
+	q, err := json.Marshal(question{Policy: id})
+	if err != nil {
+		return nil, err
+	}
+	answer, err := p.store.Ask(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	var s *cluster.ScalingStatus
+	return s, json.Unmarshal(answer, &s)
+}
+
+// question is what servers ask the leader: where a job stands in its queue, or how a scaling policy fares.
+type question struct {
+	cluster.JobKey
+	Policy string `json:",omitempty"`
+}
+
+// answers says what only the leader's scheduler knows.
+func answers(sched *scheduler.Scheduler) raftstore.Answerer {
+	return func(_ context.Context, asked []byte) ([]byte, error) {
+		var q question
+		if err := json.Unmarshal(asked, &q); err != nil {
+			return nil, cluster.Errorf(cluster.CodeInvalid, "a question to the leader that cannot be read: %v", err)
+		}
+		var answer any
+		var err error
+		if q.Policy != "" {
+			answer, err = sched.ScalingStatus(q.Policy)
+		} else {
+			answer, err = sched.Position(q.JobKey)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(answer)
+	}
 }
 
 // archives gives api the store's archives.
@@ -228,6 +298,10 @@ func (n callNodes) NodeStats(ctx context.Context, nodeID string) (json.RawMessag
 
 func (n callNodes) AllocStats(ctx context.Context, nodeID, allocID, task string) (json.RawMessage, error) {
 	return n.one(ctx, nodeID, &pb.Call{Request: &pb.Call_AllocStats{AllocStats: &pb.AllocStatsRequest{AllocId: allocID, Task: task}}})
+}
+
+func (n callNodes) Checks(ctx context.Context, nodeID, allocID string) (json.RawMessage, error) {
+	return n.one(ctx, nodeID, &pb.Call{Request: &pb.Call_Checks{Checks: &pb.ChecksRequest{AllocId: allocID}}})
 }
 
 func (n callNodes) Restart(ctx context.Context, nodeID string, r api.RestartRequest) error {

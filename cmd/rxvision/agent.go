@@ -12,6 +12,7 @@ import (
 
 	"github.com/rxvision/rxvision/agent"
 	"github.com/rxvision/rxvision/agent/gpu"
+	"github.com/rxvision/rxvision/agent/spot"
 	"github.com/rxvision/rxvision/pki"
 )
 
@@ -22,6 +23,7 @@ func newAgent() *cobra.Command {
 		meta     []string
 		ort      string
 		nvml     string
+		notices  spot.Options
 		logLevel string
 	)
 	cmd := &cobra.Command{
@@ -63,6 +65,12 @@ SIGHUP reads the CA's file and the log level again.`,
 				}
 				c.GPUs = source
 			}
+			if notices.Provider != "" {
+				notices.Warn = func(err error) { log.Warn("the provider of this machine does not answer", "error", err) }
+				if c.Notices, err = spot.Open(notices); err != nil {
+					return err
+				}
+			}
 			a, err := agent.New(cmd.Context(), c)
 			if err != nil {
 				return err
@@ -90,6 +98,11 @@ SIGHUP reads the CA's file and the log level again.`,
 	f.StringVar(&ort, "ort-library", "", "ONNX Runtime library; default: lib/ beside the folder of this program")
 	f.StringVar(&nvml, "nvml-library", "", "NVIDIA's management library; default: libnvidia-ml.so.1 where it usually is, none is fine")
 	f.Int64Var(&c.CacheBytes, "artifact-cache-bytes", agent.DefaultCacheBytes, "bound of the artifact cache")
+	f.BoolVar(&c.Spot, "spot", false, "this machine may be taken away at short notice: only jobs whose meta rx_spot allows it come here")
+	f.StringVar(&notices.Provider, "spot-provider", "", "ask aws, gcp or azure, or a file, for notices of interruption, and whether this is a spot machine; default: nobody")
+	f.StringVar(&notices.Endpoint, "spot-endpoint", "", "base URL of the provider's metadata service; default: the provider's own")
+	f.StringVar(&notices.Path, "spot-file", "", "with --spot-provider file: the file that is the notice")
+	f.StringSliceVar(&c.HealthCheckCommand, "health-check-command", nil, "program and arguments, run with one GPU visible before one that has failed is given to work again; it must end with 0")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfig(cmd, func() error {
 		plain := map[string]string{"http-addr": c.HTTPAddr}
@@ -97,6 +110,12 @@ SIGHUP reads the CA's file and the log level again.`,
 			plain["address"] = net.JoinHostPort(c.Address, "0") // of workers
 		}
 		faults := []error{identity.check(c.Servers), loopbackOnly(plain)}
+		if notices.Provider != "" {
+			_, err := spot.Open(notices)
+			faults = append(faults, err)
+		} else if notices.Endpoint != "" || notices.Path != "" {
+			faults = append(faults, errors.New("--spot-endpoint and --spot-file go with --spot-provider"))
+		}
 		c.Meta = map[string]string{}
 		for _, kv := range meta {
 			k, v, ok := strings.Cut(kv, "=")

@@ -73,7 +73,7 @@ defaults, measures, prints and ends it. Run it in the project's folder.`,
 		}}
 	}
 	serve := sub("serve", "Requests/s and latency of the sample model through gateway and worker", benchServe)
-	cmd.AddCommand(serve, newBenchControl(&b), newBenchSched(&b), newBenchPlace(&b), newBenchNodes())
+	cmd.AddCommand(serve, newBenchControl(&b), newBenchSched(&b), newBenchPlace(&b), newBenchDay(&b), newBenchNodes())
 	return cmd
 }
 

@@ -42,7 +42,9 @@ procedure of Weng et al., Beware of Fragmentation (USENIX ATC 2023).
 
 The files have the columns of Alibaba's cluster-trace-gpu-v2023. --data names a
 folder with one list of nodes (*node_list*.csv) and lists of pods (*pod_list_NAME.csv);
-with published_allocation.csv in it, the published figures stand beside.`,
+with published_allocation.csv in it, the published figures stand beside. Ceilings tell what
+could be allocated at 100 %: if processors, memory and GPUs lay in one heap, and if the
+shares of GPUs that were asked for were all placed, packed anew, the largest first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runBenchPlace(cmd.Context(), p, cmd.OutOrStdout()) },
 	}
@@ -64,6 +66,8 @@ type placeCourse struct {
 	At130  float64     `json:"gpu_allocation_pct_at_130"`
 	Spread float64     `json:"gpu_allocation_pct_at_100_stddev"`
 	Micros float64     `json:"us_per_pod"`
+	Room   float64     `json:"ceiling_room_pct_at_100"`   // sim.Ceiling, mean of the seeds
+	Shares float64     `json:"ceiling_shares_pct_at_100"` // … by the sizes of shares
 	Seeds  []placeSeed `json:"seeds"`
 
 	published [2]float64 // at 100 and 130, 0 where not known
@@ -103,7 +107,7 @@ func runBenchPlace(ctx context.Context, p placeFlags, out io.Writer) error {
 	}
 	r := &benchRun{out: out}
 	var courses []*placeCourse
-	fmt.Fprintf(out, "%-14s %-8s %9s %9s %7s  %9s %9s %8s\n", "trace", "policy", "at 100 %", "at 130 %", "± (100)", "published", "at 130 %", "µs/pod")
+	fmt.Fprintf(out, "%-14s %-8s %9s %9s %7s  %9s %9s  %7s %7s %8s\n", "trace", "policy", "at 100 %", "at 130 %", "± (100)", "published", "at 130 %", "ceiling", "shares", "µs/pod")
 	for _, name := range sortedKeys(lists) {
 		trace, err := openTrace(p.nodes, lists[name])
 		if err != nil {
@@ -150,12 +154,16 @@ func (c *placeCourse) run(ctx context.Context, trace *sim.Trace, seeds []uint64,
 			if err != nil {
 				return err
 			}
+			lasted := time.Since(start)
+			most := trace.Ceiling(seed, 100)
 			mu.Lock()
 			defer mu.Unlock()
+			c.Room += most.Room / float64(len(seeds))
+			c.Shares += most.Shares / float64(len(seeds))
 			c.Seeds[i] = placeSeed{seed, r.Placed, r.Failed, r.Allocated}
 			c.At100 += r.At(100) / float64(len(seeds))
 			c.At130 += r.At(130) / float64(len(seeds))
-			took, pods, done = took+time.Since(start), pods+r.Placed+r.Failed, done+1
+			took, pods, done = took+lasted, pods+r.Placed+r.Failed, done+1
 			progress.set(done, int64(len(seeds)))
 			return nil
 		})
@@ -178,7 +186,7 @@ func (c *placeCourse) print(out io.Writer) {
 			beside[i] = strconv.FormatFloat(v, 'f', 2, 64)
 		}
 	}
-	fmt.Fprintf(out, "%-14s %-8s %9.2f %9.2f %7.2f  %9s %9s %8.0f\n", c.Trace, c.Policy, c.At100, c.At130, c.Spread, beside[0], beside[1], c.Micros)
+	fmt.Fprintf(out, "%-14s %-8s %9.2f %9.2f %7.2f  %9s %9s  %7.2f %7.2f %8.0f\n", c.Trace, c.Policy, c.At100, c.At130, c.Spread, beside[0], beside[1], c.Room, c.Shares, c.Micros)
 }
 
 func (c *placeCourse) figures(r *benchRun) {

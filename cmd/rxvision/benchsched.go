@@ -7,10 +7,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,10 +30,12 @@ type schedFlags struct {
 	servers, nodes []int
 	rate           int // jobs offered a second
 	allocs         int // of the job of many
+	holdNodes      int
+	holdAllocs     int
 }
 
 // schedParts are the measurements in the order in which they run.
-var schedParts = []string{"rate", "steady", "array"}
+var schedParts = []string{"rate", "steady", "array", "hold"}
 
 func newBenchSched(b *benchFlags) *cobra.Command {
 	c := schedFlags{benchFlags: b}
@@ -44,13 +49,19 @@ for each number of servers and of agents:
 
   rate    as many as 32 clients can register, each waiting for its answers
   steady  --rate a second, whatever the answers take
-  array   one batch job of --allocations, with the first number of agents`,
+  array   one batch job of --allocations, with the first number of agents
+  hold    not by default: one server, --hold-nodes and --hold-allocations, in array
+          jobs: memory, an idle server's processor time, registrations beside them,
+          archive, restart, restore
+
+Each part says what processor time an allocation took of each server, and of agents and
+clients together, which rates leave open on a machine that does other things.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var faults []error
 			for _, p := range c.parts {
 				if !slices.Contains(schedParts, p) {
-					faults = append(faults, fmt.Errorf("--part %q: use rate, steady, array", p))
+					faults = append(faults, fmt.Errorf("--part %q: use %s", p, strings.Join(schedParts, ", ")))
 				}
 			}
 			for _, n := range c.servers {
@@ -63,6 +74,9 @@ for each number of servers and of agents:
 					faults = append(faults, fmt.Errorf("--nodes %d: use 1 to %d", n, swarm.MaxNodes))
 				}
 			}
+			if c.holdNodes < 1 || c.holdNodes > swarm.MaxNodes || c.holdAllocs < 1 {
+				faults = append(faults, fmt.Errorf("--hold-nodes are 1 to %d, --hold-allocations 1 at least", swarm.MaxNodes))
+			}
 			if c.rate < 1 || c.allocs < 1 || len(c.servers) == 0 || len(c.nodes) == 0 {
 				faults = append(faults, errors.New("--rate and --allocations are 1 at least, --servers and --nodes name one number at least"))
 			}
@@ -73,11 +87,13 @@ for each number of servers and of agents:
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&c.parts, "part", schedParts, "what to measure")
+	f.StringSliceVar(&c.parts, "part", schedParts[:3], "what to measure: "+strings.Join(schedParts, ", "))
 	f.IntSliceVar(&c.servers, "servers", []int{1, 3}, "numbers of servers")
 	f.IntSliceVar(&c.nodes, "nodes", []int{100, 1000}, "numbers of simulated agents")
 	f.IntVar(&c.rate, "rate", 1000, "jobs offered a second")
 	f.IntVar(&c.allocs, "allocations", 50_000, "allocations of the job of many")
+	f.IntVar(&c.holdNodes, "hold-nodes", 10_000, "simulated agents of hold")
+	f.IntVar(&c.holdAllocs, "hold-allocations", 1_000_000, "allocations that hold fills the region with")
 	return cmd
 }
 
@@ -87,17 +103,30 @@ func runBenchSched(ctx context.Context, c schedFlags, r *benchRun) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400) // as little as may be of the two cores for agents and clients
+	}
+	if slices.Contains(c.parts, "hold") {
+		own := filepath.Join(dir, "hold")
+		if err := errors.Join(os.Mkdir(own, 0o700), c.hold(ctx, r, own)); err != nil {
+			return fmt.Errorf("hold: %w", err)
+		}
+	}
+	parts := slices.DeleteFunc(slices.Clone(c.parts), func(p string) bool { return p == "hold" })
+	if len(parts) == 0 {
+		return r.write(*c.benchFlags)
+	}
 	for _, servers := range c.servers {
 		for i, nodes := range c.nodes {
 			own := filepath.Join(dir, fmt.Sprint(servers, "-", nodes))
 			if err := os.Mkdir(own, 0o700); err != nil {
 				return err
 			}
-			parts := slices.Clone(c.parts)
+			these := slices.Clone(parts)
 			if i > 0 {
-				parts = slices.DeleteFunc(parts, func(p string) bool { return p == "array" })
+				these = slices.DeleteFunc(these, func(p string) bool { return p == "array" })
 			}
-			if err := c.region(ctx, r, own, servers, nodes, parts); err != nil {
+			if err := c.region(ctx, r, own, servers, nodes, these); err != nil {
 				return fmt.Errorf("%d servers, %d nodes: %w", servers, nodes, err)
 			}
 		}
@@ -125,11 +154,65 @@ func (c *schedFlags) region(ctx context.Context, r *benchRun, dir string, server
 	for _, part := range parts {
 		s := &schedRun{schedFlags: c, p: p, r: r, arrivals: arrived, name: name}
 		measure := map[string]func(context.Context) error{"rate": s.placed, "steady": s.steady, "array": s.array}[part]
-		if err := measure(ctx); err != nil {
+		if err := s.costs(ctx, part, measure); err != nil {
 			return fmt.Errorf("%s: %w", part, err)
 		}
 	}
 	return nil
+}
+
+// costs runs a measurement and adds what processor time an allocation took of it: rates depend on what else the machine
+// does, this hardly.
+func (s *schedRun) costs(ctx context.Context, part string, measure func(context.Context) error) error {
+	before, err := s.p.spent(ctx)
+	if err != nil {
+		return err
+	}
+	own := ownTime()
+	if err := measure(ctx); err != nil {
+		return err
+	}
+	own = ownTime() - own
+	after, err := s.p.spent(ctx)
+	if err != nil {
+		return err
+	}
+	leader, err := s.p.leader(ctx)
+	if err != nil {
+		return err
+	}
+	each := func(who string, spent time.Duration) {
+		s.r.add(figure{Metric: s.name + ", " + part + ": processor time per allocation, " + who, Value: float64(spent.Microseconds()) / float64(len(s.took)), Unit: "µs"})
+	}
+	for i, server := range s.p.servers {
+		who := server.name
+		if server == leader {
+			who += " (leader)"
+		}
+		each(who, after[i]-before[i])
+	}
+	each("agents and clients", own)
+	return nil
+}
+
+// spent is the processor time that each server has taken.
+func (p *controlPlane) spent(ctx context.Context) ([]time.Duration, error) {
+	var out []time.Duration
+	for _, s := range p.servers {
+		m, err := p.metrics(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, time.Duration(m["process_cpu_seconds_total"]*float64(time.Second)))
+	}
+	return out, nil
+}
+
+// ownTime is the processor time that this process has taken.
+func ownTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // fails for wrong arguments only
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // enlist attaches simulated agents of this process and waits until all are there.

@@ -20,7 +20,7 @@ import (
 
 func newJob() *cobra.Command {
 	cmd := &cobra.Command{Use: "job", Short: "Run, watch and stop jobs"}
-	cmd.AddCommand(newJobRun(), newJobStatus(), newJobStop())
+	cmd.AddCommand(newJobRun(), newJobStatus(), newJobStop(), newJobExplain(), newJobWhatIf())
 	return cmd
 }
 

@@ -14,8 +14,8 @@ import (
 )
 
 func newNode() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Introduce nodes and gateways to the servers; the hold on replacements"}
-	cmd.AddCommand(newIntro(), newEnrolled(), newHold())
+	cmd := &cobra.Command{Use: "node", Short: "Introduce nodes and gateways to the servers; their GPUs, interruptions, the hold on replacements"}
+	cmd.AddCommand(newIntro(), newEnrolled(), newHold(), newNodeGPU(), newInterrupt())
 	return cmd
 }
 

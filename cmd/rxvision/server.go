@@ -461,12 +461,14 @@ func serveStore(ctx context.Context, c serverConfig, log *slog.Logger, reg *prom
 		fleetConf.Issuer = keys.issuer
 	}
 	nodes := fleet.NewServer(fleetConf)
-	sched, err := scheduler.New(scheduler.Config{Store: store, Retention: c.retention, Logger: log.With("part", "scheduler"), Registerer: reg})
+	sched, err := scheduler.New(scheduler.Config{Store: store, Retention: c.retention, Metrics: nodes, Logger: log.With("part", "scheduler"), Registerer: reg})
 	if err != nil {
 		return err
 	}
+	store.Answer(answers(sched))
+	plans := planner{new(scheduler.DryRuns), store}
 	apiConf := api.Config{
-		Store: store, Nodes: callNodes{nodes}, Planner: planner{}, Archives: archives{store}, Servers: servers{store, end}, Collector: sched,
+		Store: store, Nodes: callNodes{nodes}, Planner: plans, Autoscaler: plans, Archives: archives{store}, Servers: servers{store, end}, Collector: sched,
 		ACL: api.ACL{Enabled: c.acl, BootstrapReset: bootstrapReset(filepath.Join(c.dataDir, bootstrapResetFile), log)}, ID: store.ID(), Logger: log.With("part", "api"), Registry: reg,
 	}
 	var models *registry.Registry

@@ -31,9 +31,10 @@ type SessionsReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"` // the caller's ID, in the first report
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"` // these are all; else what changed
-	Held          []*NodeHeard           `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`  // nodes whose streams the caller holds
-	Gone          []*NodeHeard           `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`  // nodes whose streams it held until lately
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`      // these are all; else what changed
+	Held          []*NodeHeard           `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`       // nodes whose streams the caller holds
+	Gone          []*NodeHeard           `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`       // nodes whose streams it held until lately
+	Samples       []*Sample              `protobuf:"bytes,6,rep,name=samples,proto3" json:"samples,omitempty"` // what its nodes and gateways measured since the last report
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +100,13 @@ func (x *SessionsReport) GetHeld() []*NodeHeard {
 func (x *SessionsReport) GetGone() []*NodeHeard {
 	if x != nil {
 		return x.Gone
+	}
+	return nil
+}
+
+func (x *SessionsReport) GetSamples() []*Sample {
+	if x != nil {
+		return x.Samples
 	}
 	return nil
 }
@@ -260,6 +268,7 @@ type NodeMessage struct {
 	//	*NodeMessage_Allocs
 	//	*NodeMessage_Heartbeat
 	//	*NodeMessage_Node
+	//	*NodeMessage_Samples
 	Message       isNodeMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -338,6 +347,15 @@ func (x *NodeMessage) GetNode() *NodeChanged {
 	return nil
 }
 
+func (x *NodeMessage) GetSamples() *Samples {
+	if x != nil {
+		if x, ok := x.Message.(*NodeMessage_Samples); ok {
+			return x.Samples
+		}
+	}
+	return nil
+}
+
 type isNodeMessage_Message interface {
 	isNodeMessage_Message()
 }
@@ -358,6 +376,10 @@ type NodeMessage_Node struct {
 	Node *NodeChanged `protobuf:"bytes,4,opt,name=node,proto3,oneof"`
 }
 
+type NodeMessage_Samples struct {
+	Samples *Samples `protobuf:"bytes,5,opt,name=samples,proto3,oneof"`
+}
+
 func (*NodeMessage_Hello) isNodeMessage_Message() {}
 
 func (*NodeMessage_Allocs) isNodeMessage_Message() {}
@@ -365,6 +387,130 @@ func (*NodeMessage_Allocs) isNodeMessage_Message() {}
 func (*NodeMessage_Heartbeat) isNodeMessage_Message() {}
 
 func (*NodeMessage_Node) isNodeMessage_Message() {}
+
+func (*NodeMessage_Samples) isNodeMessage_Message() {}
+
+// Samples are measurements of this moment, of allocations whose groups are scaled by them. They are soft: what is lost is lost.
+type Samples struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Samples       []*Sample              `protobuf:"bytes,1,rep,name=samples,proto3" json:"samples,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"` // the gateway's name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Samples) Reset() {
+	*x = Samples{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Samples) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Samples) ProtoMessage() {}
+
+func (x *Samples) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Samples.ProtoReflect.Descriptor instead.
+func (*Samples) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Samples) GetSamples() []*Sample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+func (x *Samples) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// Sample is one measurement, of an allocation or, by a gateway, of a model.
+type Sample struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            string                 `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"` // allocation ID or model name
+	Metric        string                 `protobuf:"bytes,2,opt,name=metric,proto3" json:"metric,omitempty"`
+	Value         float64                `protobuf:"fixed64,3,opt,name=value,proto3" json:"value,omitempty"`
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"` // who measured; between servers only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Sample) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *Sample) GetMetric() string {
+	if x != nil {
+		return x.Metric
+	}
+	return ""
+}
+
+func (x *Sample) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *Sample) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
 
 // Hello registers the node for this session.
 type Hello struct {
@@ -381,7 +527,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +539,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[5]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +552,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{5}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -462,7 +608,7 @@ type KnownAlloc struct {
 
 func (x *KnownAlloc) Reset() {
 	*x = KnownAlloc{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +620,7 @@ func (x *KnownAlloc) String() string {
 func (*KnownAlloc) ProtoMessage() {}
 
 func (x *KnownAlloc) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[6]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +633,7 @@ func (x *KnownAlloc) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownAlloc.ProtoReflect.Descriptor instead.
 func (*KnownAlloc) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *KnownAlloc) GetId() string {
@@ -514,7 +660,7 @@ type NodeChanged struct {
 
 func (x *NodeChanged) Reset() {
 	*x = NodeChanged{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +672,7 @@ func (x *NodeChanged) String() string {
 func (*NodeChanged) ProtoMessage() {}
 
 func (x *NodeChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[7]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +685,7 @@ func (x *NodeChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeChanged.ProtoReflect.Descriptor instead.
 func (*NodeChanged) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeChanged) GetNode() []byte {
@@ -560,7 +706,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +718,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[8]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +731,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 // AllocUpdates says how allocations are. It is acknowledged (Ack) once it is
@@ -600,7 +746,7 @@ type AllocUpdates struct {
 
 func (x *AllocUpdates) Reset() {
 	*x = AllocUpdates{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +758,7 @@ func (x *AllocUpdates) String() string {
 func (*AllocUpdates) ProtoMessage() {}
 
 func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[9]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +771,7 @@ func (x *AllocUpdates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocUpdates.ProtoReflect.Descriptor instead.
 func (*AllocUpdates) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AllocUpdates) GetSeq() uint64 {
@@ -658,7 +804,7 @@ type ServerMessage struct {
 
 func (x *ServerMessage) Reset() {
 	*x = ServerMessage{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +816,7 @@ func (x *ServerMessage) String() string {
 func (*ServerMessage) ProtoMessage() {}
 
 func (x *ServerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[10]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +829,7 @@ func (x *ServerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMessage.ProtoReflect.Descriptor instead.
 func (*ServerMessage) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ServerMessage) GetMessage() isServerMessage_Message {
@@ -784,7 +930,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +942,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[11]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +955,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Welcome) GetTtlMs() int64 {
@@ -842,7 +988,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1000,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[12]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1013,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -895,7 +1041,7 @@ type Desired struct {
 
 func (x *Desired) Reset() {
 	*x = Desired{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1053,7 @@ func (x *Desired) String() string {
 func (*Desired) ProtoMessage() {}
 
 func (x *Desired) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[13]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1066,7 @@ func (x *Desired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desired.ProtoReflect.Descriptor instead.
 func (*Desired) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Desired) GetIndex() uint64 {
@@ -985,6 +1131,7 @@ type Call struct {
 	//	*Call_Restart
 	//	*Call_Signal
 	//	*Call_CheckModel
+	//	*Call_Checks
 	Request       isCall_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -992,7 +1139,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1151,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[14]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1164,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Call) GetId() string {
@@ -1097,6 +1244,15 @@ func (x *Call) GetCheckModel() *CheckModelRequest {
 	return nil
 }
 
+func (x *Call) GetChecks() *ChecksRequest {
+	if x != nil {
+		if x, ok := x.Request.(*Call_Checks); ok {
+			return x.Checks
+		}
+	}
+	return nil
+}
+
 type isCall_Request interface {
 	isCall_Request()
 }
@@ -1129,6 +1285,10 @@ type Call_CheckModel struct {
 	CheckModel *CheckModelRequest `protobuf:"bytes,8,opt,name=check_model,json=checkModel,proto3,oneof"`
 }
 
+type Call_Checks struct {
+	Checks *ChecksRequest `protobuf:"bytes,9,opt,name=checks,proto3,oneof"`
+}
+
 func (*Call_Logs) isCall_Request() {}
 
 func (*Call_File) isCall_Request() {}
@@ -1142,6 +1302,8 @@ func (*Call_Restart) isCall_Request() {}
 func (*Call_Signal) isCall_Request() {}
 
 func (*Call_CheckModel) isCall_Request() {}
+
+func (*Call_Checks) isCall_Request() {}
 
 type LogsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1157,7 +1319,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1331,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[15]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1344,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsRequest) GetAllocId() string {
@@ -1244,7 +1406,7 @@ type FileRequest struct {
 
 func (x *FileRequest) Reset() {
 	*x = FileRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1418,7 @@ func (x *FileRequest) String() string {
 func (*FileRequest) ProtoMessage() {}
 
 func (x *FileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[16]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1431,7 @@ func (x *FileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRequest.ProtoReflect.Descriptor instead.
 func (*FileRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FileRequest) GetAllocId() string {
@@ -1330,7 +1492,7 @@ type NodeStatsRequest struct {
 
 func (x *NodeStatsRequest) Reset() {
 	*x = NodeStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1504,7 @@ func (x *NodeStatsRequest) String() string {
 func (*NodeStatsRequest) ProtoMessage() {}
 
 func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[17]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1517,7 @@ func (x *NodeStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatsRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 // AllocStatsRequest answers one chunk: JSON in the shape of /v1/client/allocation/:id/stats.
@@ -1369,7 +1531,7 @@ type AllocStatsRequest struct {
 
 func (x *AllocStatsRequest) Reset() {
 	*x = AllocStatsRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1543,7 @@ func (x *AllocStatsRequest) String() string {
 func (*AllocStatsRequest) ProtoMessage() {}
 
 func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[18]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1556,7 @@ func (x *AllocStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocStatsRequest.ProtoReflect.Descriptor instead.
 func (*AllocStatsRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AllocStatsRequest) GetAllocId() string {
@@ -1411,6 +1573,51 @@ func (x *AllocStatsRequest) GetTask() string {
 	return ""
 }
 
+// ChecksRequest answers one chunk: JSON in the shape of /v1/client/allocation/:id/checks.
+type ChecksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllocId       string                 `protobuf:"bytes,1,opt,name=alloc_id,json=allocId,proto3" json:"alloc_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChecksRequest) Reset() {
+	*x = ChecksRequest{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChecksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChecksRequest) ProtoMessage() {}
+
+func (x *ChecksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChecksRequest.ProtoReflect.Descriptor instead.
+func (*ChecksRequest) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChecksRequest) GetAllocId() string {
+	if x != nil {
+		return x.AllocId
+	}
+	return ""
+}
+
 type RestartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AllocId       string                 `protobuf:"bytes,1,opt,name=alloc_id,json=allocId,proto3" json:"alloc_id,omitempty"`
@@ -1422,7 +1629,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1641,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[19]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1654,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RestartRequest) GetAllocId() string {
@@ -1482,7 +1689,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1701,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[20]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1714,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignalRequest) GetAllocId() string {
@@ -1544,7 +1751,7 @@ type CheckModelRequest struct {
 
 func (x *CheckModelRequest) Reset() {
 	*x = CheckModelRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1763,7 @@ func (x *CheckModelRequest) String() string {
 func (*CheckModelRequest) ProtoMessage() {}
 
 func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[21]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1776,7 @@ func (x *CheckModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckModelRequest.ProtoReflect.Descriptor instead.
 func (*CheckModelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckModelRequest) GetDigest() string {
@@ -1600,7 +1807,7 @@ type AnswerChunk struct {
 
 func (x *AnswerChunk) Reset() {
 	*x = AnswerChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1819,7 @@ func (x *AnswerChunk) String() string {
 func (*AnswerChunk) ProtoMessage() {}
 
 func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[22]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1832,7 @@ func (x *AnswerChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerChunk.ProtoReflect.Descriptor instead.
 func (*AnswerChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AnswerChunk) GetCallId() string {
@@ -1681,7 +1888,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1900,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[23]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1913,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Error) GetCode() string {
@@ -1733,7 +1940,7 @@ type AnswerInput struct {
 
 func (x *AnswerInput) Reset() {
 	*x = AnswerInput{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1952,7 @@ func (x *AnswerInput) String() string {
 func (*AnswerInput) ProtoMessage() {}
 
 func (x *AnswerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[24]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1965,7 @@ func (x *AnswerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerInput.ProtoReflect.Descriptor instead.
 func (*AnswerInput) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AnswerInput) GetData() []byte {
@@ -1784,7 +1991,7 @@ type RoutesRequest struct {
 
 func (x *RoutesRequest) Reset() {
 	*x = RoutesRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +2003,7 @@ func (x *RoutesRequest) String() string {
 func (*RoutesRequest) ProtoMessage() {}
 
 func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[25]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2016,7 @@ func (x *RoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesRequest.ProtoReflect.Descriptor instead.
 func (*RoutesRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RoutesRequest) GetGateway() string {
@@ -1835,7 +2042,7 @@ type RoutesUpdate struct {
 
 func (x *RoutesUpdate) Reset() {
 	*x = RoutesUpdate{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2054,7 @@ func (x *RoutesUpdate) String() string {
 func (*RoutesUpdate) ProtoMessage() {}
 
 func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[26]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2067,7 @@ func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesUpdate.ProtoReflect.Descriptor instead.
 func (*RoutesUpdate) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RoutesUpdate) GetIndex() uint64 {
@@ -1898,6 +2105,42 @@ func (x *RoutesUpdate) GetMore() bool {
 	return false
 }
 
+type ReportReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportReply) Reset() {
+	*x = ReportReply{}
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportReply) ProtoMessage() {}
+
+func (x *ReportReply) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
+func (*ReportReply) Descriptor() ([]byte, []int) {
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{30}
+}
+
 type ModelRoute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1909,7 +2152,7 @@ type ModelRoute struct {
 
 func (x *ModelRoute) Reset() {
 	*x = ModelRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2164,7 @@ func (x *ModelRoute) String() string {
 func (*ModelRoute) ProtoMessage() {}
 
 func (x *ModelRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[27]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2177,7 @@ func (x *ModelRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRoute.ProtoReflect.Descriptor instead.
 func (*ModelRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ModelRoute) GetName() string {
@@ -1963,13 +2206,14 @@ type VersionRoute struct {
 	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Record        []byte                 `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`       // cluster.ModelVersion
 	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // live allocations that serve it
+	Wakes         bool                   `protobuf:"varint,4,opt,name=wakes,proto3" json:"wakes,omitempty"`        // a group without allocations serves it as soon as requests wait
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VersionRoute) Reset() {
 	*x = VersionRoute{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2225,7 @@ func (x *VersionRoute) String() string {
 func (*VersionRoute) ProtoMessage() {}
 
 func (x *VersionRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[28]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2238,7 @@ func (x *VersionRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRoute.ProtoReflect.Descriptor instead.
 func (*VersionRoute) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VersionRoute) GetVersion() uint64 {
@@ -2018,6 +2262,13 @@ func (x *VersionRoute) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+func (x *VersionRoute) GetWakes() bool {
+	if x != nil {
+		return x.Wakes
+	}
+	return false
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AllocId       string                 `protobuf:"bytes,1,opt,name=alloc_id,json=allocId,proto3" json:"alloc_id,omitempty"`
@@ -2030,7 +2281,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2293,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[29]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2306,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Endpoint) GetAllocId() string {
@@ -2096,7 +2347,7 @@ type ArtifactRequest struct {
 
 func (x *ArtifactRequest) Reset() {
 	*x = ArtifactRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2359,7 @@ func (x *ArtifactRequest) String() string {
 func (*ArtifactRequest) ProtoMessage() {}
 
 func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[30]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2372,7 @@ func (x *ArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactRequest.ProtoReflect.Descriptor instead.
 func (*ArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ArtifactRequest) GetDigest() string {
@@ -2149,7 +2400,7 @@ type ArtifactChunk struct {
 
 func (x *ArtifactChunk) Reset() {
 	*x = ArtifactChunk{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2412,7 @@ func (x *ArtifactChunk) String() string {
 func (*ArtifactChunk) ProtoMessage() {}
 
 func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[31]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2425,7 @@ func (x *ArtifactChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactChunk.ProtoReflect.Descriptor instead.
 func (*ArtifactChunk) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ArtifactChunk) GetData() []byte {
@@ -2204,7 +2455,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2467,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[32]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2480,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EnrollRequest) GetToken() string {
@@ -2279,7 +2530,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2542,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[33]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2555,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2331,7 +2582,7 @@ type SignWorkerRequest struct {
 
 func (x *SignWorkerRequest) Reset() {
 	*x = SignWorkerRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2594,7 @@ func (x *SignWorkerRequest) String() string {
 func (*SignWorkerRequest) ProtoMessage() {}
 
 func (x *SignWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[34]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2607,7 @@ func (x *SignWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignWorkerRequest.ProtoReflect.Descriptor instead.
 func (*SignWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{34}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SignWorkerRequest) GetCsr() []byte {
@@ -2383,7 +2634,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2646,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[35]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2659,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{35}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Certificate) GetChain() [][]byte {
@@ -2429,7 +2680,7 @@ type ResolveTokenRequest struct {
 
 func (x *ResolveTokenRequest) Reset() {
 	*x = ResolveTokenRequest{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2692,7 @@ func (x *ResolveTokenRequest) String() string {
 func (*ResolveTokenRequest) ProtoMessage() {}
 
 func (x *ResolveTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[36]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2705,7 @@ func (x *ResolveTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTokenRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTokenRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{36}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ResolveTokenRequest) GetSecretHash() string {
@@ -2478,7 +2729,7 @@ type ResolveTokenReply struct {
 
 func (x *ResolveTokenReply) Reset() {
 	*x = ResolveTokenReply{}
-	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2741,7 @@ func (x *ResolveTokenReply) String() string {
 func (*ResolveTokenReply) ProtoMessage() {}
 
 func (x *ResolveTokenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_pb_fleet_proto_msgTypes[37]
+	mi := &file_fleet_pb_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2754,7 @@ func (x *ResolveTokenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTokenReply.ProtoReflect.Descriptor instead.
 func (*ResolveTokenReply) Descriptor() ([]byte, []int) {
-	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{37}
+	return file_fleet_pb_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResolveTokenReply) GetFound() bool {
@@ -2545,13 +2796,14 @@ var File_fleet_pb_fleet_proto protoreflect.FileDescriptor
 
 const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x14fleet/pb/fleet.proto\x12\x11rxvision.fleet.v1\"\xb2\x01\n" +
+	"\x14fleet/pb/fleet.proto\x12\x11rxvision.fleet.v1\"\xe7\x01\n" +
 	"\x0eSessionsReport\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04full\x18\x03 \x01(\bR\x04full\x120\n" +
 	"\x04held\x18\x04 \x03(\v2\x1c.rxvision.fleet.v1.NodeHeardR\x04held\x120\n" +
-	"\x04gone\x18\x05 \x03(\v2\x1c.rxvision.fleet.v1.NodeHeardR\x04gone\"6\n" +
+	"\x04gone\x18\x05 \x03(\v2\x1c.rxvision.fleet.v1.NodeHeardR\x04gone\x123\n" +
+	"\asamples\x18\x06 \x03(\v2\x19.rxvision.fleet.v1.SampleR\asamples\"6\n" +
 	"\tNodeHeard\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x15\n" +
 	"\x06age_ms\x18\x02 \x01(\rR\x05ageMs\"!\n" +
@@ -2559,13 +2811,22 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\"K\n" +
 	"\bPeerCall\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
-	"\x04call\x18\x02 \x01(\v2\x17.rxvision.fleet.v1.CallR\x04call\"\xf9\x01\n" +
+	"\x04call\x18\x02 \x01(\v2\x17.rxvision.fleet.v1.CallR\x04call\"\xb1\x02\n" +
 	"\vNodeMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.rxvision.fleet.v1.HelloH\x00R\x05hello\x129\n" +
 	"\x06allocs\x18\x02 \x01(\v2\x1f.rxvision.fleet.v1.AllocUpdatesH\x00R\x06allocs\x12<\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1c.rxvision.fleet.v1.HeartbeatH\x00R\theartbeat\x124\n" +
-	"\x04node\x18\x04 \x01(\v2\x1e.rxvision.fleet.v1.NodeChangedH\x00R\x04nodeB\t\n" +
-	"\amessage\"\xb4\x01\n" +
+	"\x04node\x18\x04 \x01(\v2\x1e.rxvision.fleet.v1.NodeChangedH\x00R\x04node\x126\n" +
+	"\asamples\x18\x05 \x01(\v2\x1a.rxvision.fleet.v1.SamplesH\x00R\asamplesB\t\n" +
+	"\amessage\"V\n" +
+	"\aSamples\x123\n" +
+	"\asamples\x18\x01 \x03(\v2\x19.rxvision.fleet.v1.SampleR\asamples\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"^\n" +
+	"\x06Sample\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x16\n" +
+	"\x06metric\x18\x02 \x01(\tR\x06metric\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\x01R\x05value\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\"\xb4\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\fR\x04node\x12\x18\n" +
@@ -2603,7 +2864,7 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x06allocs\x18\x04 \x03(\fR\x06allocs\x12\x12\n" +
 	"\x04gone\x18\x05 \x03(\tR\x04gone\x12\x10\n" +
 	"\x03all\x18\x06 \x03(\tR\x03all\x12\x1a\n" +
-	"\btimeline\x18\a \x01(\tR\btimeline\"\xe0\x03\n" +
+	"\btimeline\x18\a \x01(\tR\btimeline\"\x9c\x04\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x04logs\x18\x02 \x01(\v2\x1e.rxvision.fleet.v1.LogsRequestH\x00R\x04logs\x124\n" +
@@ -2615,7 +2876,8 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\arestart\x18\x06 \x01(\v2!.rxvision.fleet.v1.RestartRequestH\x00R\arestart\x12:\n" +
 	"\x06signal\x18\a \x01(\v2 .rxvision.fleet.v1.SignalRequestH\x00R\x06signal\x12G\n" +
 	"\vcheck_model\x18\b \x01(\v2$.rxvision.fleet.v1.CheckModelRequestH\x00R\n" +
-	"checkModelB\t\n" +
+	"checkModel\x12:\n" +
+	"\x06checks\x18\t \x01(\v2 .rxvision.fleet.v1.ChecksRequestH\x00R\x06checksB\t\n" +
 	"\arequest\"\x98\x01\n" +
 	"\vLogsRequest\x12\x19\n" +
 	"\balloc_id\x18\x01 \x01(\tR\aallocId\x12\x12\n" +
@@ -2635,7 +2897,9 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x10NodeStatsRequest\"B\n" +
 	"\x11AllocStatsRequest\x12\x19\n" +
 	"\balloc_id\x18\x01 \x01(\tR\aallocId\x12\x12\n" +
-	"\x04task\x18\x02 \x01(\tR\x04task\"\\\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\"*\n" +
+	"\rChecksRequest\x12\x19\n" +
+	"\balloc_id\x18\x01 \x01(\tR\aallocId\"\\\n" +
 	"\x0eRestartRequest\x12\x19\n" +
 	"\balloc_id\x18\x01 \x01(\tR\aallocId\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\tR\x04task\x12\x1b\n" +
@@ -2668,7 +2932,8 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x125\n" +
 	"\x06models\x18\x03 \x03(\v2\x1d.rxvision.fleet.v1.ModelRouteR\x06models\x12\x12\n" +
 	"\x04gone\x18\x04 \x03(\tR\x04gone\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"\xdf\x01\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\r\n" +
+	"\vReportReply\"\xdf\x01\n" +
 	"\n" +
 	"ModelRoute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12D\n" +
@@ -2676,11 +2941,12 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"\bversions\x18\x03 \x03(\v2\x1f.rxvision.fleet.v1.VersionRouteR\bversions\x1a:\n" +
 	"\fAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"{\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x91\x01\n" +
 	"\fVersionRoute\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
 	"\x06record\x18\x02 \x01(\fR\x06record\x129\n" +
-	"\tendpoints\x18\x03 \x03(\v2\x1b.rxvision.fleet.v1.EndpointR\tendpoints\"n\n" +
+	"\tendpoints\x18\x03 \x03(\v2\x1b.rxvision.fleet.v1.EndpointR\tendpoints\x12\x14\n" +
+	"\x05wakes\x18\x04 \x01(\bR\x05wakes\"n\n" +
 	"\bEndpoint\x12\x19\n" +
 	"\balloc_id\x18\x01 \x01(\tR\aallocId\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x18\n" +
@@ -2716,11 +2982,12 @@ const file_fleet_pb_fleet_proto_rawDesc = "" +
 	"management\x12\x14\n" +
 	"\x05rules\x18\x03 \x03(\tR\x05rules\x12\x18\n" +
 	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x1a\n" +
-	"\baccessor\x18\x05 \x01(\tR\baccessor2\x90\x05\n" +
+	"\baccessor\x18\x05 \x01(\tR\baccessor2\xd6\x05\n" +
 	"\x05Fleet\x12N\n" +
 	"\x06Attach\x12\x1e.rxvision.fleet.v1.NodeMessage\x1a .rxvision.fleet.v1.ServerMessage(\x010\x01\x12L\n" +
 	"\x06Answer\x12\x1e.rxvision.fleet.v1.AnswerChunk\x1a\x1e.rxvision.fleet.v1.AnswerInput(\x010\x01\x12M\n" +
-	"\x06Routes\x12 .rxvision.fleet.v1.RoutesRequest\x1a\x1f.rxvision.fleet.v1.RoutesUpdate0\x01\x12R\n" +
+	"\x06Routes\x12 .rxvision.fleet.v1.RoutesRequest\x1a\x1f.rxvision.fleet.v1.RoutesUpdate0\x01\x12D\n" +
+	"\x06Report\x12\x1a.rxvision.fleet.v1.Samples\x1a\x1e.rxvision.fleet.v1.ReportReply\x12R\n" +
 	"\bArtifact\x12\".rxvision.fleet.v1.ArtifactRequest\x1a .rxvision.fleet.v1.ArtifactChunk0\x01\x12J\n" +
 	"\x06Enroll\x12 .rxvision.fleet.v1.EnrollRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12H\n" +
 	"\x05Renew\x12\x1f.rxvision.fleet.v1.RenewRequest\x1a\x1e.rxvision.fleet.v1.Certificate\x12R\n" +
@@ -2744,101 +3011,111 @@ func file_fleet_pb_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_pb_fleet_proto_rawDescData
 }
 
-var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_fleet_pb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_fleet_pb_fleet_proto_goTypes = []any{
 	(*SessionsReport)(nil),      // 0: rxvision.fleet.v1.SessionsReport
 	(*NodeHeard)(nil),           // 1: rxvision.fleet.v1.NodeHeard
 	(*SessionsReply)(nil),       // 2: rxvision.fleet.v1.SessionsReply
 	(*PeerCall)(nil),            // 3: rxvision.fleet.v1.PeerCall
 	(*NodeMessage)(nil),         // 4: rxvision.fleet.v1.NodeMessage
-	(*Hello)(nil),               // 5: rxvision.fleet.v1.Hello
-	(*KnownAlloc)(nil),          // 6: rxvision.fleet.v1.KnownAlloc
-	(*NodeChanged)(nil),         // 7: rxvision.fleet.v1.NodeChanged
-	(*Heartbeat)(nil),           // 8: rxvision.fleet.v1.Heartbeat
-	(*AllocUpdates)(nil),        // 9: rxvision.fleet.v1.AllocUpdates
-	(*ServerMessage)(nil),       // 10: rxvision.fleet.v1.ServerMessage
-	(*Welcome)(nil),             // 11: rxvision.fleet.v1.Welcome
-	(*Ack)(nil),                 // 12: rxvision.fleet.v1.Ack
-	(*Desired)(nil),             // 13: rxvision.fleet.v1.Desired
-	(*Call)(nil),                // 14: rxvision.fleet.v1.Call
-	(*LogsRequest)(nil),         // 15: rxvision.fleet.v1.LogsRequest
-	(*FileRequest)(nil),         // 16: rxvision.fleet.v1.FileRequest
-	(*NodeStatsRequest)(nil),    // 17: rxvision.fleet.v1.NodeStatsRequest
-	(*AllocStatsRequest)(nil),   // 18: rxvision.fleet.v1.AllocStatsRequest
-	(*RestartRequest)(nil),      // 19: rxvision.fleet.v1.RestartRequest
-	(*SignalRequest)(nil),       // 20: rxvision.fleet.v1.SignalRequest
-	(*CheckModelRequest)(nil),   // 21: rxvision.fleet.v1.CheckModelRequest
-	(*AnswerChunk)(nil),         // 22: rxvision.fleet.v1.AnswerChunk
-	(*Error)(nil),               // 23: rxvision.fleet.v1.Error
-	(*AnswerInput)(nil),         // 24: rxvision.fleet.v1.AnswerInput
-	(*RoutesRequest)(nil),       // 25: rxvision.fleet.v1.RoutesRequest
-	(*RoutesUpdate)(nil),        // 26: rxvision.fleet.v1.RoutesUpdate
-	(*ModelRoute)(nil),          // 27: rxvision.fleet.v1.ModelRoute
-	(*VersionRoute)(nil),        // 28: rxvision.fleet.v1.VersionRoute
-	(*Endpoint)(nil),            // 29: rxvision.fleet.v1.Endpoint
-	(*ArtifactRequest)(nil),     // 30: rxvision.fleet.v1.ArtifactRequest
-	(*ArtifactChunk)(nil),       // 31: rxvision.fleet.v1.ArtifactChunk
-	(*EnrollRequest)(nil),       // 32: rxvision.fleet.v1.EnrollRequest
-	(*RenewRequest)(nil),        // 33: rxvision.fleet.v1.RenewRequest
-	(*SignWorkerRequest)(nil),   // 34: rxvision.fleet.v1.SignWorkerRequest
-	(*Certificate)(nil),         // 35: rxvision.fleet.v1.Certificate
-	(*ResolveTokenRequest)(nil), // 36: rxvision.fleet.v1.ResolveTokenRequest
-	(*ResolveTokenReply)(nil),   // 37: rxvision.fleet.v1.ResolveTokenReply
-	nil,                         // 38: rxvision.fleet.v1.ModelRoute.AliasesEntry
+	(*Samples)(nil),             // 5: rxvision.fleet.v1.Samples
+	(*Sample)(nil),              // 6: rxvision.fleet.v1.Sample
+	(*Hello)(nil),               // 7: rxvision.fleet.v1.Hello
+	(*KnownAlloc)(nil),          // 8: rxvision.fleet.v1.KnownAlloc
+	(*NodeChanged)(nil),         // 9: rxvision.fleet.v1.NodeChanged
+	(*Heartbeat)(nil),           // 10: rxvision.fleet.v1.Heartbeat
+	(*AllocUpdates)(nil),        // 11: rxvision.fleet.v1.AllocUpdates
+	(*ServerMessage)(nil),       // 12: rxvision.fleet.v1.ServerMessage
+	(*Welcome)(nil),             // 13: rxvision.fleet.v1.Welcome
+	(*Ack)(nil),                 // 14: rxvision.fleet.v1.Ack
+	(*Desired)(nil),             // 15: rxvision.fleet.v1.Desired
+	(*Call)(nil),                // 16: rxvision.fleet.v1.Call
+	(*LogsRequest)(nil),         // 17: rxvision.fleet.v1.LogsRequest
+	(*FileRequest)(nil),         // 18: rxvision.fleet.v1.FileRequest
+	(*NodeStatsRequest)(nil),    // 19: rxvision.fleet.v1.NodeStatsRequest
+	(*AllocStatsRequest)(nil),   // 20: rxvision.fleet.v1.AllocStatsRequest
+	(*ChecksRequest)(nil),       // 21: rxvision.fleet.v1.ChecksRequest
+	(*RestartRequest)(nil),      // 22: rxvision.fleet.v1.RestartRequest
+	(*SignalRequest)(nil),       // 23: rxvision.fleet.v1.SignalRequest
+	(*CheckModelRequest)(nil),   // 24: rxvision.fleet.v1.CheckModelRequest
+	(*AnswerChunk)(nil),         // 25: rxvision.fleet.v1.AnswerChunk
+	(*Error)(nil),               // 26: rxvision.fleet.v1.Error
+	(*AnswerInput)(nil),         // 27: rxvision.fleet.v1.AnswerInput
+	(*RoutesRequest)(nil),       // 28: rxvision.fleet.v1.RoutesRequest
+	(*RoutesUpdate)(nil),        // 29: rxvision.fleet.v1.RoutesUpdate
+	(*ReportReply)(nil),         // 30: rxvision.fleet.v1.ReportReply
+	(*ModelRoute)(nil),          // 31: rxvision.fleet.v1.ModelRoute
+	(*VersionRoute)(nil),        // 32: rxvision.fleet.v1.VersionRoute
+	(*Endpoint)(nil),            // 33: rxvision.fleet.v1.Endpoint
+	(*ArtifactRequest)(nil),     // 34: rxvision.fleet.v1.ArtifactRequest
+	(*ArtifactChunk)(nil),       // 35: rxvision.fleet.v1.ArtifactChunk
+	(*EnrollRequest)(nil),       // 36: rxvision.fleet.v1.EnrollRequest
+	(*RenewRequest)(nil),        // 37: rxvision.fleet.v1.RenewRequest
+	(*SignWorkerRequest)(nil),   // 38: rxvision.fleet.v1.SignWorkerRequest
+	(*Certificate)(nil),         // 39: rxvision.fleet.v1.Certificate
+	(*ResolveTokenRequest)(nil), // 40: rxvision.fleet.v1.ResolveTokenRequest
+	(*ResolveTokenReply)(nil),   // 41: rxvision.fleet.v1.ResolveTokenReply
+	nil,                         // 42: rxvision.fleet.v1.ModelRoute.AliasesEntry
 }
 var file_fleet_pb_fleet_proto_depIdxs = []int32{
 	1,  // 0: rxvision.fleet.v1.SessionsReport.held:type_name -> rxvision.fleet.v1.NodeHeard
 	1,  // 1: rxvision.fleet.v1.SessionsReport.gone:type_name -> rxvision.fleet.v1.NodeHeard
-	14, // 2: rxvision.fleet.v1.PeerCall.call:type_name -> rxvision.fleet.v1.Call
-	5,  // 3: rxvision.fleet.v1.NodeMessage.hello:type_name -> rxvision.fleet.v1.Hello
-	9,  // 4: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
-	8,  // 5: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
-	7,  // 6: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
-	6,  // 7: rxvision.fleet.v1.Hello.known:type_name -> rxvision.fleet.v1.KnownAlloc
-	11, // 8: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
-	13, // 9: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
-	12, // 10: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
-	14, // 11: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
-	8,  // 12: rxvision.fleet.v1.ServerMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
-	15, // 13: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
-	16, // 14: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
-	17, // 15: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
-	18, // 16: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
-	19, // 17: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
-	20, // 18: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
-	21, // 19: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
-	23, // 20: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
-	27, // 21: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
-	38, // 22: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
-	28, // 23: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
-	29, // 24: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
-	4,  // 25: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
-	22, // 26: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
-	25, // 27: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
-	30, // 28: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	32, // 29: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
-	33, // 30: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
-	34, // 31: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
-	36, // 32: rxvision.fleet.v1.Fleet.ResolveToken:input_type -> rxvision.fleet.v1.ResolveTokenRequest
-	0,  // 33: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
-	3,  // 34: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
-	30, // 35: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
-	10, // 36: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
-	24, // 37: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
-	26, // 38: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
-	31, // 39: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	35, // 40: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
-	35, // 41: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
-	35, // 42: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
-	37, // 43: rxvision.fleet.v1.Fleet.ResolveToken:output_type -> rxvision.fleet.v1.ResolveTokenReply
-	2,  // 44: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
-	22, // 45: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
-	31, // 46: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
-	36, // [36:47] is the sub-list for method output_type
-	25, // [25:36] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	6,  // 2: rxvision.fleet.v1.SessionsReport.samples:type_name -> rxvision.fleet.v1.Sample
+	16, // 3: rxvision.fleet.v1.PeerCall.call:type_name -> rxvision.fleet.v1.Call
+	7,  // 4: rxvision.fleet.v1.NodeMessage.hello:type_name -> rxvision.fleet.v1.Hello
+	11, // 5: rxvision.fleet.v1.NodeMessage.allocs:type_name -> rxvision.fleet.v1.AllocUpdates
+	10, // 6: rxvision.fleet.v1.NodeMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	9,  // 7: rxvision.fleet.v1.NodeMessage.node:type_name -> rxvision.fleet.v1.NodeChanged
+	5,  // 8: rxvision.fleet.v1.NodeMessage.samples:type_name -> rxvision.fleet.v1.Samples
+	6,  // 9: rxvision.fleet.v1.Samples.samples:type_name -> rxvision.fleet.v1.Sample
+	8,  // 10: rxvision.fleet.v1.Hello.known:type_name -> rxvision.fleet.v1.KnownAlloc
+	13, // 11: rxvision.fleet.v1.ServerMessage.welcome:type_name -> rxvision.fleet.v1.Welcome
+	15, // 12: rxvision.fleet.v1.ServerMessage.desired:type_name -> rxvision.fleet.v1.Desired
+	14, // 13: rxvision.fleet.v1.ServerMessage.ack:type_name -> rxvision.fleet.v1.Ack
+	16, // 14: rxvision.fleet.v1.ServerMessage.call:type_name -> rxvision.fleet.v1.Call
+	10, // 15: rxvision.fleet.v1.ServerMessage.heartbeat:type_name -> rxvision.fleet.v1.Heartbeat
+	17, // 16: rxvision.fleet.v1.Call.logs:type_name -> rxvision.fleet.v1.LogsRequest
+	18, // 17: rxvision.fleet.v1.Call.file:type_name -> rxvision.fleet.v1.FileRequest
+	19, // 18: rxvision.fleet.v1.Call.node_stats:type_name -> rxvision.fleet.v1.NodeStatsRequest
+	20, // 19: rxvision.fleet.v1.Call.alloc_stats:type_name -> rxvision.fleet.v1.AllocStatsRequest
+	22, // 20: rxvision.fleet.v1.Call.restart:type_name -> rxvision.fleet.v1.RestartRequest
+	23, // 21: rxvision.fleet.v1.Call.signal:type_name -> rxvision.fleet.v1.SignalRequest
+	24, // 22: rxvision.fleet.v1.Call.check_model:type_name -> rxvision.fleet.v1.CheckModelRequest
+	21, // 23: rxvision.fleet.v1.Call.checks:type_name -> rxvision.fleet.v1.ChecksRequest
+	26, // 24: rxvision.fleet.v1.AnswerChunk.error:type_name -> rxvision.fleet.v1.Error
+	31, // 25: rxvision.fleet.v1.RoutesUpdate.models:type_name -> rxvision.fleet.v1.ModelRoute
+	42, // 26: rxvision.fleet.v1.ModelRoute.aliases:type_name -> rxvision.fleet.v1.ModelRoute.AliasesEntry
+	32, // 27: rxvision.fleet.v1.ModelRoute.versions:type_name -> rxvision.fleet.v1.VersionRoute
+	33, // 28: rxvision.fleet.v1.VersionRoute.endpoints:type_name -> rxvision.fleet.v1.Endpoint
+	4,  // 29: rxvision.fleet.v1.Fleet.Attach:input_type -> rxvision.fleet.v1.NodeMessage
+	25, // 30: rxvision.fleet.v1.Fleet.Answer:input_type -> rxvision.fleet.v1.AnswerChunk
+	28, // 31: rxvision.fleet.v1.Fleet.Routes:input_type -> rxvision.fleet.v1.RoutesRequest
+	5,  // 32: rxvision.fleet.v1.Fleet.Report:input_type -> rxvision.fleet.v1.Samples
+	34, // 33: rxvision.fleet.v1.Fleet.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	36, // 34: rxvision.fleet.v1.Fleet.Enroll:input_type -> rxvision.fleet.v1.EnrollRequest
+	37, // 35: rxvision.fleet.v1.Fleet.Renew:input_type -> rxvision.fleet.v1.RenewRequest
+	38, // 36: rxvision.fleet.v1.Fleet.SignWorker:input_type -> rxvision.fleet.v1.SignWorkerRequest
+	40, // 37: rxvision.fleet.v1.Fleet.ResolveToken:input_type -> rxvision.fleet.v1.ResolveTokenRequest
+	0,  // 38: rxvision.fleet.v1.Peers.Sessions:input_type -> rxvision.fleet.v1.SessionsReport
+	3,  // 39: rxvision.fleet.v1.Peers.Call:input_type -> rxvision.fleet.v1.PeerCall
+	34, // 40: rxvision.fleet.v1.Peers.Artifact:input_type -> rxvision.fleet.v1.ArtifactRequest
+	12, // 41: rxvision.fleet.v1.Fleet.Attach:output_type -> rxvision.fleet.v1.ServerMessage
+	27, // 42: rxvision.fleet.v1.Fleet.Answer:output_type -> rxvision.fleet.v1.AnswerInput
+	29, // 43: rxvision.fleet.v1.Fleet.Routes:output_type -> rxvision.fleet.v1.RoutesUpdate
+	30, // 44: rxvision.fleet.v1.Fleet.Report:output_type -> rxvision.fleet.v1.ReportReply
+	35, // 45: rxvision.fleet.v1.Fleet.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	39, // 46: rxvision.fleet.v1.Fleet.Enroll:output_type -> rxvision.fleet.v1.Certificate
+	39, // 47: rxvision.fleet.v1.Fleet.Renew:output_type -> rxvision.fleet.v1.Certificate
+	39, // 48: rxvision.fleet.v1.Fleet.SignWorker:output_type -> rxvision.fleet.v1.Certificate
+	41, // 49: rxvision.fleet.v1.Fleet.ResolveToken:output_type -> rxvision.fleet.v1.ResolveTokenReply
+	2,  // 50: rxvision.fleet.v1.Peers.Sessions:output_type -> rxvision.fleet.v1.SessionsReply
+	25, // 51: rxvision.fleet.v1.Peers.Call:output_type -> rxvision.fleet.v1.AnswerChunk
+	35, // 52: rxvision.fleet.v1.Peers.Artifact:output_type -> rxvision.fleet.v1.ArtifactChunk
+	41, // [41:53] is the sub-list for method output_type
+	29, // [29:41] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_fleet_pb_fleet_proto_init() }
@@ -2851,15 +3128,16 @@ func file_fleet_pb_fleet_proto_init() {
 		(*NodeMessage_Allocs)(nil),
 		(*NodeMessage_Heartbeat)(nil),
 		(*NodeMessage_Node)(nil),
+		(*NodeMessage_Samples)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[10].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[12].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
 		(*ServerMessage_Desired)(nil),
 		(*ServerMessage_Ack)(nil),
 		(*ServerMessage_Call)(nil),
 		(*ServerMessage_Heartbeat)(nil),
 	}
-	file_fleet_pb_fleet_proto_msgTypes[14].OneofWrappers = []any{
+	file_fleet_pb_fleet_proto_msgTypes[16].OneofWrappers = []any{
 		(*Call_Logs)(nil),
 		(*Call_File)(nil),
 		(*Call_NodeStats)(nil),
@@ -2867,6 +3145,7 @@ func file_fleet_pb_fleet_proto_init() {
 		(*Call_Restart)(nil),
 		(*Call_Signal)(nil),
 		(*Call_CheckModel)(nil),
+		(*Call_Checks)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2874,7 +3153,7 @@ func file_fleet_pb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_pb_fleet_proto_rawDesc), len(file_fleet_pb_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -28,6 +28,7 @@ const (
 	Fleet_Attach_FullMethodName       = "/rxvision.fleet.v1.Fleet/Attach"
 	Fleet_Answer_FullMethodName       = "/rxvision.fleet.v1.Fleet/Answer"
 	Fleet_Routes_FullMethodName       = "/rxvision.fleet.v1.Fleet/Routes"
+	Fleet_Report_FullMethodName       = "/rxvision.fleet.v1.Fleet/Report"
 	Fleet_Artifact_FullMethodName     = "/rxvision.fleet.v1.Fleet/Artifact"
 	Fleet_Enroll_FullMethodName       = "/rxvision.fleet.v1.Fleet/Enroll"
 	Fleet_Renew_FullMethodName        = "/rxvision.fleet.v1.Fleet/Renew"
@@ -50,6 +51,8 @@ type FleetClient interface {
 	Answer(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AnswerChunk, AnswerInput], error)
 	// Routes streams where models are served: everything first, then changes.
 	Routes(ctx context.Context, in *RoutesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RoutesUpdate], error)
+	// Report takes a gateway's measurements.
+	Report(ctx context.Context, in *Samples, opts ...grpc.CallOption) (*ReportReply, error)
 	// Artifact streams the bytes of a digest from an offset.
 	Artifact(ctx context.Context, in *ArtifactRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ArtifactChunk], error)
 	// Enroll gives a node or gateway its first certificate for an introduction
@@ -116,6 +119,16 @@ func (c *fleetClient) Routes(ctx context.Context, in *RoutesRequest, opts ...grp
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_RoutesClient = grpc.ServerStreamingClient[RoutesUpdate]
+
+func (c *fleetClient) Report(ctx context.Context, in *Samples, opts ...grpc.CallOption) (*ReportReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportReply)
+	err := c.cc.Invoke(ctx, Fleet_Report_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *fleetClient) Artifact(ctx context.Context, in *ArtifactRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ArtifactChunk], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -191,6 +204,8 @@ type FleetServer interface {
 	Answer(grpc.BidiStreamingServer[AnswerChunk, AnswerInput]) error
 	// Routes streams where models are served: everything first, then changes.
 	Routes(*RoutesRequest, grpc.ServerStreamingServer[RoutesUpdate]) error
+	// Report takes a gateway's measurements.
+	Report(context.Context, *Samples) (*ReportReply, error)
 	// Artifact streams the bytes of a digest from an offset.
 	Artifact(*ArtifactRequest, grpc.ServerStreamingServer[ArtifactChunk]) error
 	// Enroll gives a node or gateway its first certificate for an introduction
@@ -221,6 +236,9 @@ func (UnimplementedFleetServer) Answer(grpc.BidiStreamingServer[AnswerChunk, Ans
 }
 func (UnimplementedFleetServer) Routes(*RoutesRequest, grpc.ServerStreamingServer[RoutesUpdate]) error {
 	return status.Error(codes.Unimplemented, "method Routes not implemented")
+}
+func (UnimplementedFleetServer) Report(context.Context, *Samples) (*ReportReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedFleetServer) Artifact(*ArtifactRequest, grpc.ServerStreamingServer[ArtifactChunk]) error {
 	return status.Error(codes.Unimplemented, "method Artifact not implemented")
@@ -282,6 +300,24 @@ func _Fleet_Routes_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_RoutesServer = grpc.ServerStreamingServer[RoutesUpdate]
+
+func _Fleet_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Samples)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServer).Report(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fleet_Report_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServer).Report(ctx, req.(*Samples))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Fleet_Artifact_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ArtifactRequest)
@@ -373,6 +409,10 @@ var Fleet_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "rxvision.fleet.v1.Fleet",
 	HandlerType: (*FleetServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Report",
+			Handler:    _Fleet_Report_Handler,
+		},
 		{
 			MethodName: "Enroll",
 			Handler:    _Fleet_Enroll_Handler,

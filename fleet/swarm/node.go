@@ -558,7 +558,7 @@ func (n *node) desire(d *pb.Desired) error {
 		if err := cluster.Unmarshal(b, j); err != nil {
 			return err
 		}
-		n.batch[jobVersion{j.Key(), j.Version}] = j.Type == cluster.JobTypeBatch
+		n.batch[jobVersion{j.Key(), j.Version}] = j.Finite()
 	}
 	named := map[string]bool{}
 	for _, id := range d.All {

@@ -16,7 +16,7 @@ job "files" {
 
     meta = {
       "rx_gang"  = "true"
-      "rx_queue" = "gold"
+      "rx_max_parallel" = "2"
     }
 
     network {

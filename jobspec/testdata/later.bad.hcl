@@ -1,11 +1,5 @@
 job "later" {
-  type = "system"
-
-  update {
-    canary       = 1
-    auto_revert  = true
-    auto_promote = true
-  }
+  type = "service"
 
   ui {
     description = "pretty"
@@ -25,10 +19,6 @@ job "later" {
 
     disconnect {
       stop_on_client_after = "1h"
-    }
-
-    scaling {
-      max = 3
     }
 
     ephemeral_disk {
@@ -59,10 +49,6 @@ job "later" {
 
       config {
         command = "/bin/true"
-      }
-
-      lifecycle {
-        hook = "prestart"
       }
 
       identity {

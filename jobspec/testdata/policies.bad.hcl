@@ -1,6 +1,8 @@
 job "policies" {
   update {
     max_parallel     = 0
+    auto_revert      = true
+    auto_promote     = true
     health_check     = "cheks"
     min_healthy_time = "10m"
     healthy_deadline = "5m"
@@ -13,6 +15,11 @@ job "policies" {
   }
 
   group "g" {
+    scaling {
+      min  = 2
+      max  = 1
+    }
+
     shutdown_delay = "-1s"
 
     restart {
@@ -58,6 +65,19 @@ job "policies" {
     task "u" {
       driver = "raw_exec"
       leader = true
+      config {
+        command = "/bin/true"
+      }
+    }
+  }
+
+  group "h" {
+    scaling {
+      min = 2
+      max = 3
+    }
+    task "t" {
+      driver = "raw_exec"
       config {
         command = "/bin/true"
       }

@@ -1035,6 +1035,95 @@ func (x *HealthReply) GetHealth() []byte {
 	return nil
 }
 
+// Question and Answer are what the users of the store understand.
+type Question struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Question) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+type Answer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Answer) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 type WitnessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaderId      string                 `protobuf:"bytes,1,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
@@ -1045,7 +1134,7 @@ type WitnessRequest struct {
 
 func (x *WitnessRequest) Reset() {
 	*x = WitnessRequest{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1146,7 @@ func (x *WitnessRequest) String() string {
 func (*WitnessRequest) ProtoMessage() {}
 
 func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[19]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1159,7 @@ func (x *WitnessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessRequest.ProtoReflect.Descriptor instead.
 func (*WitnessRequest) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{19}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WitnessRequest) GetLeaderId() string {
@@ -1098,7 +1187,7 @@ type WitnessReply struct {
 
 func (x *WitnessReply) Reset() {
 	*x = WitnessReply{}
-	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1199,7 @@ func (x *WitnessReply) String() string {
 func (*WitnessReply) ProtoMessage() {}
 
 func (x *WitnessReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftstore_pb_peers_proto_msgTypes[20]
+	mi := &file_raftstore_pb_peers_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1212,7 @@ func (x *WitnessReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WitnessReply.ProtoReflect.Descriptor instead.
 func (*WitnessReply) Descriptor() ([]byte, []int) {
-	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{20}
+	return file_raftstore_pb_peers_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WitnessReply) GetGone() bool {
@@ -1216,7 +1305,11 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\x0fTransferRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"%\n" +
 	"\vHealthReply\x12\x16\n" +
-	"\x06health\x18\x01 \x01(\fR\x06health\"N\n" +
+	"\x06health\x18\x01 \x01(\fR\x06health\"\x1e\n" +
+	"\bQuestion\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\"\x1c\n" +
+	"\x06Answer\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\"N\n" +
 	"\x0eWitnessRequest\x12\x1b\n" +
 	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x1f\n" +
 	"\vleader_addr\x18\x02 \x01(\tR\n" +
@@ -1225,7 +1318,7 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x1b\n" +
-	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\xc6\a\n" +
+	"\tlast_term\x18\x03 \x01(\x04R\blastTerm2\x8d\b\n" +
 	"\x05Peers\x12P\n" +
 	"\x04Meet\x12#.rxvision.raftstore.v1.Introduction\x1a#.rxvision.raftstore.v1.Introduction\x12K\n" +
 	"\aPromise\x12 .rxvision.raftstore.v1.Formation\x1a\x1e.rxvision.raftstore.v1.Nothing\x12K\n" +
@@ -1237,7 +1330,8 @@ const file_raftstore_pb_peers_proto_rawDesc = "" +
 	"\aRestore\x12\x1c.rxvision.raftstore.v1.Chunk\x1a\x1f.rxvision.raftstore.v1.Restored(\x01\x12N\n" +
 	"\x06Remove\x12$.rxvision.raftstore.v1.RemoveRequest\x1a\x1e.rxvision.raftstore.v1.Nothing\x12R\n" +
 	"\bTransfer\x12&.rxvision.raftstore.v1.TransferRequest\x1a\x1e.rxvision.raftstore.v1.Nothing\x12L\n" +
-	"\x06Health\x12\x1e.rxvision.raftstore.v1.Nothing\x1a\".rxvision.raftstore.v1.HealthReply\x12U\n" +
+	"\x06Health\x12\x1e.rxvision.raftstore.v1.Nothing\x1a\".rxvision.raftstore.v1.HealthReply\x12E\n" +
+	"\x03Ask\x12\x1f.rxvision.raftstore.v1.Question\x1a\x1d.rxvision.raftstore.v1.Answer\x12U\n" +
 	"\aWitness\x12%.rxvision.raftstore.v1.WitnessRequest\x1a#.rxvision.raftstore.v1.WitnessReplyB+Z)github.com/rxvision/rxvision/raftstore/pbb\x06proto3"
 
 var (
@@ -1252,7 +1346,7 @@ func file_raftstore_pb_peers_proto_rawDescGZIP() []byte {
 	return file_raftstore_pb_peers_proto_rawDescData
 }
 
-var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_raftstore_pb_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*Nothing)(nil),          // 0: rxvision.raftstore.v1.Nothing
 	(*Refusal)(nil),          // 1: rxvision.raftstore.v1.Refusal
@@ -1273,8 +1367,10 @@ var file_raftstore_pb_peers_proto_goTypes = []any{
 	(*RemoveRequest)(nil),    // 16: rxvision.raftstore.v1.RemoveRequest
 	(*TransferRequest)(nil),  // 17: rxvision.raftstore.v1.TransferRequest
 	(*HealthReply)(nil),      // 18: rxvision.raftstore.v1.HealthReply
-	(*WitnessRequest)(nil),   // 19: rxvision.raftstore.v1.WitnessRequest
-	(*WitnessReply)(nil),     // 20: rxvision.raftstore.v1.WitnessReply
+	(*Question)(nil),         // 19: rxvision.raftstore.v1.Question
+	(*Answer)(nil),           // 20: rxvision.raftstore.v1.Answer
+	(*WitnessRequest)(nil),   // 21: rxvision.raftstore.v1.WitnessRequest
+	(*WitnessReply)(nil),     // 22: rxvision.raftstore.v1.WitnessReply
 }
 var file_raftstore_pb_peers_proto_depIdxs = []int32{
 	3,  // 0: rxvision.raftstore.v1.Introduction.known:type_name -> rxvision.raftstore.v1.Acquaintance
@@ -1293,21 +1389,23 @@ var file_raftstore_pb_peers_proto_depIdxs = []int32{
 	16, // 13: rxvision.raftstore.v1.Peers.Remove:input_type -> rxvision.raftstore.v1.RemoveRequest
 	17, // 14: rxvision.raftstore.v1.Peers.Transfer:input_type -> rxvision.raftstore.v1.TransferRequest
 	0,  // 15: rxvision.raftstore.v1.Peers.Health:input_type -> rxvision.raftstore.v1.Nothing
-	19, // 16: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
-	2,  // 17: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
-	0,  // 18: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 19: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
-	6,  // 20: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
-	8,  // 21: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
-	12, // 22: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
-	13, // 23: rxvision.raftstore.v1.Peers.Term:output_type -> rxvision.raftstore.v1.TermReply
-	15, // 24: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
-	0,  // 25: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
-	0,  // 26: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
-	18, // 27: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
-	20, // 28: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
-	17, // [17:29] is the sub-list for method output_type
-	5,  // [5:17] is the sub-list for method input_type
+	19, // 16: rxvision.raftstore.v1.Peers.Ask:input_type -> rxvision.raftstore.v1.Question
+	21, // 17: rxvision.raftstore.v1.Peers.Witness:input_type -> rxvision.raftstore.v1.WitnessRequest
+	2,  // 18: rxvision.raftstore.v1.Peers.Meet:output_type -> rxvision.raftstore.v1.Introduction
+	0,  // 19: rxvision.raftstore.v1.Peers.Promise:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 20: rxvision.raftstore.v1.Peers.Release:output_type -> rxvision.raftstore.v1.Nothing
+	6,  // 21: rxvision.raftstore.v1.Peers.Join:output_type -> rxvision.raftstore.v1.JoinReply
+	8,  // 22: rxvision.raftstore.v1.Peers.Apply:output_type -> rxvision.raftstore.v1.Applied
+	12, // 23: rxvision.raftstore.v1.Peers.ReadIndex:output_type -> rxvision.raftstore.v1.ReadIndexReply
+	13, // 24: rxvision.raftstore.v1.Peers.Term:output_type -> rxvision.raftstore.v1.TermReply
+	15, // 25: rxvision.raftstore.v1.Peers.Restore:output_type -> rxvision.raftstore.v1.Restored
+	0,  // 26: rxvision.raftstore.v1.Peers.Remove:output_type -> rxvision.raftstore.v1.Nothing
+	0,  // 27: rxvision.raftstore.v1.Peers.Transfer:output_type -> rxvision.raftstore.v1.Nothing
+	18, // 28: rxvision.raftstore.v1.Peers.Health:output_type -> rxvision.raftstore.v1.HealthReply
+	20, // 29: rxvision.raftstore.v1.Peers.Ask:output_type -> rxvision.raftstore.v1.Answer
+	22, // 30: rxvision.raftstore.v1.Peers.Witness:output_type -> rxvision.raftstore.v1.WitnessReply
+	18, // [18:31] is the sub-list for method output_type
+	5,  // [5:18] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1324,7 +1422,7 @@ func file_raftstore_pb_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftstore_pb_peers_proto_rawDesc), len(file_raftstore_pb_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,7 @@ const (
 	Peers_Remove_FullMethodName    = "/rxvision.raftstore.v1.Peers/Remove"
 	Peers_Transfer_FullMethodName  = "/rxvision.raftstore.v1.Peers/Transfer"
 	Peers_Health_FullMethodName    = "/rxvision.raftstore.v1.Peers/Health"
+	Peers_Ask_FullMethodName       = "/rxvision.raftstore.v1.Peers/Ask"
 	Peers_Witness_FullMethodName   = "/rxvision.raftstore.v1.Peers/Witness"
 )
 
@@ -62,6 +63,8 @@ type PeersClient interface {
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*Nothing, error)
 	Transfer(ctx context.Context, in *TransferRequest, opts ...grpc.CallOption) (*Nothing, error)
 	Health(ctx context.Context, in *Nothing, opts ...grpc.CallOption) (*HealthReply, error)
+	// Ask brings a question to the leader about what only it keeps.
+	Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Answer, error)
 	// Witness asks a voter whether it, too, finds the leader's process gone.
 	Witness(ctx context.Context, in *WitnessRequest, opts ...grpc.CallOption) (*WitnessReply, error)
 }
@@ -187,6 +190,16 @@ func (c *peersClient) Health(ctx context.Context, in *Nothing, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *peersClient) Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Answer, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Answer)
+	err := c.cc.Invoke(ctx, Peers_Ask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peersClient) Witness(ctx context.Context, in *WitnessRequest, opts ...grpc.CallOption) (*WitnessReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WitnessReply)
@@ -222,6 +235,8 @@ type PeersServer interface {
 	Remove(context.Context, *RemoveRequest) (*Nothing, error)
 	Transfer(context.Context, *TransferRequest) (*Nothing, error)
 	Health(context.Context, *Nothing) (*HealthReply, error)
+	// Ask brings a question to the leader about what only it keeps.
+	Ask(context.Context, *Question) (*Answer, error)
 	// Witness asks a voter whether it, too, finds the leader's process gone.
 	Witness(context.Context, *WitnessRequest) (*WitnessReply, error)
 	mustEmbedUnimplementedPeersServer()
@@ -266,6 +281,9 @@ func (UnimplementedPeersServer) Transfer(context.Context, *TransferRequest) (*No
 }
 func (UnimplementedPeersServer) Health(context.Context, *Nothing) (*HealthReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Health not implemented")
+}
+func (UnimplementedPeersServer) Ask(context.Context, *Question) (*Answer, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ask not implemented")
 }
 func (UnimplementedPeersServer) Witness(context.Context, *WitnessRequest) (*WitnessReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Witness not implemented")
@@ -478,6 +496,24 @@ func _Peers_Health_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peers_Ask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Question)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeersServer).Ask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peers_Ask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeersServer).Ask(ctx, req.(*Question))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Peers_Witness_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WitnessRequest)
 	if err := dec(in); err != nil {
@@ -542,6 +578,10 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Health",
 			Handler:    _Peers_Health_Handler,
+		},
+		{
+			MethodName: "Ask",
+			Handler:    _Peers_Ask_Handler,
 		},
 		{
 			MethodName: "Witness",

@@ -46,8 +46,8 @@ func (d *demand) prefersDevices() bool {
 // deviceAffinity scores a host by the devices that it would give.
 func (d *demand) deviceAffinity(h *host) int64 {
 	var p preference
-	d.room = h.room(d.room)
-	takeDevices(h.node, d.room, d.devices, d.patterns, anyRoom, func(ask *deviceAsk, g *cluster.NodeDeviceResource, _ []string) {
+	d.room, d.judge.mix = append(d.room[:0], h.room()...), nil
+	takeDevices(h.node, d.room, d.devices, d.patterns, &d.judge, func(ask *deviceAsk, g *cluster.NodeDeviceResource, _ []string) {
 		p.addDevice(ask, g, d.patterns)
 	})
 	return p.score()

@@ -2,12 +2,14 @@ package place
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/rxvision/rxvision/cluster"
 )
 
-// maxJudged bounds the judged nodes that a Cache keeps, over all demands.
-const maxJudged = 250_000
+// maxJudged bounds the judged nodes that a Cache keeps, over all demands: 160 kinds of work on 10,000 nodes. One takes some
+// 75 bytes; judging it anew, where there are many kinds of work, takes microseconds.
+const maxJudged = 1_600_000
 
 // Cache carries what was worked out on one snapshot over to the next: which nodes
 // can run what, what they have in use, how well it fits. Of that it takes only what
@@ -28,13 +30,14 @@ type Cache struct {
 	order      []string               // … the oldest first
 	properties map[string]*property   // by attribute
 	mix        *Mix
+	priced     bool // the hosts' prices are those of mix
 }
 
 // Expect says what work to keep GPUs usable for; nil: for none, work is packed by what
 // nodes have left. It holds for the views that are made from now on.
 func (c *Cache) Expect(m *Mix) {
 	if m != c.mix {
-		c.mix, c.judged, c.order = m, map[string]*candidates{}, nil
+		c.mix, c.priced, c.judged, c.order = m, false, map[string]*candidates{}, nil
 	}
 }
 
@@ -53,7 +56,16 @@ func (c *Cache) View(r Reader) *View {
 		c.takeNodes(r.Nodes(nil, ""))
 	}
 	c.takeUse(r)
-	return &View{Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil)}
+	c.price()
+	v := &View{
+		Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
+		vain: map[attempt]cluster.Time{}, quarries: map[int]*quarry{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
+		tenants: tenants{map[string]*cluster.Usage{}, map[string]*cluster.Allowance{}, map[cluster.JobKey]int{}, map[string][]cluster.Borrowed{}},
+	}
+	for _, e := range r.Claims() {
+		v.stand(e.JobKey(), e.Priority, e.Claims)
+	}
+	return v
 }
 
 // takeNodes begins with other nodes; what those that stay have in use is still true.
@@ -69,7 +81,7 @@ func (c *Cache) takeNodes(nodes []*cluster.Node) {
 		}
 		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
 	}
-	c.judged, c.order, c.properties = map[string]*candidates{}, nil, nil
+	c.priced, c.judged, c.order, c.properties = false, map[string]*candidates{}, nil, nil
 	c.changes, c.era = c.changes[:0], c.era+1
 }
 
@@ -123,7 +135,7 @@ func (v *View) load(h *host) {
 			h.use.Add(a)
 		}
 	}
-	h.stale = false
+	h.stale, h.roomAt = false, 0
 }
 
 // plan counts a placement of this view.
@@ -133,6 +145,14 @@ func (v *View) plan(h *host, a *cluster.Allocation) {
 	}
 	h.planned = append(h.planned, a)
 	h.use.Add(a)
+	v.changed(h)
+}
+
+// unplan takes a placement of this view back.
+func (v *View) unplan(h *host, a *cluster.Allocation) {
+	i := slices.Index(h.planned, a)
+	h.planned = slices.Delete(h.planned, i, i+1)
+	h.use.Remove(a)
 	v.changed(h)
 }
 
@@ -193,7 +213,7 @@ func (d *demand) key(spread bool) []byte {
 	number(d.cpu)
 	number(d.memory)
 	number(d.disk)
-	text(d.job.NodePool)
+	text(d.job.NodePool, d.spot)
 	number(int64(len(d.job.Datacenters)))
 	text(d.job.Datacenters...)
 	number(int64(len(d.drivers)))

@@ -18,6 +18,7 @@ type deviceAsk struct {
 	milli, mib  int64  // of a share; 0 for whole devices
 	constraints []*cluster.Constraint
 	affinities  []*cluster.Affinity
+	weakest     int // link within the whole devices that it was given last
 }
 
 func (a *deviceAsk) shared() bool { return a.milli > 0 || a.mib > 0 }
@@ -236,6 +237,7 @@ func compareQuantities(a, b quantity) (order int, comparable bool) {
 type deviceRoom struct {
 	id    string
 	group int32 // in the node's list
+	nth   int32 // of the group's instances
 	whole bool  // nobody holds anything of it
 	milli int64
 	mib   int64
@@ -243,23 +245,27 @@ type deviceRoom struct {
 	memory int64 // MiB that it has
 }
 
-// room lists the node's healthy devices with what is free of each, in the memory of buf.
-func (h *host) room(buf []deviceRoom) []deviceRoom {
-	out := buf[:0]
+// room lists the node's healthy devices with what is free of each. It is the host's: read only.
+func (h *host) room() []deviceRoom {
+	if h.roomAt == h.version+1 {
+		return h.rooms
+	}
+	out := h.rooms[:0]
 	for i, g := range h.node.NodeResources.Devices {
 		memory := g.MemoryMiB()
-		for _, d := range g.Instances {
+		for k, d := range g.Instances {
 			if !d.Healthy {
 				continue
 			}
 			use, held := h.use.Devices[d.ID]
-			r := deviceRoom{id: d.ID, group: int32(i), whole: !held, milli: cluster.WholeMilli - use.Milli, mib: memory - use.MiB, memory: memory}
+			r := deviceRoom{id: d.ID, group: int32(i), nth: int32(k), whole: !held, milli: cluster.WholeMilli - use.Milli, mib: memory - use.MiB, memory: memory}
 			if use.Whole > 0 {
 				r.milli, r.mib = 0, 0
 			}
 			out = append(out, r)
 		}
 	}
+	h.rooms, h.roomAt = out, h.version+1
 	return out
 }
 
@@ -296,17 +302,17 @@ func (a *deviceAsk) worth(memory int64) int64 {
 
 // takeDevices chooses devices for all asks out of room, and takes them from it. Each
 // ask is served from one group of like devices, of several from the one that meets its
-// affinities best; a share from the device that rate likes best (the lowest, then the
+// affinities best; a share from the device that the judge finds cheapest (of equal ones the
 // one that is left with least). It tells chosen, unless that is nil, each ask and what it got,
 // and fails with upstream's words.
-func takeDevices(n *cluster.Node, room []deviceRoom, asks []deviceAsk, patterns patternCache, rate func(room []deviceRoom) int64, chosen func(*deviceAsk, *cluster.NodeDeviceResource, []string)) (fault string) {
+func takeDevices(n *cluster.Node, room []deviceRoom, asks []deviceAsk, patterns patternCache, j *judge, chosen func(*deviceAsk, *cluster.NodeDeviceResource, []string)) (fault string) {
 	for i := range asks {
 		ask := &asks[i]
 		group := ask.takeShare
 		if !ask.shared() {
 			group = ask.takeWhole
 		}
-		g, ids := group(n, room, patterns, rate, chosen != nil)
+		g, ids := group(n, room, patterns, j, chosen != nil)
 		if g == nil {
 			return "devices: no devices match request"
 		}
@@ -317,7 +323,7 @@ func takeDevices(n *cluster.Node, room []deviceRoom, asks []deviceAsk, patterns 
 	return ""
 }
 
-func (a *deviceAsk) takeWhole(n *cluster.Node, room []deviceRoom, patterns patternCache, _ func([]deviceRoom) int64, named bool) (best *cluster.NodeDeviceResource, ids []string) {
+func (a *deviceAsk) takeWhole(n *cluster.Node, room []deviceRoom, patterns patternCache, j *judge, named bool) (best *cluster.NodeDeviceResource, ids []string) {
 	free := func(r *deviceRoom, i int, g *cluster.NodeDeviceResource) bool {
 		return int(r.group) == i && r.whole && a.wantsID(g, r.id)
 	}
@@ -345,40 +351,58 @@ func (a *deviceAsk) takeWhole(n *cluster.Node, room []deviceRoom, patterns patte
 	if best == nil {
 		return nil, nil
 	}
-	count := uint64(0)
+	j.known = false
+	var buf [16]int
+	places := buf[:0]
+	topology := linked(best)
 	for k := range room {
-		if r := &room[k]; count < a.count && free(r, at, best) {
-			if named {
-				ids = append(ids, r.id)
-			}
-			r.whole, r.milli, r.mib = false, 0, 0
-			count++
+		if free(&room[k], at, best) && (topology || uint64(len(places)) < a.count) {
+			places = append(places, k)
 		}
+	}
+	a.weakest = cluster.LinkUnknown
+	if topology && a.count > 0 {
+		set, rank := (&links{best, room, places}).closest(int(a.count))
+		places, a.weakest = set, rank.weakest
+	}
+	for _, k := range places {
+		r := &room[k]
+		if named {
+			ids = append(ids, r.id)
+		}
+		r.whole, r.milli, r.mib = false, 0, 0
 	}
 	return best, ids
 }
 
-func (a *deviceAsk) takeShare(n *cluster.Node, room []deviceRoom, patterns patternCache, rate func([]deviceRoom) int64, named bool) (*cluster.NodeDeviceResource, []string) {
+func (a *deviceAsk) takeShare(n *cluster.Node, room []deviceRoom, patterns patternCache, j *judge, named bool) (*cluster.NodeDeviceResource, []string) {
 	var best *deviceRoom
 	var least, liked int64
+	var tries [8]int
 	for i, g := range n.NodeResources.Devices {
 		if !a.suits(g, patterns) {
 			continue
 		}
 		met := a.liking(g, patterns)
-		var before *deviceRoom
+		if best != nil && met < liked {
+			continue
+		}
+		tried := tries[:0]
 		for k := range room {
 			r := &room[k]
-			if int(r.group) != i || !a.fits(r) || !a.wantsID(g, r.id) || before != nil && r.same(before) {
-				continue // the last: as good as the one before
+			if int(r.group) != i || !a.fits(r) || !a.wantsID(g, r.id) || slices.ContainsFunc(tried, func(k int) bool { return room[k].same(r) }) {
+				continue // or as good as one before
 			}
-			before = r
-			was := *r
-			r.take(a)
-			cost := rate(room)
-			*r = was
-			if best == nil || met > liked || met == liked && (cost < least || cost == least && (r.milli < best.milli || r.milli == best.milli && r.mib < best.mib)) {
-				best, least, liked = r, cost, met
+			tried = append(tried, k)
+		}
+		if len(tried) == 0 {
+			continue
+		}
+		costs := j.each(room, a, tried)
+		for i, k := range tried {
+			r := &room[k]
+			if best == nil || met > liked || costs[i] < least || costs[i] == least && (r.milli < best.milli || r.milli == best.milli && r.mib < best.mib) {
+				best, least, liked = r, costs[i], met
 			}
 		}
 	}
@@ -386,6 +410,7 @@ func (a *deviceAsk) takeShare(n *cluster.Node, room []deviceRoom, patterns patte
 		return nil, nil
 	}
 	best.take(a)
+	j.last, j.known = least, true
 	var ids []string
 	if named {
 		ids = []string{best.id}

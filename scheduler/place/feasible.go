@@ -3,7 +3,6 @@ package place
 import (
 	"fmt"
 	"hash/fnv"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,22 +26,25 @@ type demand struct {
 	distinctHosts     bool // no other allocation of the job on the node
 	distinctInGroup   bool // none of the group
 	distinct          []distinct
+	spot              string // whether it may, or must, go to spot nodes
 	affinities        []*cluster.Affinity
 	devices           []deviceAsk
 	networks          []*cluster.NetworkResource
 	patterns          patternCache
 	oversubscribe     bool         // memory_max is honoured
 	room              []deviceRoom // memory for the next look at a host
+	judge             judge        // … and to rate it
 }
 
 func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
-	d := &demand{job: job, group: g, networks: g.Networks, patterns: patternCache{}}
+	d := &demand{job: job, group: g, networks: g.Networks, patterns: patternCache{}, spot: job.Spot(g)}
 	if g.EphemeralDisk != nil {
 		d.disk = int64(g.EphemeralDisk.SizeMB)
 	}
 	d.distinctHosts = d.constrain(job.Constraints, "")
 	d.distinctInGroup = d.constrain(g.Constraints, g.Name)
 	d.affinities = slices.Concat(job.Affinities, g.Affinities)
+	var cpu, memory cluster.Overlap
 	for _, t := range g.Tasks {
 		d.constrain(t.Constraints, g.Name)
 		d.affinities = append(d.affinities, t.Affinities...)
@@ -52,10 +54,11 @@ func newDemand(job *cluster.Job, g *cluster.TaskGroup) *demand {
 		if t.Resources == nil {
 			continue
 		}
-		d.cpu += int64(t.Resources.CPU)
-		d.memory += int64(t.Resources.MemoryMB)
+		cpu.Add(t.Lifecycle, int64(t.Resources.CPU))
+		memory.Add(t.Lifecycle, int64(t.Resources.MemoryMB))
 		d.devices = append(d.devices, deviceAsks(t)...)
 	}
+	d.cpu, d.memory = cpu.Most(), memory.Most()
 	specificFirst(d.devices)
 	return d
 }
@@ -76,21 +79,6 @@ func (d *demand) constrain(cs []*cluster.Constraint, group string) (distinctHost
 	return distinctHosts
 }
 
-// inDatacenters matches a datacenter against a job's globs.
-func inDatacenters(globs []string, datacenter string) bool {
-	for _, g := range globs {
-		if ok, err := path.Match(g, datacenter); g == datacenter || (err == nil && ok) {
-			return true
-		}
-	}
-	return false
-}
-
-// inPool says whether a node belongs to a node pool.
-func inPool(pool string, n *cluster.Node) bool {
-	return pool == cluster.NodePoolAll || pool == nodePool(n.NodePool)
-}
-
 // nodePool names the default pool where a job or node names none.
 func nodePool(name string) string {
 	if name == "" {
@@ -99,6 +87,12 @@ func nodePool(name string) string {
 	return name
 }
 
+// Why a node is no place for the group, where upstream has no word for it.
+const (
+	filterSpot   = "spot node: meta rx_spot does not allow it"
+	filterNoSpot = "no spot node, which meta rx_spot requires"
+)
+
 // filter says in upstream's words why the group can never run on the node as it
 // is, "" when it can. It does not look at what is in use.
 func (d *demand) filter(n *cluster.Node) string {
@@ -106,6 +100,12 @@ func (d *demand) filter(n *cluster.Node) string {
 		if i := n.Drivers[driver]; i == nil || !i.Detected || !i.Healthy {
 			return "missing drivers"
 		}
+	}
+	switch spot := n.Attributes[cluster.AttrSpot] == "true"; {
+	case spot && d.spot == cluster.SpotNever:
+		return filterSpot
+	case !spot && d.spot == cluster.SpotRequire:
+		return filterNoSpot
 	}
 	at := nodeLookup(n)
 	for _, c := range d.constraints {
@@ -148,8 +148,9 @@ func (d *demand) exhausted(h *host) string {
 		}
 	}
 	if len(d.devices) > 0 {
-		d.room = h.room(d.room)
-		return takeDevices(h.node, d.room, d.devices, d.patterns, anyRoom, nil)
+		d.room = append(d.room[:0], h.room()...)
+		d.judge.mix = nil
+		return takeDevices(h.node, d.room, d.devices, d.patterns, &d.judge, nil)
 	}
 	return ""
 }
@@ -162,8 +163,9 @@ func (d *demand) take(h *host, allocID string, mix *Mix) (*cluster.AllocatedReso
 		return nil, fmt.Errorf("node %s: %s", h.node.ID, fault)
 	}
 	devices := map[string][]*cluster.AllocatedDevice{}
-	fault = takeDevices(h.node, h.room(nil), d.devices, d.patterns, mix.rate(h, d), func(ask *deviceAsk, g *cluster.NodeDeviceResource, ids []string) {
-		got := &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids}
+	d.judge.on(mix, h, d, d.patterns)
+	fault = takeDevices(h.node, slices.Clone(h.room()), d.devices, d.patterns, &d.judge, func(ask *deviceAsk, g *cluster.NodeDeviceResource, ids []string) {
+		got := &cluster.AllocatedDevice{Vendor: g.Vendor, Type: g.Type, Name: g.Name, DeviceIDs: ids, MemoryMiB: g.MemoryMiB()}
 		if ask.shared() {
 			got.Milli, got.MiB = ask.share(g.MemoryMiB())
 		}
@@ -183,6 +185,12 @@ func (d *demand) take(h *host, allocID string, mix *Mix) (*cluster.AllocatedReso
 			}
 		}
 		r.Tasks[t.Name] = tr
+		if t.Lifecycle != nil {
+			if r.TaskLifecycles == nil {
+				r.TaskLifecycles = map[string]*cluster.TaskLifecycle{}
+			}
+			r.TaskLifecycles[t.Name] = t.Lifecycle
+		}
 	}
 	r.Shared.DiskMB = d.disk
 	r.Shared.Networks = networks

@@ -30,14 +30,22 @@ type Reader interface {
 	Nodes(ws cluster.WatchSet, prefix string) []*cluster.Node
 	AllocsHolding(ws cluster.WatchSet, nodeID string) []*cluster.Allocation
 	AllocsByJob(ws cluster.WatchSet, k cluster.JobKey) []*cluster.Allocation
+	Job(ws cluster.WatchSet, k cluster.JobKey) *cluster.Job
 	JobVersion(ws cluster.WatchSet, k cluster.JobKey, version uint64) *cluster.Job
 	LatestDeployment(ws cluster.WatchSet, k cluster.JobKey) *cluster.Deployment
 	Eval(ws cluster.WatchSet, id string) *cluster.Evaluation
 	OpenEvalsByJob(k cluster.JobKey) []*cluster.Evaluation
+	Claims() []*cluster.Evaluation // those that are open and have some
+	RunLimited() bool              // whether any job declares a run time
+	EvalsShortOfRoom(fn func(e *cluster.Evaluation) bool)
 	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
 	FleetHold(ws cluster.WatchSet) *cluster.FleetHold
 	NodesVersion() any
 	HoldingVersions(fn func(nodeID string, version any)) // by ID
+	Usage(ws cluster.WatchSet, namespace string) *cluster.Usage
+	Allowance(namespace string, usage func(namespace string) *cluster.Usage) *cluster.Allowance
+	Borrowed(namespace string) []cluster.Borrowed
+	ParallelChildren(child *cluster.Job) (limit, running int)
 }
 
 // View is a snapshot made ready for placement. Plans made from one view know of
@@ -49,6 +57,16 @@ type View struct {
 	config *cluster.SchedulerConfiguration
 	freeze *cluster.FleetHold // nil: what is on silent nodes is replaced
 	index  uint64
+
+	tenants tenants
+
+	standings []*standing // the claims of all evaluations
+	reserves  reserves    // … and reservations
+	vain      map[attempt]cluster.Time
+	quarries  map[int]*quarry // by host
+	evictions map[string]bool // IDs of what plans of this view preempt
+	stopping  map[string]bool // … of what they stop
+	updated   map[string]bool // … and of what they update in place
 }
 
 // NewView prepares a snapshot that nothing is known of yet.
@@ -105,26 +123,61 @@ type planner struct {
 	in         Input
 	job        *cluster.Job
 	allocs     []*cluster.Allocation
+	groups     []*group
 	deployment *cluster.Deployment // of the job's version: active, paused or failed; nil when none or done
+	trials     map[string]bool     // groups with canaries that are not promoted
 	deferred   bool                // something waits for the allocation it replaces to end
 	paused     bool                // something would be replaced but for the hold on replacements
-	onJob      tallies             // live allocations of the job
+	requeued   bool                // something that was preempted, or a gang, waits for its own end
+	held       map[string]*cluster.Claim
+	claims     []*cluster.Claim // that the job has after this plan
+	missed     []missing
+	onJob      tallies // live allocations of the job
 	onGroup    map[string]tallies
 	censuses   []*census
 	moved      []move // not counted there yet
 	left       int    // bytes that the plan may still grow by
 	bounded    bool
+	quota      string // that keeps something waiting, "" for none
+	waits      string // why nothing of the job may begin, "" when it may
 	followups  []*cluster.Evaluation
 	result     *Result
 }
 
 // Plan answers one evaluation. What it places counts as in use for later plans
 // of the same view.
-func (v *View) Plan(in Input) *Result {
-	key := in.Eval.JobKey()
+func (v *View) Plan(in Input) *Result { return v.answer(in).result }
+
+// answer is Plan, with all that the plan was made of.
+func (v *View) answer(in Input) *planner {
+	v.reserve(in.Now)
+	p := v.newPlanner(in)
+	p.bind(in)
+	p.held = p.heldClaims()
+	p.oldDeployment()
+	groups := p.reconcile()
+	p.groups = groups
+	p.waits = p.mayBegin()
+	p.newDeployment(groups)
+	for _, g := range groups {
+		p.planGroup(g)
+		p.result.Annotations.DesiredTGUpdates[g.name] = &g.counts
+	}
+	p.makeRoom()
+	if in.Job != nil && in.Job.AllAtOnce && len(p.result.Failed) > 0 {
+		p.placeNothing()
+	}
+	p.begins()
+	p.finish()
+	p.reserveNext()
+	return p
+}
+
+// newPlanner gives a planner that knows what the job has.
+func (v *View) newPlanner(in Input) *planner {
 	p := &planner{
-		View: v, in: in, job: in.Job, allocs: v.reader.AllocsByJob(nil, key),
-		onGroup: map[string]tallies{},
+		View: v, in: in, job: in.Job, allocs: v.reader.AllocsByJob(nil, in.Eval.JobKey()),
+		onGroup: map[string]tallies{}, trials: map[string]bool{},
 		bounded: in.MaxBytes > 0 && (in.Job == nil || !in.Job.AllAtOnce),
 		result: &Result{
 			Failed: map[string]*cluster.AllocMetric{}, Queued: map[string]int{},
@@ -137,18 +190,7 @@ func (v *View) Plan(in Input) *Result {
 			p.count(a, 1)
 		}
 	}
-	p.oldDeployment()
-	groups := p.reconcile()
-	p.newDeployment(groups)
-	for _, g := range groups {
-		p.planGroup(g)
-		p.result.Annotations.DesiredTGUpdates[g.name] = &g.counts
-	}
-	if in.Job != nil && in.Job.AllAtOnce && len(p.result.Failed) > 0 {
-		p.placeNothing()
-	}
-	p.finish()
-	return p.result
+	return p
 }
 
 // newPart begins a plan.
@@ -234,7 +276,8 @@ func (p *planner) newDeployment(groups []*group) {
 	for _, g := range groups {
 		if rolls(g) && (!g.touched || len(g.destroy)+len(g.inPlace) > 0) {
 			states[g.name] = &cluster.DeploymentState{
-				DesiredTotal: g.spec.Count, ProgressDeadline: g.spec.Update.ProgressDeadline,
+				DesiredTotal: g.spec.Count, ProgressDeadline: g.spec.Update.ProgressDeadline, AutoRevert: g.spec.Update.AutoRevert,
+				DesiredCanaries: g.trial, AutoPromote: g.trial > 0 && g.spec.Update.AutoPromote,
 			}
 		}
 	}
@@ -245,8 +288,9 @@ func (p *planner) newDeployment(groups []*group) {
 		ID: p.in.NewID(), Namespace: p.job.Namespace, JobID: p.job.ID,
 		JobVersion: p.job.Version, JobModifyIndex: p.job.ModifyIndex, JobSpecModifyIndex: p.job.JobModifyIndex,
 		JobCreateIndex: p.job.CreateIndex, TaskGroups: states,
-		Status: cluster.DeploymentRunning, StatusDescription: cluster.DeploymentDescRunning,
+		Status: cluster.DeploymentRunning,
 	}
+	p.deployment.StatusDescription = p.deployment.RunningDescription()
 	p.result.Plan.Deployment = p.deployment
 }
 
@@ -261,8 +305,11 @@ func (p *planner) deploymentOf(g *group) string {
 
 // parallel says how many allocations of the group may be replaced now: the
 // update block's max_parallel less those whose health is not known yet. None
-// while one is unhealthy.
+// while one is unhealthy, or canaries wait for their promotion.
 func (p *planner) parallel(g *group) int {
+	if g.trial > 0 {
+		return 0
+	}
 	if !rolls(g) || p.job.Type != cluster.JobTypeService {
 		return len(g.destroy)
 	}
@@ -300,12 +347,20 @@ func (p *planner) planGroup(g *group) {
 	}
 	p.putOff(g)
 	p.await(g)
+	g.ask = asks(p.job, g.spec)
+	if p.job.PerNode() {
+		p.planSystem(g)
+		return
+	}
 	slices.SortStableFunc(g.destroy, func(a, b *cluster.Allocation) int { return nameIndex(a.Name) - nameIndex(b.Name) })
 	limit := min(p.parallel(g), len(g.destroy))
 	g.counts.DestructiveUpdate += uint64(limit)
 	g.counts.Ignore += uint64(len(g.destroy) - limit)
 	for _, w := range g.wants {
-		if !w.moves { // counted as a migration
+		switch {
+		case w.canary:
+			g.counts.Canary++
+		case !w.moves: // counted as a migration
 			g.counts.Place++
 		}
 	}
@@ -316,13 +371,41 @@ func (p *planner) planGroup(g *group) {
 	if len(g.wants) == 0 {
 		return
 	}
-	nodes := p.newSearch(g.spec)
+	if g.spec.Gang != nil {
+		p.placeGang(g, p.newSearch(p.job, g.spec))
+		return
+	}
+	searches := map[uint64]*search{}
 	for _, w := range g.wants {
-		if p.full() {
+		if p.waits != "" || p.full() {
 			p.result.Queued[g.name]++
 			continue
 		}
-		p.place(g, nodes, w)
+		if w.prev != nil && evicted(w.prev) && p.ends(w.prev) { // its last checkpoint is yet to come
+			p.result.Queued[g.name]++
+			p.requeued = true
+			continue
+		}
+		of := p.versionOf(g, w)
+		if searches[of.Version] == nil {
+			searches[of.Version] = p.newSearch(of, of.Group(g.name))
+		}
+		nodes := searches[of.Version]
+		if c := p.held[w.name]; c != nil && of == p.job {
+			if p.waiting(c) {
+				p.result.Queued[g.name]++
+				p.claims = append(p.claims, c)
+				continue
+			}
+			if a := p.redeem(g, nodes, c); a != nil {
+				if w.stop != "" {
+					p.vacate(w.prev, -1)
+				}
+				p.settle(g, p.job, w, a)
+				continue
+			}
+		}
+		p.place(g, of, nodes, w)
 	}
 }
 
@@ -349,8 +432,14 @@ const (
 // stop adds the stop of an allocation, which from now on leaves its place.
 func (p *planner) stop(a *cluster.Allocation, order *cluster.AllocStop) {
 	p.left -= stopBytes
-	p.result.Plan.Stop = append(p.result.Plan.Stop, order)
+	p.order(order)
 	p.vacate(a, -1)
+}
+
+// order adds a stop.
+func (p *planner) order(s *cluster.AllocStop) {
+	p.stopping[s.AllocID] = true
+	p.result.Plan.Stop = append(p.result.Plan.Stop, s)
 }
 
 // vacate counts an allocation out (-1), or in again (1), if it lives.
@@ -363,6 +452,9 @@ func (p *planner) vacate(a *cluster.Allocation, by int) {
 func (p *planner) add(a *cluster.Allocation) {
 	if p.bounded {
 		p.left -= placeBytes + len(cluster.Marshal(a.AllocatedResources)) + len(cluster.Marshal(a.Metrics))
+	}
+	if a.CreateIndex > 0 {
+		p.updated[a.ID] = true
 	}
 	p.result.Plan.Place = append(p.result.Plan.Place, a)
 }
@@ -434,10 +526,14 @@ func (p *planner) followUp(list []later, trigger, description string, set func(l
 	}
 }
 
-// place finds a node for one allocation, or says why there is none.
-func (p *planner) place(g *group, nodes *search, w want) {
+// place finds a node for one allocation of a version of the job, or says why there is none.
+func (p *planner) place(g *group, of *cluster.Job, nodes *search, w want) {
 	if w.stop != "" {
 		p.vacate(w.prev, -1) // it leaves its place to the new one
+	}
+	if e := p.excess(g.ask); e != nil {
+		p.holdBack(g, nodes, w, e)
+		return
 	}
 	var avoid []string
 	if w.rescheduled != nil {
@@ -451,57 +547,105 @@ func (p *planner) place(g *group, nodes *search, w want) {
 		p.fail(g, nodes, w, metric)
 		return
 	}
+	p.seat(g, of, nodes, w, h, metric)
+}
+
+// seat places an allocation of a version of the job on a host that can take it, if the quota
+// leaves room for it.
+func (p *planner) seat(g *group, of *cluster.Job, nodes *search, w want, h *host, metric *cluster.AllocMetric) {
+	a, e := p.occupy(g, nodes, h, metric)
+	if e != nil {
+		p.holdBack(g, nodes, w, e)
+		return
+	}
+	p.settle(g, of, w, a)
+}
+
+// occupy gives an allocation to be its place, unless the quota leaves no room for it. It
+// has no name yet.
+func (p *planner) occupy(g *group, nodes *search, h *host, metric *cluster.AllocMetric) (*cluster.Allocation, *excess) {
 	id := p.in.NewID()
 	resources, err := nodes.demand.take(h, id, nodes.mix)
 	if err != nil {
 		panic(err) // best judged the same demand on the same use: a bug
 	}
+	if e := p.excess(cluster.NewUsage(p.job.Namespace, resources, p.job.Preemptible())); e != nil { // now that its devices are known
+		return nil, e
+	}
+	return p.put(g, h, id, resources, metric), nil
+}
+
+// put counts an allocation to be on its host.
+func (p *planner) put(g *group, h *host, id string, resources *cluster.AllocatedResources, metric *cluster.AllocMetric) *cluster.Allocation {
 	a := &cluster.Allocation{
-		ID: id, Namespace: p.job.Namespace, EvalID: p.in.Eval.ID, Name: w.name,
+		ID: id, Namespace: p.job.Namespace, EvalID: p.in.Eval.ID,
 		NodeID: h.node.ID, NodeName: h.node.Name,
-		JobID: p.job.ID, JobVersion: p.job.Version, JobCreateIndex: p.job.CreateIndex, TaskGroup: g.name,
+		JobID: p.job.ID, JobCreateIndex: p.job.CreateIndex, TaskGroup: g.name,
 		AllocatedResources: resources, Metrics: metric,
 		DesiredStatus: cluster.AllocDesiredRun, ClientStatus: cluster.AllocClientPending,
-		DeploymentID: p.deploymentOf(g), CreateTime: int64(p.in.Now), ModifyTime: int64(p.in.Now),
+		CreateTime: int64(p.in.Now), ModifyTime: int64(p.in.Now),
+	}
+	p.plan(h, a)
+	p.count(a, 1)
+	p.charge(a, 1)
+	return a
+}
+
+// leave takes back an allocation to be.
+func (p *planner) leave(a *cluster.Allocation) {
+	p.unplan(p.byID[a.NodeID], a)
+	p.count(a, -1)
+	p.charge(a, -1)
+}
+
+// settle makes an allocation that has its place the one that was wanted, of a version of the job.
+func (p *planner) settle(g *group, of *cluster.Job, w want, a *cluster.Allocation) {
+	a.Name, a.JobVersion = w.name, of.Version
+	if of == p.job {
+		a.DeploymentID = p.deploymentOf(g)
+	}
+	if w.canary || w.prev != nil && w.prev.Canary() {
+		a.DeploymentStatus = &cluster.AllocDeploymentStatus{Canary: true}
 	}
 	if w.prev != nil {
-		a.PreviousAllocation = w.prev.ID
+		a.PreviousAllocation, a.Checkpoints = w.prev.ID, w.prev.Checkpoints
 		if w.stop != descUpdating && w.prev.DesiredDescription != descUpdating {
 			a.RescheduleTracker = track(w.prev, w.rescheduled, p.in.Now)
 		}
 	}
 	if w.stop != "" {
 		p.left -= stopBytes
-		p.result.Plan.Stop = append(p.result.Plan.Stop, stopOf(w.prev, w.stop))
+		p.order(stopOf(w.prev, w.stop))
 	}
-	p.plan(h, a)
-	p.count(a, 1)
 	p.add(a)
 }
 
-// fail notes that a want found no node. What it would have replaced stays,
-// unless it is just that which is in the way: a device, a port or the last
-// memory of a node. Then it is stopped first and the want waits until it has ended.
+// fail notes that a want found no node.
 func (p *planner) fail(g *group, nodes *search, w want, metric *cluster.AllocMetric) {
+	if !p.stopsFirst(g, nodes, w) {
+		p.miss(g, nodes, []want{w}, metric)
+	}
+}
+
+// stopsFirst says whether what a want without a node would replace is just that which is in
+// the way: a device, a port or the last memory of a node. Then it is stopped first and the
+// want waits until it has ended; else it stays.
+func (p *planner) stopsFirst(g *group, nodes *search, w want) bool {
 	p.result.Queued[g.name]++
 	if w.prev != nil && !w.prev.ClientTerminal() {
 		if h := p.byID[w.prev.NodeID]; h != nil && h.node.Ready() && p.fitsWithout(g, nodes, h, w.prev.ID) {
 			p.deferred = true
 			if w.stop != "" {
 				p.left -= stopBytes
-				p.result.Plan.Stop = append(p.result.Plan.Stop, stopOf(w.prev, w.stop))
+				p.order(stopOf(w.prev, w.stop))
 			}
-			return
+			return true
 		}
 	}
 	if w.stop != "" {
 		p.vacate(w.prev, 1)
 	}
-	if first := p.result.Failed[g.name]; first != nil {
-		first.CoalescedFailures++
-		return
-	}
-	p.result.Failed[g.name] = metric
+	return false
 }
 
 // placeNothing takes all new placements back, with the stops that belong to
@@ -511,16 +655,11 @@ func (p *planner) placeNothing() {
 	replaced := map[string]bool{}
 	kept := plan.Place[:0:0]
 	for _, a := range plan.Place {
-		h := p.byID[a.NodeID]
-		i := slices.Index(h.planned, a)
-		if i < 0 { // updated in place
+		if !slices.Contains(p.byID[a.NodeID].planned, a) { // updated in place
 			kept = append(kept, a)
 			continue
 		}
-		h.planned = slices.Delete(h.planned, i, i+1)
-		h.use.Remove(a)
-		p.changed(h)
-		p.count(a, -1)
+		p.leave(a)
 		p.result.Queued[a.TaskGroup]++
 		replaced[a.PreviousAllocation] = true
 	}
@@ -548,39 +687,50 @@ func (p *planner) finish() {
 	r := p.result
 	e := *p.in.Eval
 	e.SnapshotIndex, e.QueuedAllocations, e.PlanAnnotations = p.index, maps.Clone(r.Queued), r.Annotations
-	e.FailedTGAllocs = nil
+	e.FailedTGAllocs, e.QuotaLimitReached = nil, ""
 	if len(r.Failed) > 0 {
 		e.FailedTGAllocs = r.Failed
 	}
 	if p.deployment != nil {
 		e.DeploymentID = p.deployment.ID
 	}
-	e.Status, e.StatusDescription = cluster.EvalStatusComplete, ""
+	e.Status, e.StatusDescription, e.Claims = cluster.EvalStatusComplete, "", nil
 	evals := []*cluster.Evaluation{&e}
 	blocked := &e
 	trigger, description := cluster.TriggerQueuedAllocs, DescQueued
 	switch {
+	case p.waits != "" && p.lacks():
+		description = p.waits
+		e.StatusDescription = description
 	case p.paused:
 		description = DescPaused + p.freeze.Reason
 		e.StatusDescription = description
 	case p.deferred:
 		trigger, description = cluster.TriggerRollingUpdate, DescStopFirst
+	case len(p.claims) > 0:
+		description = DescClaims
+	case p.requeued && len(r.Failed) == 0:
+		description = DescRequeued
 	}
 	switch {
-	case len(r.Failed) == 0 && !p.deferred && !p.paused:
+	case len(r.Failed) == 0 && !p.deferred && !p.paused && !p.requeued && len(p.claims) == 0 && (p.waits == "" || !p.lacks()):
 	case p.in.Eval.Status == cluster.EvalStatusBlocked:
-		e.Status, e.StatusDescription = cluster.EvalStatusBlocked, description
+		e.Status, e.StatusDescription, e.Claims = cluster.EvalStatusBlocked, description, p.claims
 	default:
 		blocked = p.newEval(trigger, description)
 		blocked.Status, blocked.FailedTGAllocs = cluster.EvalStatusBlocked, e.FailedTGAllocs
-		blocked.QueuedAllocations = e.QueuedAllocations
+		blocked.QueuedAllocations, blocked.Claims = e.QueuedAllocations, p.claims
 		e.BlockedEval = blocked.ID
 		evals = append(evals, blocked)
+	}
+	if blocked.Status == cluster.EvalStatusBlocked {
+		blocked.QuotaLimitReached = p.quota
 	}
 	r.Eval = &e
 	if r.More {
 		return
 	}
+	p.stand(e.JobKey(), e.Priority, p.claims)
 	for _, other := range p.reader.OpenEvalsByJob(e.JobKey()) {
 		switch {
 		case other.ID == e.ID:

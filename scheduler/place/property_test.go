@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,14 +18,19 @@ import (
 // distinct_property, the same question gets the same answer whether or not placement
 // remembers earlier ones, and once all nodes are back no name lives twice.
 func TestPlansHold(t *testing.T) {
-	seeds := uint64(25)
+	seeds, preempted := uint64(25), 0
 	if testing.Short() {
 		seeds = 10
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			newRandomCluster(t, seed).run(40)
+			c := newRandomCluster(t, seed)
+			c.run(40)
+			preempted += c.preempted
 		})
+	}
+	if preempted == 0 {
+		t.Error("nothing was preempted: the test shows less than it says")
 	}
 }
 
@@ -39,6 +45,8 @@ type randomCluster struct {
 	nodes []string
 	cache Cache
 	mix   *Mix
+
+	preempted int // allocations
 }
 
 func newRandomCluster(t *testing.T, seed uint64) *randomCluster {
@@ -67,6 +75,10 @@ func (c *randomCluster) apply(cmd cluster.Command, stamp *cluster.Stamp) cluster
 }
 
 func (c *randomCluster) run(steps int) {
+	config := &cluster.SetSchedulerConfig{Config: &cluster.SchedulerConfiguration{PreemptionConfig: cluster.PreemptionConfig{
+		ServiceSchedulerEnabled: c.rnd.IntN(3) > 0, BatchSchedulerEnabled: true,
+	}}}
+	c.apply(config, &config.Stamp)
 	for range 3 + c.rnd.IntN(6) {
 		c.addNode()
 	}
@@ -190,15 +202,26 @@ func (c *randomCluster) addNode() {
 func (c *randomCluster) registerJob() {
 	kind := pick(c.rnd, []string{"service", "batch"})
 	job := fmt.Sprintf("job job%d type=%s", c.rnd.IntN(4), kind)
-	if c.rnd.IntN(6) == 0 {
+	gang := c.rnd.IntN(4) == 0
+	switch {
+	case gang:
+	case c.rnd.IntN(6) == 0:
 		job += " all_at_once"
 	}
+	job += fmt.Sprintf(" priority=%d", pick(c.rnd, []int{20, 35, 50, 80}))
 	text := append([]string{job}, c.wishes()...)
+	together := " " + pick(c.rnd, []string{"gang", "gang topology=${meta.rack}", "gang topology=${node.unique.id},${meta.rack} required"}) + pick(c.rnd, []string{"", " limited"})
 	text = append(text,
 		fmt.Sprintf("group g count=%d max_parallel=%d delay=%ds%s", c.rnd.IntN(6), 1+c.rnd.IntN(3), c.rnd.IntN(20), pick(c.rnd, []string{
 			"", "", " disconnect lost_after=10s", " disconnect lost_after=100s reconcile=keep_original",
 			" disconnect lost_after=100s reconcile=keep_replacement", " disconnect no_replace", " disconnect lost_after=20s no_replace",
 		})))
+	if group := &text[len(text)-1]; gang {
+		*group, _, _ = strings.Cut(*group, " disconnect")
+		*group += together
+	}
+	text[len(text)-1] += pick(c.rnd, []string{"", "", "", " never", " min_runtime=20s"})
+	text[len(text)-1] += pick(c.rnd, []string{"", "", " limit=20s", " limit=2m"})
 	if c.rnd.IntN(4) == 0 {
 		text = append(text, "constraint distinct_hosts")
 	}
@@ -301,6 +324,97 @@ func (c *randomCluster) checkDistinct(j *cluster.Job, p *cluster.Plan) {
 	}
 }
 
+// checkGangs looks whether what a plan has placed of gangs is whole, and in one domain if it must be.
+func (c *randomCluster) checkGangs(j *cluster.Job, p *cluster.Plan) {
+	if j == nil {
+		return
+	}
+	snap := c.state.Snapshot()
+	for _, g := range j.TaskGroups {
+		if g.Gang == nil {
+			continue
+		}
+		begun, values := 0, map[string]bool{}
+		for _, a := range snap.AllocsByJob(nil, j.Key()) {
+			if a.EvalID == p.EvalID && a.CreateIndex == snap.Index(nil) {
+				begun++
+				if t := g.Gang.Topology; g.Gang.Required && len(t) > 0 {
+					v, _ := nodeLookup(snap.Node(nil, a.NodeID))(t[len(t)-1])
+					values[v] = true
+				}
+				for _, other := range snap.AllocsByJob(nil, j.Key()) {
+					if other.EvalID != p.EvalID && other.Occupies() && other.JobCreateIndex == j.CreateIndex && nameIndex(other.Name) < g.Count && !snap.Node(nil, other.NodeID).Silent() {
+						c.t.Fatalf("gang %s begins though %s (%s) has not ended", j.ID, other.ID, other.DesiredDescription)
+					}
+				}
+			}
+		}
+		if begun > 0 && begun != g.Count || len(values) > 1 {
+			c.t.Fatalf("%d of the %d members of gang %s were placed, over %d domains", begun, g.Count, j.ID, len(values))
+		}
+	}
+}
+
+// checkPreempted looks at what a plan preempts: nothing of nearly equal priority or that is
+// protected, whole gangs, and nothing that could have stayed.
+func (c *randomCluster) checkPreempted(before *cluster.Snapshot, j *cluster.Job, p *cluster.Plan) {
+	gone := map[string]bool{}
+	for _, s := range p.Stop {
+		if s.PreemptedBy != "" {
+			gone[s.AllocID] = true
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	c.preempted += len(gone)
+	var claims []*cluster.Claim
+	for _, e := range p.Evals {
+		claims = append(claims, e.Claims...)
+	}
+	for id := range gone {
+		a := before.Alloc(nil, id)
+		job := before.JobVersion(nil, a.JobKey(), a.JobVersion)
+		g := job.Group(a.TaskGroup)
+		if job.Priority+PriorityGap > j.Priority || g.Preempt != nil && g.Preempt.Never || a.Terminal() {
+			c.t.Fatalf("%s of priority %d (%+v, %s) is preempted for %s of %d", id, job.Priority, g.Preempt, a.ClientStatus, j.ID, j.Priority)
+		}
+		unit := map[string]bool{id: true}
+		if g.Gang != nil {
+			for _, m := range before.AllocsByJob(nil, a.JobKey()) {
+				if m.TaskGroup == a.TaskGroup && m.JobVersion == a.JobVersion && m.JobCreateIndex == a.JobCreateIndex && !m.Terminal() {
+					unit[m.ID] = true
+					if !gone[m.ID] && !c.state.Snapshot().Alloc(nil, m.ID).Terminal() {
+						c.t.Fatalf("%s of a gang is preempted, %s is not", id, m.ID)
+					}
+				}
+			}
+		}
+		needed := false
+		for _, n := range before.Nodes(nil, "") {
+			use := cluster.NewNodeUse(n)
+			for _, h := range c.state.Snapshot().AllocsHolding(nil, n.ID) {
+				if unit[h.ID] || !evicted(h) && !(h.ServerTerminal() && h.JobKey() == j.Key()) {
+					use.Add(h)
+				}
+			}
+			mine := false
+			for _, e := range c.state.Snapshot().Claims() {
+				for _, x := range e.Claims {
+					if x.NodeID == n.ID && (e.JobID == j.ID || e.Priority >= j.Priority) {
+						use.Add(&cluster.Allocation{ID: x.AllocID, AllocatedResources: x.Resources})
+						mine = mine || e.JobID == j.ID
+					}
+				}
+			}
+			needed = needed || mine && use.Fault() != ""
+		}
+		if !needed {
+			c.t.Fatalf("%s of %s is preempted for %s though it could stay; claims %d", id, a.JobID, j.ID, len(claims))
+		}
+	}
+}
+
 // report lets the nodes say something of their allocations.
 func (c *randomCluster) report() {
 	snap := c.state.Snapshot()
@@ -319,6 +433,8 @@ func (c *randomCluster) report() {
 			u.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateDead, Failed: true, FinishedAt: c.now}}
 		case c.rnd.IntN(6) == 0:
 			u.ClientStatus = cluster.AllocClientComplete
+		default:
+			u.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateRunning, StartedAt: c.now}}
 		}
 		if a.DeploymentID != "" {
 			u.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: &healthy}
@@ -389,7 +505,10 @@ func (c *randomCluster) answer() {
 			if r.Stale || len(r.Refused) > 0 {
 				c.t.Fatalf("plan for %s was refused: %+v", plans[i].JobID, r)
 			}
-			c.checkDistinct(snap.Job(nil, cluster.JobKey{Namespace: plans[i].Namespace, ID: plans[i].JobID}), plans[i])
+			job := snap.Job(nil, cluster.JobKey{Namespace: plans[i].Namespace, ID: plans[i].JobID})
+			c.checkDistinct(job, plans[i])
+			c.checkGangs(job, plans[i])
+			c.checkPreempted(snap, job, plans[i])
 		}
 	}
 }

@@ -3,11 +3,10 @@ package place
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -19,7 +18,10 @@ const (
 	descMigrating   = "alloc is being migrated"
 	descLost        = "alloc is lost since its node is down"
 	descRescheduled = "alloc was rescheduled because it failed"
+	descUnfit       = "alloc is being moved off an unhealthy device"
 	descReconnected = "alloc not needed due to disconnected client reconnect"
+	descGang        = "alloc is stopped since its gang starts anew"
+	descGangFailed  = "alloc is stopped since its gang has failed"
 )
 
 // want is one allocation that the job lacks.
@@ -29,8 +31,10 @@ type want struct {
 	stop string              // description with which prev is stopped once the placement is found, "" for not at all
 	// rescheduled is the event to add to the tracker; its time comes with the placement.
 	rescheduled *cluster.RescheduleEvent
-	moves       bool // prev was asked to leave its node
-	away        bool // prev is unknown
+	moves       bool  // it is counted as something else than a placement: prev was asked to leave its node, or its gang is updated
+	away        bool  // prev is unknown
+	canary      bool  // runs beside what has its name
+	host        *host // of a system job: the node that lacks it
 }
 
 // ending is an allocation that stops whatever else the plan finds.
@@ -49,16 +53,19 @@ type later struct {
 type group struct {
 	name    string
 	spec    *cluster.TaskGroup // nil: the job has no such group (any more)
+	ask     *cluster.Usage     // what each of its allocations holds at least
 	counts  cluster.DesiredUpdates
 	stops   []ending
 	wants   []want
-	held    []want // wants that wait for the deployment: it has failed or is paused
 	inPlace []*cluster.Allocation
 	destroy []*cluster.Allocation // run an older version that cannot be changed in place
 	later   []later
 	awaited []later               // unknown, or to be: given up at the time, 0: never
 	kept    []*cluster.Allocation // those that count towards the group now
 	touched bool                  // some allocation has run the job's version before
+	held    bool                  // something is left out until the deployment goes on
+	trial   int                   // canaries that run, or are to, beside the old version until they are promoted
+	nodes   *search               // of a system job
 }
 
 // reconcile compares what each group of the job has with what it should have.
@@ -85,9 +92,12 @@ func (p *planner) reconcile() []*group {
 		allocs[g] = append(allocs[g], a)
 	}
 	for _, g := range groups {
-		if g.spec == nil {
+		switch {
+		case g.spec == nil:
 			p.stopGroup(g, allocs[g])
-		} else {
+		case p.job.PerNode():
+			p.reconcileSystem(g, allocs[g])
+		default:
 			p.reconcileGroup(g, allocs[g])
 		}
 	}
@@ -159,15 +169,18 @@ func (p *planner) stateOf(a *cluster.Allocation) state {
 	current := p.current(a)
 	switch {
 	case a.ServerTerminal():
-		if a.NextAllocation == "" && a.JobCreateIndex == p.job.CreateIndex && takesOver(a.DesiredDescription) {
+		if a.NextAllocation == "" && a.JobCreateIndex == p.job.CreateIndex && (takesOver(a.DesiredDescription) || evicted(a)) {
 			return leaving
 		}
 	case a.ClientStatus == cluster.AllocClientComplete:
-		if p.job.Type == cluster.JobTypeBatch && current {
+		if p.job.Finite() && current && !p.startedAnew(a) {
 			return done
 		}
 	case a.ClientStatus == cluster.AllocClientFailed:
-		if a.NextAllocation == "" && current {
+		if a.NextAllocation == "" && (current || p.outlives(a)) {
+			if p.brokenUnder(a) {
+				return moving
+			}
 			return failed
 		}
 	case a.ClientTerminal():
@@ -175,7 +188,7 @@ func (p *planner) stateOf(a *cluster.Allocation) state {
 		return p.stateAway(a)
 	case a.ClientStatus == cluster.AllocClientUnknown:
 		return unheard // its node is back and will tell
-	case set(a.DesiredTransition.Migrate):
+	case set(a.DesiredTransition.Migrate), p.onUnfit(a):
 		return moving
 	case set(a.DesiredTransition.Reschedule), set(a.DesiredTransition.ForceReschedule), current && p.unhealthy(a):
 		return failed
@@ -217,7 +230,7 @@ func givenUp(d *cluster.DisconnectStrategy, a *cluster.Allocation, now cluster.T
 // allocation fills.
 func takesOver(description string) bool {
 	switch description {
-	case descUpdating, descMigrating, descRescheduled, descLost:
+	case descUpdating, descMigrating, descRescheduled, descLost, descGang, descUnfit:
 		return true
 	}
 	return false
@@ -246,12 +259,20 @@ type named struct {
 func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 	holders := make([]named, 0, len(allocs))
 	left := map[string]*cluster.Allocation{} // by name, the newest that left a gap
+	g.trial = p.trialOf(g, allocs)
+	p.trials[g.name] = g.trial > 0
+	tried := newTried()
 	for _, a := range allocs {
 		g.touched = g.touched || p.current(a)
 		if a.ServerTerminal() && !a.ClientTerminal() && p.silent(a) && !p.spared(a) {
 			g.lose(a)
 		}
-		switch s := p.stateOf(a); s {
+		s := p.stateOf(a)
+		if a.Canary() {
+			p.sortCanary(g, tried, named{a, s, nameIndex(a.Name)})
+			continue
+		}
+		switch s {
 		case ignored:
 		case leaving:
 			if old := left[a.Name]; old == nil || old.CreateIndex < a.CreateIndex {
@@ -263,6 +284,7 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 	}
 	var unheards []named
 	holding := make([]*cluster.Allocation, max(g.spec.Count, 0)) // by index of the name
+	states := make([]state, len(holding))
 	for _, h := range sortHolders(g.spec.Disconnect, holders) {
 		switch {
 		case h.index < 0 || h.index >= len(holding):
@@ -272,13 +294,13 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 		case holding[h.index] != nil:
 			p.drop(g, h, holding[h.index])
 		default:
-			holding[h.index] = h.Allocation
+			holding[h.index], states[h.index] = h.Allocation, h.state
 			p.keep(g, h)
 		}
 	}
 	for _, h := range unheards {
 		p.keepUnheard(g, h, holding[h.index] != nil, left[h.Name])
-		holding[h.index] = h.Allocation
+		holding[h.index], states[h.index] = h.Allocation, h.state
 	}
 	for i := range holding {
 		if holding[i] != nil {
@@ -293,32 +315,29 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 		}
 		g.wants = append(g.wants, w)
 	}
-	if p.halted() {
-		p.hold(g)
+	if p.halted() || g.trial > 0 {
+		g.held = p.hold(g)
+	}
+	if g.spec.Gang != nil {
+		p.assemble(g, holding, states)
+	} else if g.trial > 0 {
+		p.reconcileCanaries(g, tried, holding)
 	}
 	slices.SortStableFunc(g.wants, func(a, b want) int { return cmp.Compare(nameIndex(a.name), nameIndex(b.name)) })
 }
 
 // nameIndex reads i of JOB.GROUP[i], -1 when there is none.
-func nameIndex(name string) int {
-	open := strings.LastIndexByte(name, '[')
-	if open < 0 || !strings.HasSuffix(name, "]") {
-		return -1
-	}
-	i, err := strconv.Atoi(name[open+1 : len(name)-1])
-	if err != nil {
-		return -1
-	}
-	return i
-}
+func nameIndex(name string) int { return cluster.IndexOf(name) }
 
 // sortHolders orders by index; of several with one name the most worth keeping
 // comes first: what is done, what runs, then the newest version, then, after a node
 // has come back, what the disconnect block prefers.
 func sortHolders(d *cluster.DisconnectStrategy, hs []named) []named {
 	slices.SortFunc(hs, func(a, b named) int {
+		if a.index != b.index { // nearly always
+			return a.index - b.index
+		}
 		return cmp.Or(
-			cmp.Compare(a.index, b.index),
 			cmp.Compare(a.state, b.state),
 			cmp.Compare(b.JobCreateIndex, a.JobCreateIndex),
 			cmp.Compare(b.JobVersion, a.JobVersion),
@@ -352,7 +371,7 @@ func (p *planner) drop(g *group, h named, holder *cluster.Allocation) {
 		}
 		g.counts.Stop++
 		order := stopOf(h.Allocation, descNotNeeded)
-		if holder != nil && !holder.ClientTerminal() {
+		if holder != nil && !holder.ClientTerminal() && (h.NextAllocation != "" || holder.NextAllocation != "") {
 			order.DesiredDescription, order.Keeps = descReconnected, holder.ID
 		}
 		g.stops = append(g.stops, ending{h.Allocation, order})
@@ -370,7 +389,11 @@ func (p *planner) keep(g *group, h named) {
 		g.wants = append(g.wants, want{name: a.Name, prev: a})
 	case moving:
 		g.counts.Migrate++
-		g.stop(a, descMigrating)
+		if set(a.DesiredTransition.Migrate) {
+			g.stop(a, descMigrating)
+		} else {
+			g.stop(a, descUnfit)
+		}
 		g.wants = append(g.wants, want{name: a.Name, prev: a, moves: true})
 	case held:
 		g.counts.Ignore++
@@ -393,10 +416,7 @@ func (p *planner) keep(g *group, h named) {
 
 // keepFailed replaces a failed allocation now, later or never.
 func (p *planner) keepFailed(g *group, a *cluster.Allocation) {
-	at, ok := nextReschedule(g.spec.ReschedulePolicy, a)
-	if set(a.DesiredTransition.ForceReschedule) {
-		at, ok = p.in.Now, true
-	}
+	at, ok := p.nextTry(g, a)
 	switch {
 	case !ok:
 		g.counts.Ignore++
@@ -406,6 +426,18 @@ func (p *planner) keepFailed(g *group, a *cluster.Allocation) {
 		g.counts.Ignore++
 		g.later = append(g.later, later{a, at})
 	}
+}
+
+// nextTry says when a failed allocation may be replaced; false: never. What has reached its run time limit would
+// only run for as long again.
+func (p *planner) nextTry(g *group, a *cluster.Allocation) (cluster.Time, bool) {
+	switch {
+	case set(a.DesiredTransition.ForceReschedule):
+		return p.in.Now, true
+	case a.OverLimit():
+		return 0, false
+	}
+	return nextReschedule(g.spec.ReschedulePolicy, a)
 }
 
 func (p *planner) rescheduleEvent(a *cluster.Allocation) *cluster.RescheduleEvent {
@@ -420,22 +452,20 @@ func (p *planner) halted() bool {
 	return p.deployment != nil && p.deployment.Status != cluster.DeploymentRunning
 }
 
-// hold sets aside what a failed or paused deployment must not place. Lost and
-// moving work is replaced all the same, and so is what failed outside of it.
-func (p *planner) hold(g *group) {
-	var ready []want
-	for _, w := range g.wants {
-		failedHere := w.rescheduled != nil && w.prev.DeploymentID == p.deployment.ID && p.deployment.Status == cluster.DeploymentFailed
-		if w.prev == nil || (failedHere && !w.away) {
-			if w.prev != nil {
-				g.counts.Ignore++
-			}
-			g.held = append(g.held, w)
-			continue
+// hold leaves out what a failed or paused deployment, or one whose canaries are not promoted, must not place. Lost
+// and moving work is replaced all the same, and so is what failed outside of it. It says whether there was such.
+func (p *planner) hold(g *group) (held bool) {
+	had := len(g.wants)
+	failed := p.deployment != nil && p.deployment.Status == cluster.DeploymentFailed
+	g.wants = slices.DeleteFunc(g.wants, func(w want) bool {
+		failedHere := failed && w.rescheduled != nil && w.prev.DeploymentID == p.deployment.ID
+		if failedHere && !w.away {
+			g.counts.Ignore++
+			return true
 		}
-		ready = append(ready, w)
-	}
-	g.wants = ready
+		return w.prev == nil
+	})
+	return len(g.wants) < had
 }
 
 // updatable says whether an allocation can take over the job's version without
@@ -454,7 +484,7 @@ func (p *planner) updatable(g *group, a *cluster.Allocation) bool {
 		return false
 	}
 	n := p.byID[a.NodeID].node
-	return inPool(nodePool(p.job.NodePool), n) && inDatacenters(p.job.Datacenters, n.Datacenter) &&
+	return n.InPool(p.job.NodePool) && cluster.InDatacenters(p.job.Datacenters, n.Datacenter) &&
 		newDemand(p.job, g.spec).filter(n) == ""
 }
 
@@ -466,6 +496,7 @@ type startForm struct {
 	Networks []*cluster.NetworkResource
 	Tasks    []taskForm
 	Payload  []byte
+	Gang     int // how many members they are told of; 0: it is no gang
 }
 
 type taskForm struct {
@@ -478,19 +509,42 @@ type taskForm struct {
 	Leader                     bool
 	Model                      *cluster.ModelRef
 	DispatchPayload            *cluster.DispatchPayloadConfig
+	Lifecycle                  *cluster.TaskLifecycle
 }
 
 func formOf(j *cluster.Job, g *cluster.TaskGroup) startForm {
 	f := startForm{Disk: g.EphemeralDisk, Networks: g.Networks, Meta: merged(j.Meta, g.Meta), Payload: j.Payload}
+	if g.Gang != nil {
+		f.Gang = g.Count
+	}
 	for _, t := range g.Tasks {
+		config, model := pinned(t)
 		tf := taskForm{
-			Name: t.Name, Driver: t.Driver, User: t.User, Config: string(t.Config),
+			Name: t.Name, Driver: t.Driver, User: t.User, Config: config,
 			Env: t.Env, Meta: t.Meta, Resources: withoutAffinities(t.Resources), LogConfig: t.LogConfig,
-			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: t.Model, DispatchPayload: t.DispatchPayload,
+			Artifacts: t.Artifacts, Templates: t.Templates, Leader: t.Leader, Model: model, DispatchPayload: t.DispatchPayload,
+			Lifecycle: t.Lifecycle,
 		}
 		f.Tasks = append(f.Tasks, tf)
 	}
 	return f
+}
+
+// pinned gives a task's config and model without the words by which the model was found: a job that is taken back
+// names the version that an alias meant.
+func pinned(t *cluster.Task) (config string, model *cluster.ModelRef) {
+	if t.Model == nil || t.Model.Version == 0 {
+		return string(t.Config), t.Model
+	}
+	m := *t.Model
+	m.Reference, m.Alias = "", ""
+	words := map[string]json.RawMessage{}
+	if err := json.Unmarshal(t.Config, &words); err != nil {
+		return string(t.Config), &m // no driver takes such a config
+	}
+	delete(words, "model")
+	rest, _ := json.Marshal(words) // what was just read
+	return string(rest), &m
 }
 
 // withoutAffinities leaves out which devices a task would rather have: it runs on

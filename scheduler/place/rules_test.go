@@ -372,6 +372,27 @@ func TestPropertiesAreBounded(t *testing.T) {
 	}
 }
 
+// A job that is taken back names its models by number: what an alias meant before goes on.
+func TestModelNamesRestartNothing(t *testing.T) {
+	job := func(config string, m cluster.ModelRef) *cluster.Job {
+		g := &cluster.TaskGroup{Name: "g", Tasks: []*cluster.Task{{Name: "t", Driver: "onnx", Config: []byte(config), Model: &m}}}
+		return &cluster.Job{TaskGroups: []*cluster.TaskGroup{g}}
+	}
+	was := job(`{"model":"m@prod","threads":2}`, cluster.ModelRef{Reference: "m@prod", Name: "m", Alias: "prod", Version: 1, Digest: "a"})
+	for _, c := range []struct {
+		now  *cluster.Job
+		same bool
+	}{
+		{job(`{"model":"m:1","threads":2}`, cluster.ModelRef{Reference: "m:1", Name: "m", Version: 1, Digest: "a"}), true},
+		{job(`{"model":"m@prod","threads":2}`, cluster.ModelRef{Reference: "m@prod", Name: "m", Alias: "prod", Version: 2, Digest: "b"}), false},
+		{job(`{"model":"m@prod","threads":3}`, cluster.ModelRef{Reference: "m@prod", Name: "m", Alias: "prod", Version: 1, Digest: "a"}), false},
+	} {
+		if got := sameStart(was, was.TaskGroups[0], c.now, c.now.TaskGroups[0]); got != c.same {
+			t.Errorf("to %s: runs on is %t", c.now.TaskGroups[0].Tasks[0].Config, got)
+		}
+	}
+}
+
 // BenchmarkPlan places one job of 1,000 allocations on 1,000 nodes.
 func BenchmarkPlan(b *testing.B) {
 	for name, block := range map[string]string{

@@ -66,6 +66,8 @@ type world struct {
 	deployments []*cluster.Deployment
 	config      cluster.SchedulerConfiguration
 	hold        *cluster.FleetHold
+	others      []*cluster.Evaluation // of other jobs
+	short       []*cluster.Evaluation // that wait for room
 }
 
 func (w *world) Index(cluster.WatchSet, ...string) uint64                         { return 100 }
@@ -121,18 +123,55 @@ func (w *world) Eval(_ cluster.WatchSet, id string) *cluster.Evaluation {
 
 func (w *world) OpenEvalsByJob(cluster.JobKey) []*cluster.Evaluation { return w.evals }
 
+func (w *world) Claims() (out []*cluster.Evaluation) {
+	for _, e := range slices.Concat(w.evals, w.others) {
+		if len(e.Claims) > 0 {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (w *world) Job(_ cluster.WatchSet, k cluster.JobKey) (newest *cluster.Job) {
+	for _, j := range w.versions {
+		if j.Key() == k && (newest == nil || j.Version > newest.Version) {
+			newest = j
+		}
+	}
+	return newest
+}
+
+func (w *world) RunLimited() bool { return slices.ContainsFunc(w.versions, (*cluster.Job).RunLimited) }
+
+func (w *world) EvalsShortOfRoom(fn func(*cluster.Evaluation) bool) {
+	for _, e := range w.short {
+		if !fn(e) {
+			return
+		}
+	}
+}
+
 func (w *world) HoldingVersions(fn func(string, any)) {
 	for _, n := range w.nodes {
 		fn(n.ID, new(int))
 	}
 }
 
+func (w *world) Usage(_ cluster.WatchSet, namespace string) *cluster.Usage {
+	return &cluster.Usage{Namespace: namespace}
+}
+
+func (w *world) Allowance(string, func(string) *cluster.Usage) *cluster.Allowance { return nil }
+
+func (w *world) Borrowed(string) []cluster.Borrowed                 { return nil }
+func (w *world) ParallelChildren(*cluster.Job) (limit, running int) { return 0, 0 }
+
 func runScenario(t *testing.T, ar *txtar.Archive) string {
 	t.Helper()
 	w := &world{}
 	eval := &cluster.Evaluation{
 		ID: "eval", Namespace: cluster.DefaultNamespace, Priority: 50, Type: cluster.JobTypeService,
-		TriggeredBy: cluster.TriggerJobRegister, Status: cluster.EvalStatusPending, ModifyIndex: 7,
+		TriggeredBy: cluster.TriggerJobRegister, Status: cluster.EvalStatusPending, CreateIndex: 7, ModifyIndex: 7,
 	}
 	var job *cluster.Job
 	var expect []Work
@@ -152,6 +191,12 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 				w.version(l, 0)
 			case "job":
 				job = w.version(l, 1)
+			case "others":
+				w.version(l, 1)
+			case "claims":
+				w.claim(l, eval)
+			case "waiting":
+				w.short = append(w.short, w.waits(l))
 			case "running":
 				w.allocs = append(w.allocs, l.alloc(w.nodes))
 			case "deployment":
@@ -160,6 +205,9 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 				w.evals = append(w.evals, l.eval(eval))
 			case "config":
 				w.config.SchedulerAlgorithm = l.words[0]
+				if l.has("preempt") {
+					w.config.PreemptionConfig = cluster.PreemptionConfig{ServiceSchedulerEnabled: true, BatchSchedulerEnabled: true}
+				}
 			case "expect":
 				expect = append(expect, l.work())
 			case "hold":
@@ -176,13 +224,46 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 		w.fill(t, a)
 	}
 	slices.SortFunc(w.nodes, func(a, b *cluster.Node) int { return cmp.Compare(a.ID, b.ID) })
+	for _, e := range w.short {
+		e.Priority = w.Job(nil, e.JobKey()).Priority
+	}
+	slices.SortStableFunc(w.short, func(a, b *cluster.Evaluation) int { return b.Priority - a.Priority })
 	ids := 0
 	in := Input{Job: job, Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprintf("id%d", ids) }}
 	var cache Cache
 	if expect != nil {
 		cache.Expect(NewMix(expect))
 	}
-	return describe(cache.View(w).Plan(in))
+	var b strings.Builder
+	for _, e := range w.short {
+		f := cache.View(w).Forecast(Input{Job: w.Job(nil, e.JobKey()), Eval: e, Now: epoch})
+		fmt.Fprintf(&b, "forecast %s: %s\n", e.JobID, foretold(f))
+	}
+	return b.String() + describe(cache.View(w).Plan(in))
+}
+
+// waits reads `JOB`: another job that found no room, in the order in which they wait.
+func (w *world) waits(l *line) *cluster.Evaluation {
+	return &cluster.Evaluation{
+		ID: "of-" + l.words[0], Namespace: cluster.DefaultNamespace, JobID: l.words[0], Status: cluster.EvalStatusBlocked,
+		CreateIndex: uint64(len(w.short) + 1), FailedTGAllocs: map[string]*cluster.AllocMetric{"g": {}},
+	}
+}
+
+func foretold(f Forecast) string {
+	if !f.Known {
+		return f.Why
+	}
+	text := "in " + time.Duration(f.Start-epoch).String()
+	for _, s := range f.Places {
+		text += fmt.Sprintf(", %s on %s", s.Name, s.NodeID)
+		for _, name := range slices.Sorted(maps.Keys(s.Resources.Tasks)) {
+			for _, d := range s.Resources.Tasks[name].Devices {
+				text += " " + strings.Join(d.DeviceIDs, ",")
+			}
+		}
+	}
+	return text + prefixed(" after ", strings.Join(f.Awaits, ","))
 }
 
 // work reads `N DEVICE [count cpu memory]`: so many allocations of one task.
@@ -338,14 +419,50 @@ func (l *line) node() *cluster.Node {
 		g := &cluster.NodeDeviceResource{Vendor: "nvidia", Type: l.str("gpu_type"+nth, "gpu"), Name: model, Attributes: map[string]*cluster.Attribute{}}
 		for range l.num("gpus"+nth, 1) {
 			id := fmt.Sprintf("%s-gpu%d", n.ID, ids)
-			g.Instances = append(g.Instances, &cluster.NodeDevice{ID: id, Healthy: !slices.Contains(sick, id)})
+			d := &cluster.NodeDevice{ID: id, Healthy: !slices.Contains(sick, id)}
+			if !d.Healthy {
+				d.HealthDescription, d.UnhealthySince = l.str("because", "XID 79"), epoch.Add(-l.dur("since", 0))
+			}
+			g.Instances = append(g.Instances, d)
 			ids++
 		}
 		memory := l.num("gpu_memory"+nth, 40960)
 		g.Attributes["memory"] = &cluster.Attribute{Int: &memory, Unit: "MiB"}
 		n.NodeResources.Devices = append(n.NodeResources.Devices, g)
 	}
+	if pairs, ok := l.keys["links"]; ok {
+		l.link(n.NodeResources.Devices[0].Instances, pairs)
+	}
+	if id, ok := l.keys["cordoned"]; ok {
+		d := n.Device(id)
+		d.Healthy, d.UnhealthySince = false, epoch
+		n.DeviceOrders = map[string]*cluster.DeviceOrder{id: {Order: cluster.DeviceCordon, Healthy: true}}
+	}
 	return n
+}
+
+// link reads `A-B:LEVEL,…,LEVEL`: links between devices by their numbers; the last is for all others.
+func (l *line) link(devices []*cluster.NodeDevice, pairs string) {
+	list := strings.Split(pairs, ",")
+	rest, err := strconv.Atoi(list[len(list)-1])
+	for _, d := range devices {
+		for range devices {
+			d.Links = append(d.Links, rest)
+		}
+	}
+	for i, d := range devices {
+		d.Links[i] = 0
+	}
+	for _, p := range list[:len(list)-1] {
+		var a, b, level int
+		if _, fault := fmt.Sscanf(p, "%d-%d:%d", &a, &b, &level); fault != nil {
+			err = fault
+		}
+		devices[a].Links[b], devices[b].Links[a] = level, level
+	}
+	if err != nil {
+		panic(fmt.Sprintf("links=%s: %v", pairs, err))
+	}
 }
 
 // version reads the lines of a job: job, group, task, port, device, constraint,
@@ -369,7 +486,13 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 	case "group":
 		g := &cluster.TaskGroup{Name: l.words[1], Count: int(l.num("count", 1)), EphemeralDisk: &cluster.EphemeralDisk{SizeMB: int(l.num("disk", 300))}}
 		if n := l.num("max_parallel", 1); n > 0 && j.Type == cluster.JobTypeService {
-			g.Update = &cluster.UpdateStrategy{MaxParallel: int(n), ProgressDeadline: 10 * time.Minute}
+			g.Update = &cluster.UpdateStrategy{
+				MaxParallel: int(n), ProgressDeadline: 10 * time.Minute,
+				Canary: int(l.num("canary", 0)), AutoRevert: l.has("auto_revert"), AutoPromote: l.has("auto_promote"),
+			}
+		}
+		if j.PerNode() && l.num("max_parallel", 0) > 0 {
+			g.Update = &cluster.UpdateStrategy{MaxParallel: int(l.num("max_parallel", 0)), Stagger: l.dur("stagger", 30*time.Second)}
 		}
 		g.ReschedulePolicy = &cluster.ReschedulePolicy{
 			Attempts: int(l.num("attempts", 0)), Interval: l.dur("interval", time.Hour), Delay: l.dur("delay", 30*time.Second),
@@ -381,11 +504,27 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 				LostAfter: l.dur("lost_after", 0), Replace: !l.has("no_replace"), Reconcile: l.str("reconcile", cluster.ReconcileBestScore),
 			}
 		}
+		if l.has("gang") {
+			g.Gang = &cluster.Gang{Required: l.has("required")}
+			if t := l.str("topology", ""); t != "" {
+				g.Gang.Topology = strings.Split(t, ",")
+			}
+		}
+		if p := (cluster.PreemptPolicy{Never: l.has("never"), Reclaim: l.has("reclaim"), MinRuntime: l.dur("min_runtime", 0)}); p != (cluster.PreemptPolicy{}) {
+			g.Preempt = &p
+		}
+		g.MaxRunDuration = l.dur("limit", 0)
+		if spot, ok := l.keys["spot"]; ok {
+			g.Meta = map[string]string{cluster.MetaSpot: spot}
+		}
 		j.TaskGroups = append(j.TaskGroups, g)
 	case "task":
 		t := &cluster.Task{
 			Name: l.words[1], Driver: l.str("driver", "raw_exec"), Config: []byte(`{"command":"` + l.str("command", "true") + `"}`),
 			Resources: &cluster.Resources{CPU: int(l.num("cpu", 100)), MemoryMB: int(l.num("memory", 256))},
+		}
+		if hook := l.str("hook", ""); hook != "" {
+			t.Lifecycle = &cluster.TaskLifecycle{Hook: hook, Sidecar: l.has("sidecar")}
 		}
 		t.KillTimeout = l.dur("kill_timeout", 5*time.Second)
 		lastGroup().Tasks = append(lastGroup().Tasks, t)
@@ -474,14 +613,26 @@ func (l *line) alloc(nodes []*cluster.Node) *cluster.Allocation {
 	if l.has("unhealthy") {
 		a.DeploymentStatus = &cluster.AllocDeploymentStatus{Healthy: &no}
 	}
+	if l.has("canary") {
+		if a.DeploymentStatus == nil {
+			a.DeploymentStatus = &cluster.AllocDeploymentStatus{}
+		}
+		a.DeploymentStatus.Canary = true
+	}
 	if _, ok := l.keys["unknown"]; ok {
 		a.ClientStatus, a.UnknownSince = cluster.AllocClientUnknown, epoch.Add(-l.dur("unknown", 0))
 	}
 	if _, ok := l.keys["up"]; ok {
 		a.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateRunning, StartedAt: epoch.Add(-l.dur("up", 0))}}
 	}
+	if l.has("overrun") {
+		a.TaskStates = map[string]*cluster.TaskState{"t": {State: cluster.TaskStateDead, Failed: true, FinishedAt: epoch, Events: []*cluster.TaskEvent{{Type: cluster.EventRunLimit}}}}
+	}
 	if _, ok := l.keys["score"]; ok {
 		a.Metrics = &cluster.AllocMetric{ScoreMetaData: []*cluster.NodeScore{{NodeID: a.NodeID, Norm: l.num("score", 0)}}}
+	}
+	if _, ok := l.keys["checkpoint"]; ok {
+		a.Checkpoints = map[string]*cluster.Checkpoint{"t": {Step: 7, Time: epoch.Add(-l.dur("checkpoint", 0)), Path: "/c"}}
 	}
 	if l.has("migrate") {
 		a.DesiredTransition.Migrate = &yes
@@ -514,10 +665,36 @@ func (l *line) alloc(nodes []*cluster.Node) *cluster.Allocation {
 	return a
 }
 
+// claim reads `JOB NAME on NODE gpus=ID,… awaits=ALLOC,… [preempts=ALLOC,…] [priority=N]`.
+func (w *world) claim(l *line, answered *cluster.Evaluation) {
+	e := answered
+	if job := l.words[0]; job != "own" {
+		i := slices.IndexFunc(w.others, func(e *cluster.Evaluation) bool { return e.JobID == job })
+		if i < 0 {
+			i = len(w.others)
+			w.others = append(w.others, &cluster.Evaluation{ID: "of-" + job, Namespace: cluster.DefaultNamespace, JobID: job, Status: cluster.EvalStatusBlocked})
+		}
+		e = w.others[i]
+	}
+	e.Priority = int(l.num("priority", 50))
+	split := func(key string) []string {
+		return strings.FieldsFunc(l.str(key, ""), func(r rune) bool { return r == ',' })
+	}
+	r := &cluster.AllocatedResources{Tasks: map[string]*cluster.AllocatedTaskResources{"t": {
+		Cpu: cluster.AllocatedCPU{CpuShares: l.num("cpu", 100)}, Memory: cluster.AllocatedMemory{MemoryMB: l.num("memory", 256)},
+		Devices: []*cluster.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", DeviceIDs: split("gpus")}},
+	}}}
+	e.Claims = append(e.Claims, &cluster.Claim{
+		AllocID: "claimed-" + l.words[1], Name: l.words[1], JobVersion: 1, NodeID: l.words[3], Resources: r, Awaits: split("awaits"), Preempts: split("preempts"),
+	})
+}
+
 func (l *line) deployment() *cluster.Deployment {
 	return &cluster.Deployment{
 		ID: l.words[0], Namespace: cluster.DefaultNamespace, JobVersion: uint64(l.num("version", 1)), JobCreateIndex: 1,
-		Status: l.str("status", "running"), TaskGroups: map[string]*cluster.DeploymentState{l.str("group", "web"): {DesiredTotal: int(l.num("total", 1))}},
+		Status: l.str("status", "running"), TaskGroups: map[string]*cluster.DeploymentState{l.str("group", "web"): {
+			DesiredTotal: int(l.num("total", 1)), DesiredCanaries: int(l.num("canaries", 0)), Promoted: l.has("promoted"),
+		}},
 	}
 }
 
@@ -537,7 +714,12 @@ func describe(r *Result) string {
 	p := r.Plan
 	if d := p.Deployment; d != nil {
 		for _, name := range slices.Sorted(maps.Keys(d.TaskGroups)) {
-			fmt.Fprintf(&b, "deployment %s %s: %d\n", d.ID, name, d.TaskGroups[name].DesiredTotal)
+			g := d.TaskGroups[name]
+			fmt.Fprintf(&b, "deployment %s %s: %d", d.ID, name, g.DesiredTotal)
+			if g.DesiredCanaries > 0 {
+				fmt.Fprintf(&b, " canaries=%d: %s", g.DesiredCanaries, d.StatusDescription)
+			}
+			b.WriteString("\n")
 		}
 	}
 	for _, u := range p.DeploymentUpdates {
@@ -548,7 +730,11 @@ func describe(r *Result) string {
 			fmt.Fprintf(&b, "%s %s%s\n", cmp.Or(s.ClientStatus, "later"), s.AllocID, prefixed(" by ", s.FollowupEvalID))
 			continue
 		}
-		fmt.Fprintf(&b, "stop %s%s: %s%s\n", s.AllocID, prefixed(" ", s.ClientStatus), s.DesiredDescription, prefixed(", keeps ", s.Keeps))
+		verb := "stop"
+		if s.PreemptedBy != "" {
+			verb = "preempt"
+		}
+		fmt.Fprintf(&b, "%s %s%s: %s%s\n", verb, s.AllocID, prefixed(" ", s.ClientStatus), s.DesiredDescription, prefixed(", keeps ", s.Keeps))
 	}
 	for _, a := range p.Place {
 		verb := "place"
@@ -556,6 +742,12 @@ func describe(r *Result) string {
 			verb = "update"
 		}
 		fmt.Fprintf(&b, "%s %s %s on %s", verb, a.ID, a.Name, a.NodeID)
+		if a.JobVersion != p.JobVersion {
+			fmt.Fprintf(&b, " version=%d", a.JobVersion)
+		}
+		if a.Canary() {
+			b.WriteString(" canary")
+		}
 		for _, m := range a.AllocatedResources.Shared.Ports {
 			fmt.Fprintf(&b, " %s=%d", m.Label, m.Value)
 			if m.To != 0 {
@@ -573,11 +765,15 @@ func describe(r *Result) string {
 		if verb == "place" {
 			best := a.Metrics.ScoreMetaData[0]
 			fmt.Fprintf(&b, " score=%d", best.Norm)
-			for _, name := range []string{scoreAffinity, scoreDevices, scoreSpreads} {
+			for _, name := range []string{scoreAffinity, scoreDevices, scoreSpreads, scoreLinks} {
 				if s, applies := best.Scores[name]; applies {
 					fmt.Fprintf(&b, " %s=%d", name, s)
 				}
 			}
+		}
+		b.WriteString(prefixed(" preempted ", strings.Join(a.PreemptedAllocations, ",")))
+		if c := a.Checkpoints["t"]; c != nil {
+			fmt.Fprintf(&b, " from step %d", c.Step)
 		}
 		b.WriteString(prefixed(" deployment=", a.DeploymentID) + prefixed(" after ", a.PreviousAllocation))
 		if t := a.RescheduleTracker; t != nil {
@@ -607,6 +803,15 @@ func describe(r *Result) string {
 			fmt.Fprintf(&b, " in %s", time.Duration(e.WaitUntil-epoch))
 		}
 		b.WriteString("\n")
+		for _, c := range e.Claims {
+			fmt.Fprintf(&b, "  claims %s for %s %s", c.NodeID, c.AllocID, c.Name)
+			for _, name := range slices.Sorted(maps.Keys(c.Resources.Tasks)) {
+				for _, d := range c.Resources.Tasks[name].Devices {
+					fmt.Fprintf(&b, " %s:%s", name, strings.Join(d.DeviceIDs, ","))
+				}
+			}
+			b.WriteString(prefixed(" after ", strings.Join(c.Awaits, ",")) + "\n")
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Annotations.DesiredTGUpdates)) {
 		u := r.Annotations.DesiredTGUpdates[name]
@@ -614,7 +819,7 @@ func describe(r *Result) string {
 		for _, c := range []struct {
 			what string
 			n    uint64
-		}{{"ignore", u.Ignore}, {"place", u.Place}, {"migrate", u.Migrate}, {"stop", u.Stop}, {"in-place", u.InPlaceUpdate}, {"destructive", u.DestructiveUpdate}} {
+		}{{"ignore", u.Ignore}, {"place", u.Place}, {"migrate", u.Migrate}, {"stop", u.Stop}, {"in-place", u.InPlaceUpdate}, {"destructive", u.DestructiveUpdate}, {"canary", u.Canary}, {"preempt", u.Preemptions}} {
 			if c.n > 0 {
 				fmt.Fprintf(&b, " %s=%d", c.what, c.n)
 			}

@@ -22,6 +22,8 @@ const (
 	scoreSpareGPU = "device-protection" // ours: work without devices leaves device nodes alone
 	scoreFragment = "gpu-fragmentation" // ours, instead of binpack: how usable the node's free GPUs stay (Mix)
 
+	scoreLinks = "device-links" // ours: how the several GPUs of a task would reach each other
+
 	thousand = 1000
 )
 
@@ -40,7 +42,12 @@ type host struct {
 	parsed    bool
 	planned   []*cluster.Allocation
 	reach     reach
+	prices    []int64 // of a thousandth of a device, by group: see Cache.price
 	fragments fragments
+	rooms     []deviceRoom
+	roomAt    uint32 // version + 1 that rooms are of
+	leaving   []departure
+	leavingOf any // what stands for the allocations that leaving is of
 }
 
 // reservedPorts are those that the node keeps for itself.
@@ -68,13 +75,19 @@ func (v *View) usage(h *host, without string) *cluster.NodeUse {
 	return use
 }
 
+// with gives the host as it is with something else in use.
+func (h *host) with(use *cluster.NodeUse) *host {
+	c := *h
+	c.use, c.stale, c.rooms, c.roomAt, c.fragments = use, false, nil, 0, fragments{}
+	return &c
+}
+
 // fitsWithout says whether the group's demand would fit on the host if one of the
 // host's allocations, which no longer counts among the job's, were over.
 func (p *planner) fitsWithout(g *group, nodes *search, h *host, without string) bool {
-	freed := *h
-	freed.use = p.usage(h, without)
+	freed := h.with(p.usage(h, without))
 	return nodes.refusal(h.index, p.onJob.on(h.index), p.onGroup[g.name].on(h.index)) == admitted &&
-		nodes.demand.filter(h.node) == "" && nodes.demand.exhausted(&freed) == ""
+		nodes.demand.filter(h.node) == "" && nodes.demand.exhausted(freed) == ""
 }
 
 // candidates are the nodes that may run what is demanded, each with how it stood
@@ -88,6 +101,7 @@ type candidates struct {
 	at     []int32 // by index of the host: its place in list, -1 for none
 	era    uint64  // of the changes that list has seen
 	seen   int     // … and how many of them
+	linked bool    // the demand wants several devices, and nodes tell how theirs are linked
 	// Counts over list, kept as candidates change.
 	exhausted      map[string]int
 	classExhausted map[string]int
@@ -96,18 +110,18 @@ type candidates struct {
 // candidate is one node.
 type candidate struct {
 	host      *host
-	hash      uint64 // the host's
 	exhausted string // the dimension that is full
-	packing   int64  // score by what would be left free
-	spare     bool   // it has devices to spare that the demand has no use for
-	affinity  int64  // score by the demand's affinities
-	devices   int64  // score by those of its devices
-	sum       int64  // of these scores
-	applied   int64  // how many they are
 	growth    int64  // of its fragmentation, see Mix
-	fragment  int64  // … as a score
-	tight     int64  // packing, where it decides between equal growth
+	fragment  int32  // … as a score
+	tight     int32  // packing, where it decides between equal growth
+	packing   int32  // score by what would be left free
+	affinity  int32  // score by the demand's affinities
+	devices   int32  // score by those of its devices
+	links     int32  // score by how what it would give is linked
+	sum       int32  // of these scores
+	applied   int32  // how many they are
 	version   uint32 // of the host, when it was judged
+	spare     bool   // it has devices to spare that the demand has no use for
 }
 
 // newCandidates filters all nodes once.
@@ -126,11 +140,11 @@ func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
 	for i, h := range hosts {
 		n := h.node
 		c.at[i] = -1
-		if !n.Ready() || n.NodeResources == nil || !inPool(m.NodePool, n) {
+		if !n.Ready() || n.NodeResources == nil || !n.InPool(m.NodePool) {
 			continue
 		}
 		m.NodesInPool++
-		if !inDatacenters(d.job.Datacenters, n.Datacenter) {
+		if !cluster.InDatacenters(d.job.Datacenters, n.Datacenter) {
 			continue
 		}
 		m.NodesAvailable[n.Datacenter]++
@@ -144,8 +158,9 @@ func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
 			continue
 		}
 		c.at[i] = int32(len(c.list))
-		c.list = append(c.list, candidate{host: h, hash: h.hash, affinity: d.affinity(n)})
+		c.list = append(c.list, candidate{host: h, affinity: int32(d.affinity(n))})
 	}
+	c.linked = d.wantsLinks() && anyLinked(c.list)
 	return c
 }
 
@@ -157,17 +172,18 @@ type search struct {
 	seed    uint64  // orders equal scores; depends on the evaluation, so that plans made side by side seldom meet
 	limits  []*limit
 	spreads []*spread
-	weights int64 // of all spreads
+	weights int64   // of all spreads
+	within  *domain // of a gang's topology, nil for all nodes
 }
 
-func (p *planner) newSearch(g *cluster.TaskGroup) *search {
-	d := newDemand(p.job, g)
+func (p *planner) newSearch(j *cluster.Job, g *cluster.TaskGroup) *search {
+	d := newDemand(j, g)
 	s := &search{candidates: p.candidatesFor(d), view: p.View, demand: d, seed: hash(p.in.Eval.ID)}
 	for _, x := range d.distinct {
 		c := p.census(x.target, x.group)
 		s.limits = append(s.limits, &limit{census: c, allowed: x.allowed, refused: make([]int32, len(c.values))})
 	}
-	for _, b := range spreadsOf(p.job, g) {
+	for _, b := range spreadsOf(j, g) {
 		s.spreads = append(s.spreads, newSpread(b, p.census(b.Attribute, g.Name), s.list))
 		s.weights += int64(b.Weight)
 	}
@@ -181,6 +197,7 @@ type choice struct {
 	avoid  bool  // something of the group failed there
 	spread int64 // score by the group's spreads
 	norm   int64
+	lot    uint64 // by growth, so that packing decides only where that is the same
 	tie    uint64
 }
 
@@ -190,8 +207,8 @@ func (a *choice) better(b *choice) bool {
 		return true
 	case a.norm != b.norm:
 		return a.norm > b.norm
-	case a.growth != b.growth:
-		return a.growth < b.growth
+	case a.lot != b.lot:
+		return a.lot < b.lot
 	case a.tight != b.tight:
 		return a.tight > b.tight
 	}
@@ -240,6 +257,9 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 	for i := range s.list {
 		k := &s.list[i]
 		host := k.host.index
+		if s.outside(host) {
+			continue
+		}
 		x := choice{candidate: k, group: group.on(host)}
 		if r := s.refusal(host, job.on(host), x.group); r != admitted {
 			if r == refusedHosts {
@@ -264,7 +284,10 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 		if last := &top[maxScores-1]; last.candidate != nil && x.norm < last.norm {
 			continue
 		}
-		x.tie = mix(s.seed ^ k.hash)
+		x.tie = mix(s.seed ^ k.host.hash)
+		if len(s.demand.devices) > 0 {
+			x.lot = mix(s.seed ^ uint64(k.growth))
+		}
 		for j := range top {
 			if x.better(&top[j]) {
 				copy(top[j+1:], top[j:])
@@ -293,7 +316,7 @@ func (s *search) weighSpreads(job, group tallies) {
 	for i := range s.list {
 		k := &s.list[i]
 		host := k.host.index
-		if k.exhausted != "" || s.refusal(host, job.on(host), group.on(host)) != admitted {
+		if k.exhausted != "" || s.outside(host) || s.refusal(host, job.on(host), group.on(host)) != admitted {
 			continue
 		}
 		for _, x := range s.spreads {
@@ -327,7 +350,7 @@ func mix(x uint64) uint64 {
 
 // norm is the mean of the scores that apply to a choice.
 func (s *search) norm(x *choice) int64 {
-	sum, n := x.sum, x.applied
+	sum, n := int64(x.sum), int64(x.applied)
 	if len(s.spreads) > 0 {
 		sum, n = sum+x.spread, n+1
 	}
@@ -349,18 +372,21 @@ func (s *search) antiAffinity(x *choice) int64 {
 
 // scores names what norm is made of.
 func (s *search) scores(x *choice) map[string]int64 {
-	scores := map[string]int64{scoreBinpack: x.packing}
+	scores := map[string]int64{scoreBinpack: int64(x.packing)}
 	switch {
 	case s.candidates.spread:
-		scores = map[string]int64{scoreSpread: x.packing}
+		scores = map[string]int64{scoreSpread: int64(x.packing)}
 	case s.mix != nil:
-		scores = map[string]int64{scoreFragment: x.fragment}
+		scores = map[string]int64{scoreFragment: int64(x.fragment)}
 	}
 	if len(s.demand.affinities) > 0 {
-		scores[scoreAffinity] = x.affinity
+		scores[scoreAffinity] = int64(x.affinity)
 	}
 	if s.demand.prefersDevices() {
-		scores[scoreDevices] = x.devices
+		scores[scoreDevices] = int64(x.devices)
+	}
+	if s.candidates.linked {
+		scores[scoreLinks] = int64(x.links)
 	}
 	if len(s.spreads) > 0 {
 		scores[scoreSpreads] = x.spread
@@ -385,32 +411,54 @@ func (s *search) refresh(k *candidate) {
 	k.exhausted = s.candidates.demand.exhausted(k.host)
 	s.countExhausted(k, 1)
 	if k.exhausted == "" {
+		k.links = int32(linkScore(s.candidates.demand.common())) // of what exhausted has just tried
 		s.candidates.rate(k)
 	}
 }
 
 // rate scores a candidate by all that does not depend on the job's other allocations.
 func (c *candidates) rate(k *candidate) {
-	k.packing, k.spare = c.score(k.host)
+	packing, spare := c.score(k.host)
+	k.packing, k.spare = int32(packing), spare
 	k.sum, k.applied = k.packing, 1
 	if m := c.mix; m != nil {
 		k.growth = m.growth(k.host, c.demand)
-		k.fragment, k.tight = m.score(k.growth), k.packing
-		k.sum = k.fragment
-		if k.spare {
-			k.spare, k.tight = false, k.tight-thousand
-		}
+		k.fragment, k.tight = int32(m.score(k.growth)), c.tight(k)
+		k.sum, k.spare = k.fragment, false
 	}
 	if k.spare {
 		k.sum, k.applied = k.sum-thousand, k.applied+1
+	}
+	if c.linked {
+		k.sum, k.applied = k.sum+k.links, k.applied+1
 	}
 	if len(c.demand.affinities) > 0 {
 		k.sum, k.applied = k.sum+k.affinity, k.applied+1
 	}
 	if c.demand.prefersDevices() {
-		k.devices = c.demand.deviceAffinity(k.host)
+		k.devices = int32(c.demand.deviceAffinity(k.host))
 		k.sum, k.applied = k.sum+k.devices, k.applied+1
 	}
+}
+
+// tight orders nodes where work makes the same difference to their devices: the one with most of them in use; work without devices
+// goes to nodes that have none, else to one where none is free. How full processor and memory are has no part in it
+// where there are devices: packing them early leaves GPUs that nobody can use.
+func (c *candidates) tight(k *candidate) int32 {
+	room := k.host.room()
+	switch {
+	case len(room) == 0:
+		return k.packing
+	case len(c.demand.devices) > 0:
+		idle := int64(0)
+		for i := range room {
+			idle += room[i].milli
+		}
+		return int32(-idle / int64(len(room)))
+	case k.spare:
+		return -thousand
+	}
+	return 0
 }
 
 // catchUp judges anew where something has changed since the last time.
@@ -524,16 +572,11 @@ func share(part, whole int64) int64 {
 
 // deviceCount counts the host's healthy devices and those of them that are free.
 func (h *host) deviceCount() (healthy, idle int64) {
-	for _, g := range h.node.NodeResources.Devices {
-		for _, d := range g.Instances {
-			if !d.Healthy {
-				continue
-			}
-			healthy++
-			if _, held := h.use.Devices[d.ID]; !held {
-				idle++
-			}
+	room := h.room()
+	for i := range room {
+		if room[i].whole {
+			idle++
 		}
 	}
-	return healthy, idle
+	return int64(len(room)), idle
 }

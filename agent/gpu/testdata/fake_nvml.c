@@ -6,6 +6,8 @@
  *   N.uuid, N.name, N.mem, …          what GPU N answers (missing: NOT_SUPPORTED)
  *   N.mig.M.uuid, …                   its MIG device M
  *   N.lost 1                          every question to GPU N answers GPU_IS_LOST
+ *   topology.N.M LEVEL                nvmlGpuTopologyLevel_t of two GPUs
+ *   N.nvlink.L BUSID                  what is at the other end of an NVLink: a GPU's bus ID, or switch
  *   fail.SYMBOL CODE                  that function answers CODE
  *   event GPU TYPE DATA GI CI         delivered once per event set, in order
  *
@@ -255,6 +257,60 @@ ret_t nvmlDeviceGetTotalEccErrors(dev_t_ d, int kind, int counter, unsigned long
 	if (counter != 0) return INVALID;
 	snprintf(what, sizeof what, "ecc.%d.total", kind);
 	return amount(d, what, out, "nvmlDeviceGetTotalEccErrors");
+}
+
+ret_t nvmlDeviceGetRemappedRows(dev_t_ d, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+	unsigned long long p = 0, f = 0;
+	ret_t r = trouble(d, "nvmlDeviceGetRemappedRows");
+	number(key_of(d, "remap.pending"), &p);
+	number(key_of(d, "remap.failed"), &f);
+	*corrected = *uncorrected = 0, *pending = (unsigned)p, *failed = (unsigned)f;
+	return r;
+}
+
+AMOUNT(nvmlDeviceGetRetiredPagesPendingStatus, "pages.pending", unsigned)
+
+typedef struct { unsigned id, scope; long long time, latency; unsigned type, ret; unsigned long long value; } field_t;
+
+ret_t nvmlDeviceGetFieldValues(dev_t_ d, int n, field_t *f) {
+	for (int i = 0; i < n; i++) {
+		unsigned long long v = 0;
+		f[i].ret = f[i].id == 230 ? (unsigned)amount(d, "recovery", &v, "nvmlDeviceGetFieldValues") : NOT_SUPPORTED;
+		f[i].value = v;
+	}
+	return trouble(d, "nvmlDeviceGetFieldValues");
+}
+
+ret_t nvmlDeviceGetTopologyCommonAncestor(dev_t_ a, dev_t_ b, unsigned *level) {
+	char key[64];
+	unsigned long long v;
+	snprintf(key, sizeof key, "topology.%d.%d", gpu_of(a), gpu_of(b));
+	if (!number(key, &v)) return NOT_SUPPORTED;
+	*level = (unsigned)v;
+	return trouble(a, "nvmlDeviceGetTopologyCommonAncestor");
+}
+
+static int nvlink(dev_t_ d, unsigned link, char *end, size_t size) {
+	char key[64];
+	snprintf(key, sizeof key, "%d.nvlink.%u", gpu_of(d), link);
+	return lookup(key, end, size);
+}
+
+ret_t nvmlDeviceGetNvLinkState(dev_t_ d, unsigned link, unsigned *up) {
+	char end[64];
+	*up = 1;
+	return nvlink(d, link, end, sizeof end) ? OK : INVALID;
+}
+
+ret_t nvmlDeviceGetNvLinkRemoteDeviceType(dev_t_ d, unsigned link, unsigned *kind) {
+	char end[64];
+	if (!nvlink(d, link, end, sizeof end)) return INVALID;
+	*kind = strcmp(end, "switch") == 0 ? 2 : 0;
+	return OK;
+}
+
+ret_t nvmlDeviceGetNvLinkRemotePciInfo_v2(dev_t_ d, unsigned link, pci_t *p) {
+	return nvlink(d, link, p->bus_id, sizeof p->bus_id) ? OK : INVALID;
 }
 
 typedef struct { unsigned pid; unsigned long long used; unsigned gi, ci; } process_t;

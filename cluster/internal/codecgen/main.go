@@ -54,6 +54,8 @@ func generate() (err error) {
 	g.addStored(reflect.TypeFor[cluster.Allocation]())
 	g.addStored(reflect.TypeFor[cluster.Evaluation]())
 	g.addStored(reflect.TypeFor[cluster.Deployment]())
+	g.addStored(reflect.TypeFor[cluster.ApplyPlans]())
+	g.addStored(reflect.TypeFor[cluster.UpdateAllocs]())
 	slices.SortFunc(g.types, func(a, b reflect.Type) int { return cmp.Compare(g.funcs[a], g.funcs[b]) })
 	g.file()
 	out, err := format.Source(g.out.Bytes())
@@ -69,7 +71,7 @@ type generator struct {
 	funcs   map[reflect.Type]string // the last part of their functions' names
 	records map[reflect.Type]bool   // kept one by one in tables: each is allocated on its own
 	packed  map[reflect.Type]bool
-	stored  map[reflect.Type]bool // have a short form in snapshots
+	stored  map[reflect.Type]bool // have a short form, in snapshots and entries
 }
 
 func (g *generator) p(format string, args ...any) { fmt.Fprintf(&g.out, format+"\n", args...) }
