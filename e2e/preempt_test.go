@@ -61,10 +61,11 @@ while :; do sleep 0.1; done`)
 
 	p.nomad(0, "job", "run", low).has(t, "finished with status \"complete\"")
 	logs("low", "rank 0 of 1, step 0 of \n")
-	first := regexp.MustCompile(`(?m)^([0-9a-f]{8})\s.*running`).FindStringSubmatch(p.nomad(0, "job", "status", "low").text)
-	if first == nil {
-		t.Fatal(p.nomad(0, "job", "status", "low").text)
-	}
+	var first []string
+	p.await("low is told to run", func() bool { // which may be after it has printed
+		first = regexp.MustCompile(`(?m)^([0-9a-f]{8})\s.*running`).FindStringSubmatch(p.nomad(0, "job", "status", "low").text)
+		return first != nil
+	})
 	p.nomad(1, "job", "plan", urgent).has(t, "WARNING: Failed to place")
 	p.nomad(0, "operator", "scheduler", "set-config", "-preempt-batch-scheduler=true").has(t, "Scheduler configuration updated")
 	p.nomad(1, "job", "plan", urgent).has(t, "Preemptions", first[1], "low")

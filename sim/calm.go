@@ -215,11 +215,13 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 		return everywhere(snap, j, reason)
 	}
 	for _, g := range j.TaskGroups {
-		have, gangFailed := map[string]bool{}, false
+		have, runs, gangFailed := map[string]bool{}, false, false
 		for _, a := range snap.AllocsByJob(nil, j.Key()) {
 			switch {
 			case a.TaskGroup != g.Name || a.JobCreateIndex != j.CreateIndex:
-			case !a.Terminal(), j.Type == cluster.JobTypeBatch && a.ClientStatus == cluster.AllocClientComplete:
+			case !a.Terminal():
+				have[a.Name], runs = true, true
+			case j.Type == cluster.JobTypeBatch && a.ClientStatus == cluster.AllocClientComplete:
 				have[a.Name] = true
 			case a.ClientStatus == cluster.AllocClientFailed && a.NextAllocation == "": // no attempts left
 				have[a.Name] = true
@@ -227,7 +229,8 @@ func (w *world) satisfied(s *server, snap *cluster.Snapshot, j *cluster.Job) err
 			}
 		}
 		if g.Gang != nil {
-			if len(have) > 0 && len(have) < g.Count && !gangFailed {
+			// One that waits to begin anew may have members that had ended well when another was lost.
+			if runs && len(have) < g.Count && !gangFailed {
 				return fmt.Errorf("gang %s of job %s has %d of its %d members%s", g.Name, j.ID, len(have), g.Count, story(snap, j.Key()))
 			}
 			if gangFailed { // and its other members were stopped
