@@ -105,6 +105,17 @@ func (p *planner) reconcileCanaries(g *group, t *tried, others []*cluster.Alloca
 	}
 }
 
+// holdGang leaves out members of an older version that was a gang: one by one they would be half of it, and it cannot
+// begin anew beside the canaries that are to take its names.
+func (p *planner) holdGang(g *group) {
+	had := len(g.wants)
+	g.wants = slices.DeleteFunc(g.wants, func(w want) bool {
+		of := p.versionOf(g, w)
+		return of != p.job && of.Group(g.name).Gang != nil
+	})
+	g.held = g.held || len(g.wants) < had
+}
+
 // canaryNames gives n names for new canaries: those of what they are to replace first, then names that nobody has.
 func (p *planner) canaryNames(g *group, n int, taken map[string]*cluster.Allocation, others []*cluster.Allocation) (names []string) {
 	old := slices.Clone(g.destroy)

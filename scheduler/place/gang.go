@@ -19,8 +19,8 @@ func (p *planner) startedAnew(a *cluster.Allocation) bool {
 }
 
 // assemble makes the changes of a gang whole. Its members need each other: when one must be
-// replaced, whatever for, all stop and begin anew; when one has failed for good, the
-// others stop too.
+// replaced, whatever for, all stop and begin anew; when one has failed for good, or its
+// deployment has and replaces it no more, the others stop too.
 func (p *planner) assemble(g *group, holding []*cluster.Allocation, states []state) {
 	changes := len(g.wants) > 0 || len(g.destroy) > 0 && !p.halted()
 	for i, a := range holding {
@@ -29,8 +29,14 @@ func (p *planner) assemble(g *group, holding []*cluster.Allocation, states []sta
 		case states[i] == held, g.held: // all wait
 			g.wants, g.destroy = nil, nil
 			return
-		case states[i] == failed && !p.replaceable(g, a):
+		case states[i] == failed && (!p.replaceable(g, a) || p.deploymentFailed() && !wanted(g, a.Name)):
 			p.stopMembers(g, holding, states)
+			return
+		}
+	}
+	for i, a := range holding {
+		if a == nil && p.deploymentFailed() && !wanted(g, fmt.Sprintf("%s.%s[%d]", p.job.ID, g.name, i)) {
+			p.stopMembers(g, holding, states) // the one that has failed has been forgotten since
 			return
 		}
 	}
@@ -82,6 +88,11 @@ func (p *planner) assemble(g *group, holding []*cluster.Allocation, states []sta
 		g.wants = append(g.wants, w)
 	}
 	g.destroy, g.inPlace, g.later, g.kept = nil, nil, nil, nil
+}
+
+// wanted says whether an allocation of the name is to be placed; a deployment that has failed holds back some.
+func wanted(g *group, name string) bool {
+	return slices.ContainsFunc(g.wants, func(w want) bool { return w.name == name })
 }
 
 // replaceable says whether a failed allocation is replaced at some time.

@@ -321,6 +321,7 @@ func (p *planner) reconcileGroup(g *group, allocs []*cluster.Allocation) {
 	if g.spec.Gang != nil {
 		p.assemble(g, holding, states)
 	} else if g.trial > 0 {
+		p.holdGang(g)
 		p.reconcileCanaries(g, tried, holding)
 	}
 	slices.SortStableFunc(g.wants, func(a, b want) int { return cmp.Compare(nameIndex(a.name), nameIndex(b.name)) })
@@ -452,11 +453,15 @@ func (p *planner) halted() bool {
 	return p.deployment != nil && p.deployment.Status != cluster.DeploymentRunning
 }
 
+func (p *planner) deploymentFailed() bool {
+	return p.deployment != nil && p.deployment.Status == cluster.DeploymentFailed
+}
+
 // hold leaves out what a failed or paused deployment, or one whose canaries are not promoted, must not place. Lost
 // and moving work is replaced all the same, and so is what failed outside of it. It says whether there was such.
 func (p *planner) hold(g *group) (held bool) {
 	had := len(g.wants)
-	failed := p.deployment != nil && p.deployment.Status == cluster.DeploymentFailed
+	failed := p.deploymentFailed()
 	g.wants = slices.DeleteFunc(g.wants, func(w want) bool {
 		failedHere := failed && w.rescheduled != nil && w.prev.DeploymentID == p.deployment.ID
 		if failedHere && !w.away {

@@ -247,6 +247,9 @@ func (p *planner) placeOn(g *group, w want) {
 		if w.stop != "" {
 			p.vacate(w.prev, 1)
 		}
+		if p.job.Finite() && p.result.Failed[g.name] == nil { // only until they have done what they are to do there
+			p.result.Failed[g.name] = metric
+		}
 		return
 	}
 	switch first := p.result.Failed[g.name]; {
