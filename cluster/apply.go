@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -306,7 +307,7 @@ func (t *tx) putEvals(evals []*Evaluation) {
 		e.CreateIndex, e.ModifyIndex, e.ModifyTime = t.index, t.index, t.stamp.Time
 		if old := t.Eval(nil, e.ID); old != nil {
 			e.CreateIndex, e.CreateTime = old.CreateIndex, old.CreateTime
-			if t.stamp.Rules >= rulesScaling && e.Status == EvalStatusCanceled && old.shortOfRoom() && t.RunLimited() {
+			if t.stamp.Rules >= rulesScaling && old.shortOfRoom() && (e.Terminal() || !maps.Equal(e.QueuedAllocations, old.QueuedAllocations)) && t.RunLimited() {
 				t.touch(IndexCapacity) // others may have what was reserved for it
 			}
 		} else if e.CreateTime == 0 {
