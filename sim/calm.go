@@ -93,11 +93,12 @@ func (w *world) drained() error {
 	return nil
 }
 
-// waits says whether a deployment has placed nothing yet because there is no room:
-// then it has no deadline.
+// waits says whether a deployment has groups that have placed nothing yet because there is no room, and no others than
+// those whose canaries wait for its promotion: then it has no deadline.
 func waits(snap *cluster.Snapshot, d *cluster.Deployment) bool {
 	for _, g := range d.TaskGroups {
-		if g.HealthyAllocs < g.DesiredTotal && g.RequireProgressBy != 0 {
+		canaries := g.Unpromoted() && g.HealthyAllocs >= g.DesiredCanaries
+		if g.HealthyAllocs < g.DesiredTotal && g.RequireProgressBy != 0 && !canaries {
 			return false
 		}
 	}
