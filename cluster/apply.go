@@ -307,8 +307,8 @@ func (t *tx) putEvals(evals []*Evaluation) {
 		e.CreateIndex, e.ModifyIndex, e.ModifyTime = t.index, t.index, t.stamp.Time
 		if old := t.Eval(nil, e.ID); old != nil {
 			e.CreateIndex, e.CreateTime = old.CreateIndex, old.CreateTime
-			if t.stamp.Rules >= rulesScaling && old.shortOfRoom() && (e.Terminal() || !maps.Equal(e.QueuedAllocations, old.QueuedAllocations)) && t.RunLimited() {
-				t.touch(IndexCapacity) // others may have what was reserved for it
+			if t.stamp.Rules >= rulesScaling && (t.unreserves(old, e) || t.unclaims(old, e)) {
+				t.touch(IndexCapacity) // others may have what was kept for it
 			}
 		} else if e.CreateTime == 0 {
 			e.CreateTime = t.stamp.Time
@@ -319,6 +319,23 @@ func (t *tx) putEvals(evals []*Evaluation) {
 			t.setQueued(e.JobKey(), e.QueuedAllocations)
 		}
 	}
+}
+
+// unreserves says whether an evaluation that waited for room waits for less of it now: then what was reserved for it
+// may be anybody's.
+func (t *tx) unreserves(old, e *Evaluation) bool {
+	return old.shortOfRoom() && (e.Terminal() || !maps.Equal(e.QueuedAllocations, old.QueuedAllocations)) && t.RunLimited()
+}
+
+// unclaims says whether an evaluation gives up a claim whose place it has not taken.
+func (t *tx) unclaims(old, e *Evaluation) bool {
+	for _, c := range old.Claims {
+		kept := !e.Terminal() && slices.ContainsFunc(e.Claims, func(k *Claim) bool { return k.AllocID == c.AllocID })
+		if !kept && t.Alloc(nil, c.AllocID) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // newEval makes a pending evaluation of a job.
