@@ -23,20 +23,18 @@ func (p *planner) startedAnew(a *cluster.Allocation) bool {
 // deployment has and replaces it no more, the others stop too.
 func (p *planner) assemble(g *group, holding []*cluster.Allocation, states []state) {
 	changes := len(g.wants) > 0 || len(g.destroy) > 0 && !p.halted()
+	if p.deploymentFailed() && lacks(g, holding, states) {
+		p.stopMembers(g, holding, states)
+		return
+	}
 	for i, a := range holding {
 		switch {
 		case a == nil:
 		case states[i] == held, g.held: // all wait
 			g.wants, g.destroy = nil, nil
 			return
-		case states[i] == failed && (!p.replaceable(g, a) || p.deploymentFailed() && !wanted(g, a.Name)):
+		case states[i] == failed && !p.replaceable(g, a):
 			p.stopMembers(g, holding, states)
-			return
-		}
-	}
-	for i, a := range holding {
-		if a == nil && p.deploymentFailed() && !wanted(g, fmt.Sprintf("%s.%s[%d]", p.job.ID, g.name, i)) {
-			p.stopMembers(g, holding, states) // the one that has failed has been forgotten since
 			return
 		}
 	}
@@ -90,9 +88,16 @@ func (p *planner) assemble(g *group, holding []*cluster.Allocation, states []sta
 	g.destroy, g.inPlace, g.later, g.kept = nil, nil, nil, nil
 }
 
-// wanted says whether an allocation of the name is to be placed; a deployment that has failed holds back some.
-func wanted(g *group, name string) bool {
-	return slices.ContainsFunc(g.wants, func(w want) bool { return w.name == name })
+// lacks says whether a gang has lost a member that nothing replaces, now or later.
+func lacks(g *group, holding []*cluster.Allocation, states []state) bool {
+	for i, a := range holding {
+		if (a == nil || states[i] == failed) &&
+			!slices.ContainsFunc(g.wants, func(w want) bool { return nameIndex(w.name) == i }) &&
+			!slices.ContainsFunc(g.later, func(l later) bool { return nameIndex(l.alloc.Name) == i }) {
+			return true
+		}
+	}
+	return false
 }
 
 // replaceable says whether a failed allocation is replaced at some time.
@@ -104,8 +109,14 @@ func (p *planner) replaceable(g *group, a *cluster.Allocation) bool {
 // stopMembers ends a gang of which one has failed for good.
 func (p *planner) stopMembers(g *group, holding []*cluster.Allocation, states []state) {
 	for i, a := range holding {
-		if a != nil && (states[i] == running || states[i] == unheard) {
-			g.counts.Ignore--
+		if a == nil || a.ClientTerminal() {
+			continue
+		}
+		switch states[i] {
+		case running, unheard, failed: // one that is unhealthy has failed and runs on
+			if !slices.ContainsFunc(g.wants, func(w want) bool { return w.prev == a }) && !slices.Contains(g.inPlace, a) && !slices.Contains(g.destroy, a) {
+				g.counts.Ignore--
+			}
 			g.counts.Stop++
 			g.stop(a, descGangFailed)
 		}
