@@ -36,8 +36,8 @@ const (
 )
 
 // IndexCapacity is an entry of the index table that is no table: the last log
-// index at which room for work may have appeared, because an allocation ended or a
-// node came or changed. Snapshot.Index and its watch take it like a table.
+// index at which room for work may have appeared: an allocation ended, a node came or
+// changed, a limit was raised, or what was kept for others is no longer. Snapshot.Index and its watch take it like a table.
 const IndexCapacity = "capacity"
 
 // Table describes one table of the state: its name, the type byte of its records

@@ -12,7 +12,8 @@ import (
 // may run it (Nomad: https://developer.hashicorp.com/nomad/docs/concepts/scheduling/schedulers).
 // There is nothing to choose: a node is filtered, and that is no failure; or it is full,
 // and the job's evaluation waits for room there; or it gets an allocation. What runs on a
-// node that takes no new work stays, until a drain asks it to go or the node is lost.
+// node that takes no new work stays, until a drain asks it to go or the node is lost. Of a sysbatch
+// job a node that is filtered for what the job's other groups do there is waited for: they end.
 
 // DescStagger describes the evaluation that goes on with an update of a system job.
 const DescStagger = "created to go on with the update once its stagger has passed"
@@ -279,7 +280,12 @@ func (s *search) only(h *host, job, group tallies) (fits bool, m *cluster.AllocM
 		return false, m
 	}
 	x := choice{candidate: k, group: group.on(h.index)}
-	if s.refusal(h.index, job.on(h.index), x.group) != admitted {
+	if r := s.refusal(h.index, job.on(h.index), x.group); r != admitted {
+		if r == refusedHosts {
+			m.NodesFiltered++
+			m.ConstraintFiltered = maps.Clone(m.ConstraintFiltered)
+			m.ConstraintFiltered[operandDistinctHosts]++
+		}
 		return false, m
 	}
 	x.norm = s.norm(&x)
