@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -57,6 +58,14 @@ type holding struct {
 
 // NewNodeUse begins with nothing used.
 func NewNodeUse(n *Node) *NodeUse { return &NodeUse{node: n, Devices: map[string]DeviceUse{}} }
+
+// Clone gives a copy that changes by itself. It follows nothing.
+func (u *NodeUse) Clone() *NodeUse {
+	return &NodeUse{
+		node: u.node, CPU: u.CPU, Memory: u.Memory, Disk: u.Disk,
+		Devices: maps.Clone(u.Devices), ports: slices.Clone(u.ports), faults: slices.Clone(u.faults),
+	}
+}
 
 // Follow counts the given allocations, by ID, in place of those that it was given
 // before, by looking at the differences. What was added besides stays counted,

@@ -24,6 +24,8 @@ type DayConfig struct {
 	Checkpoint time.Duration // between two checkpoints of what may be preempted; 0: it saves nothing
 	Tick       time.Duration // in which agents report and the scheduler decides; 30 s
 	Plain      bool          // no tenants, no quotas, no preemption: by priority, and then the oldest first
+
+	Progress func(ended, jobs int) // told once in each tick; nil: nobody is
 }
 
 // Bounds of a day.
@@ -381,6 +383,9 @@ func (d *day) live(ctx context.Context, newID func() string) error {
 			}
 		}
 		d.look(tick)
+		if cfg := &d.cfg; cfg.Progress != nil {
+			cfg.Progress(len(d.jobs)-d.open, len(d.jobs))
+		}
 	}
 	d.report.Ended = time.Duration(d.now) * time.Second
 	if d.open > 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,11 +93,24 @@ func runBenchDay(ctx context.Context, d dayFlags, out io.Writer) error {
 		d.cfg.Gangs = -1
 	}
 	runs := []*dayRun{{Name: "rxvision"}, {Name: "no checkpoints"}, {Name: "plain"}}
+	progress := &bar{w: out, what: "day", amount: func(total int64) string { return fmt.Sprintf("of %d jobs", total) }}
+	var mu sync.Mutex
+	have := make([]int, len(runs))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, r := range runs {
 		g.Go(func() error {
 			cfg, start := d.cfg, time.Now()
+			cfg.Progress = func(ended, jobs int) {
+				mu.Lock()
+				defer mu.Unlock()
+				have[i] = ended
+				done := 0
+				for _, n := range have {
+					done += n
+				}
+				progress.set(int64(done), int64(jobs*len(runs)))
+			}
 			if cfg.Plain = i == 2; i == 1 {
 				cfg.Checkpoint = 0
 			}

@@ -22,15 +22,17 @@ type Cache struct {
 	ids     []string // of hosts
 	holding []any    // what stands for what their use adds up
 	byID    map[string]*host
-	planned []*host // with placements of the last view
-	changes []int32 // indexes of hosts whose use has changed, oldest first
-	era     uint64  // moves when changes begins anew; then all may have changed
+	planned []*host      // with placements of the last view
+	vacated map[int]bool // hosts with what the last view preempts
+	changes []int32      // indexes of hosts whose use has changed, oldest first
+	era     uint64       // moves when changes begins anew; then all may have changed
 
 	judged     map[string]*candidates // by demand
 	order      []string               // … the oldest first
 	properties map[string]*property   // by attribute
 	mix        *Mix
 	priced     bool // the hosts' prices are those of mix
+	occupants  int  // in the quarries of hosts
 }
 
 // Expect says what work to keep GPUs usable for; nil: for none, work is packed by what
@@ -51,6 +53,16 @@ func (c *Cache) View(r Reader) *View {
 		c.forget(h)
 	}
 	c.planned = c.planned[:0]
+	for i := range c.vacated {
+		c.changed(c.hosts[i])
+	}
+	c.vacated = map[int]bool{}
+	if c.occupants > maxOccupants {
+		for _, h := range c.hosts {
+			h.quarry, h.prospect = nil, nil
+		}
+		c.occupants = 0
+	}
 	if v := r.NodesVersion(); c.hosts == nil || v != c.version {
 		c.version = v
 		c.takeNodes(r.Nodes(nil, ""))
@@ -59,7 +71,7 @@ func (c *Cache) View(r Reader) *View {
 	c.price()
 	v := &View{
 		Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
-		vain: map[attempt]cluster.Time{}, quarries: map[int]*quarry{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
+		vain: map[attempt]cluster.Time{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
 		tenants: tenants{map[string]*cluster.Usage{}, map[string]*cluster.Allowance{}, map[cluster.JobKey]int{}, map[string][]cluster.Borrowed{}},
 	}
 	for _, e := range r.Claims() {
@@ -81,7 +93,7 @@ func (c *Cache) takeNodes(nodes []*cluster.Node) {
 		}
 		c.hosts[i], c.ids[i], c.byID[n.ID] = h, n.ID, h
 	}
-	c.priced, c.judged, c.order, c.properties = false, map[string]*candidates{}, nil, nil
+	c.priced, c.judged, c.order, c.properties, c.occupants = false, map[string]*candidates{}, nil, nil, 0
 	c.changes, c.era = c.changes[:0], c.era+1
 }
 

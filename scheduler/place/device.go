@@ -257,16 +257,21 @@ func (h *host) room() []deviceRoom {
 			if !d.Healthy {
 				continue
 			}
-			use, held := h.use.Devices[d.ID]
-			r := deviceRoom{id: d.ID, group: int32(i), nth: int32(k), whole: !held, milli: cluster.WholeMilli - use.Milli, mib: memory - use.MiB, memory: memory}
-			if use.Whole > 0 {
-				r.milli, r.mib = 0, 0
-			}
+			r := deviceRoom{id: d.ID, group: int32(i), nth: int32(k), memory: memory}
+			r.is(h.use.Devices[d.ID])
 			out = append(out, r)
 		}
 	}
 	h.rooms, h.roomAt = out, h.version+1
 	return out
+}
+
+// is sets what is free of the device when so much of it is in use.
+func (r *deviceRoom) is(use cluster.DeviceUse) {
+	r.whole, r.milli, r.mib = use == cluster.DeviceUse{}, cluster.WholeMilli-use.Milli, r.memory-use.MiB
+	if use.Whole > 0 {
+		r.milli, r.mib = 0, 0
+	}
 }
 
 // share is what the ask takes of a device of so much memory. Who names only

@@ -238,7 +238,7 @@ func (p *planner) alloc(id string) *cluster.Allocation {
 func (p *planner) victim(a *cluster.Allocation) *cluster.Victim {
 	v := &cluster.Victim{
 		AllocID: a.ID, Name: a.Name, Namespace: a.Namespace, JobID: a.JobID, Group: a.TaskGroup, NodeID: a.NodeID, NodeName: a.NodeName,
-		Since: beganAt(a), LostSeconds: p.lostOf(a), Milli: devicesOf(a),
+		Since: beganAt(a), LostSeconds: p.occupantOf(a).lost(p.in.Now), Milli: devicesOf(a),
 	}
 	if j := p.reader.JobVersion(nil, a.JobKey(), a.JobVersion); j != nil {
 		v.Priority = j.Priority
@@ -468,8 +468,8 @@ func (p *planner) tellUnits(v *cluster.PreemptVerdict, t *trial) {
 			if len(v.Victims) < cluster.MaxExplained {
 				v.Victims = append(v.Victims, p.victim(a))
 			}
-			if job := p.reader.JobVersion(nil, a.JobKey(), a.JobVersion); job != nil {
-				kind, until := p.shield(a, job, t.owed)
+			if o := p.occupantOf(a); o.job != nil {
+				kind, until := p.shield(o, t.owed)
 				obstruct(shields, kind, until)
 			}
 		}

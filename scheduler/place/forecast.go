@@ -250,10 +250,10 @@ type departure struct {
 // departures are the ends that are known of what is on a host, the earliest first. What was told to end, or
 // should have ended, is taken to do so soon; what has not begun, to do so now.
 func (v *View) departures(h *host, now cluster.Time) []departure {
-	if of := v.holding[h.index]; h.leavingOf != of || of == nil {
-		h.leaving, h.leavingOf = h.leaving[:0], of
-		for _, a := range v.reader.AllocsHolding(nil, h.node.ID) {
-			if d, known := v.departure(a); known {
+	if q := v.quarryOf(h); h.leavingOf != q {
+		h.leaving, h.leavingOf = h.leaving[:0], q
+		for _, o := range q.held {
+			if d, known := v.departure(o.Allocation); known {
 				h.leaving = append(h.leaving, d)
 			}
 		}

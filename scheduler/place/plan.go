@@ -63,7 +63,7 @@ type View struct {
 	standings []*standing // the claims of all evaluations
 	reserves  reserves    // … and reservations
 	vain      map[attempt]cluster.Time
-	quarries  map[int]*quarry // by host
+	lowest    []int           // see lowestRanks
 	evictions map[string]bool // IDs of what plans of this view preempt
 	stopping  map[string]bool // … of what they stop
 	updated   map[string]bool // … and of what they update in place

@@ -146,11 +146,17 @@ type cost struct {
 
 func costOf(units []*unit) (c cost) {
 	for _, u := range units {
-		c.priority = max(c.priority, u.priority)
-		if !u.borrowed {
-			c.owned++
-		}
-		c.lost, c.devices, c.n = c.lost+u.lost, c.devices+u.devices, c.n+len(u.members)
+		x := u.cost()
+		c.priority = max(c.priority, x.priority)
+		c.owned, c.lost, c.devices, c.n = c.owned+x.owned, c.lost+x.lost, c.devices+x.devices, c.n+x.n
+	}
+	return c
+}
+
+func (u *unit) cost() cost {
+	c := cost{priority: u.priority, lost: u.lost, devices: u.devices, n: len(u.members)}
+	if !u.borrowed {
+		c.owned = 1
 	}
 	return c
 }
@@ -169,19 +175,29 @@ type trial struct {
 	*planner
 	group     *group
 	nodes     *search
-	victims   bool // others may be preempted
-	ease      ease // what is overlooked, to find out what stands in the way
-	owed      bool // … of the same priority, if they run on what they have borrowed
-	hosts     map[int]*host
+	victims   bool              // others may be preempted
+	ease      ease              // what is overlooked, to find out what stands in the way
+	owed      bool              // … of the same priority, if they run on what they have borrowed
+	hosts     map[int]*prospect // of its own
+	apart     map[int]bool      // hosts that this plan changes, and those of the job
 	claims    []*cluster.Claim
 	counted   []*cluster.Allocation
-	gone      map[string]bool // IDs of what it preempts
-	units     []*unit         // … as units
-	protected cluster.Time    // when the first would be free to be preempted that is not yet; 0: none
+	gone      map[string]bool     // IDs of what it preempts
+	uses      []cluster.DeviceUse // memory for the next look at a host
+	rooms     []deviceRoom        // …
+	units     []*unit             // … as units
+	protected cluster.Time        // when the first would be free to be preempted that is not yet; 0: none
 }
 
 func (p *planner) newTrial(g *group, nodes *search, victims bool) *trial {
-	return &trial{planner: p, group: g, nodes: nodes, victims: victims, hosts: map[int]*host{}, gone: map[string]bool{}}
+	t := &trial{planner: p, group: g, nodes: nodes, victims: victims, hosts: map[int]*prospect{}, apart: map[int]bool{}, gone: map[string]bool{}}
+	for _, c := range p.claims {
+		t.part(p.byID[c.NodeID])
+	}
+	for _, a := range p.allocs {
+		t.part(p.byID[a.NodeID])
+	}
+	return t
 }
 
 // run finds places for all wants, with claims on them; false if there are none. Of a
@@ -239,19 +255,14 @@ func (t *trial) find(w want) bool {
 	var price cost
 	var norm int64
 	var tie uint64
-	for i := range t.nodes.list {
-		k := &t.nodes.list[i]
-		h := k.host
-		if t.nodes.outside(h.index) || t.nodes.refusal(h.index, t.onJob.on(h.index), t.onGroup[t.group.name].on(h.index)) != admitted {
-			continue
+	for _, l := range t.leads() {
+		if at != nil && l.least.compare(price) > 0 {
+			break
 		}
-		if k.exhausted != "" && t.hopeless(h) {
-			continue
-		}
-		th := t.host(h)
+		th := t.host(l.host)
 		var leave []*unit
-		if t.nodes.demand.exhausted(th) != "" {
-			if leave = t.cheapest(th); leave == nil {
+		if t.nodes.demand.exhausted(th.host) != "" {
+			if leave = t.cheapest(l.host); leave == nil {
 				continue
 			}
 		}
@@ -259,11 +270,11 @@ func (t *trial) find(w want) bool {
 		if at != nil && c.compare(price) > 0 {
 			continue
 		}
-		judged := candidate{host: th, affinity: k.affinity}
+		judged := candidate{host: th.host, affinity: l.affinity}
 		t.nodes.candidates.rate(&judged)
-		n, tied := int64(judged.sum/max(judged.applied, 1)), mix(t.nodes.seed^k.host.hash)
+		n, tied := int64(judged.sum/max(judged.applied, 1)), mix(t.nodes.seed^l.host.hash)
 		if at == nil || c.compare(price) < 0 || n > norm || n == norm && tied < tie {
-			at, units, price, norm, tie = h, leave, c, n, tied
+			at, units, price, norm, tie = l.host, leave, c, n, tied
 		}
 	}
 	if at == nil {
@@ -273,101 +284,41 @@ func (t *trial) find(w want) bool {
 		t.units = append(t.units, u)
 		for _, a := range u.members {
 			t.gone[a.ID] = true
-			if h := t.byID[a.NodeID]; h != nil {
-				delete(t.hosts, h.index)
-			}
+			t.part(t.byID[a.NodeID])
 		}
 	}
-	th := t.host(at)
+	t.part(at)
+	th := t.host(at).host
 	id := t.in.NewID()
 	r, err := t.nodes.demand.take(th, id, t.nodes.mix)
 	if err != nil {
 		return false
 	}
 	a := &cluster.Allocation{ID: id, NodeID: at.node.ID, TaskGroup: t.group.name, AllocatedResources: r}
-	th.use.Add(a)
-	th.roomAt, th.fragments = 0, fragments{}
 	t.count(a, 1)
 	t.counted = append(t.counted, a)
 	t.claims = append(t.claims, &cluster.Claim{
 		AllocID: id, Name: w.name, TaskGroup: t.group.name, JobVersion: t.job.Version, NodeID: at.node.ID, Resources: r,
 	})
+	t.part(at)
 	return true
 }
 
-// quarry is what may come of preemption on a host, whoever preempts.
-type quarry struct {
-	lowest  int  // the lowest priority that holds something
-	reclaim bool // something may be taken back from its namespace
-	ending  bool // something leaves in any case
-	held    []occupant
-}
-
-// occupant is an allocation that holds something of a host, with its version of the job, nil when that is gone.
-type occupant struct {
-	*cluster.Allocation
-	job *cluster.Job
-}
-
-// quarryOf looks at a host, once in a view.
-func (v *View) quarryOf(h *host) *quarry {
-	q := v.quarries[h.index]
-	if q != nil {
-		return q
+// part notes that this plan changes a host.
+func (t *trial) part(h *host) {
+	if h != nil {
+		t.apart[h.index] = true
+		delete(t.hosts, h.index)
 	}
-	q = &quarry{lowest: math.MaxInt - PriorityGap}
-	v.quarries[h.index] = q
-	for _, a := range v.reader.AllocsHolding(nil, h.node.ID) {
-		q.ending = q.ending || a.Terminal()
-		job := v.reader.JobVersion(nil, a.JobKey(), a.JobVersion)
-		q.held = append(q.held, occupant{a, job})
-		if job != nil {
-			q.lowest = min(q.lowest, job.Priority)
-			g := job.Group(a.TaskGroup)
-			q.reclaim = q.reclaim || g != nil && g.Preempt != nil && g.Preempt.Reclaim
-		}
-	}
-	return q
-}
-
-// hopeless says that a host that is full for the demand will be full: nothing there leaves, and nothing there may be
-// preempted by the job. It costs one look at each host in a view, where the whole answer costs adding up what is there.
-func (t *trial) hopeless(h *host) bool {
-	if t.ease != easeNothing {
-		return false
-	}
-	q := t.quarryOf(h)
-	if q.ending || t.victims && (q.lowest+PriorityGap <= t.job.Priority || q.reclaim && t.owed) {
-		return false
-	}
-	if len(t.evictions)+len(t.stopping)+len(t.gone) == 0 {
-		return true
-	}
-	return !slices.ContainsFunc(q.held, func(a occupant) bool { return t.over(a.Allocation) || t.gone[a.ID] })
-}
-
-// host gives a host as it will be.
-func (t *trial) host(h *host) *host {
-	th := t.hosts[h.index]
-	if th == nil {
-		th = h.with(t.future(h))
-		t.hosts[h.index] = th
-	}
-	return th
-}
-
-// over says whether an allocation makes room without anything being done: it was preempted
-// before, or is of this job and stops.
-func (t *trial) over(a *cluster.Allocation) bool {
-	return evicted(a) || t.evictions[a.ID] || a.JobKey() == t.in.Eval.JobKey() && (a.ServerTerminal() || t.stopping[a.ID])
 }
 
 // future adds up what will be in use on a host, the claims that bind included.
 func (t *trial) future(h *host) *cluster.NodeUse {
 	use := cluster.NewNodeUse(h.node)
-	for _, a := range t.quarryOf(t.byID[h.node.ID]).held {
-		if !t.over(a.Allocation) && !t.gone[a.ID] {
-			use.Add(a.Allocation)
+	held := t.quarryOf(h).held
+	for i := range held {
+		if a := held[i].Allocation; !t.over(a) && !t.gone[a.ID] {
+			use.Add(a)
 		}
 	}
 	for _, a := range h.planned {
@@ -401,144 +352,6 @@ func (t *trial) future(h *host) *cluster.NodeUse {
 	return use
 }
 
-// cheapest chooses units that must leave a host for the demand to fit, none of which could
-// stay; nil when it does not fit whatever leaves. Two orders are tried: the cheapest first,
-// and, within a priority, the largest.
-func (t *trial) cheapest(th *host) (best []*unit) {
-	if !t.victims {
-		return nil
-	}
-	units := t.prey(th)
-	if len(units) == 0 {
-		return nil
-	}
-	inOrder := func(order func(a, b *unit) int) {
-		list := slices.Clone(units)
-		slices.SortStableFunc(list, order)
-		if chosen := t.enough(th, list); chosen != nil && (best == nil || costOf(chosen).compare(costOf(best)) < 0) {
-			best = chosen
-		}
-	}
-	inOrder(func(a, b *unit) int { return costOf([]*unit{a}).compare(costOf([]*unit{b})) })
-	inOrder(func(a, b *unit) int {
-		return cmp.Or(cmp.Compare(a.priority, b.priority), cmp.Compare(b.size, a.size), cmp.Compare(a.lost, b.lost))
-	})
-	return best
-}
-
-// enough takes units in their order until the demand fits, and then lets stay whoever can,
-// the last first.
-func (t *trial) enough(th *host, units []*unit) []*unit {
-	var h *host
-	without := func(gone []*unit) bool {
-		for _, u := range gone {
-			for _, a := range u.members {
-				t.gone[a.ID] = true
-			}
-		}
-		h = th.with(t.future(th))
-		for _, u := range gone {
-			for _, a := range u.members {
-				delete(t.gone, a.ID)
-			}
-		}
-		return t.nodes.demand.exhausted(h) == ""
-	}
-	for n := range units {
-		if !without(units[:n+1]) {
-			continue
-		}
-		chosen := slices.Clone(units[:n+1])
-		for i := n - 1; i >= 0; i-- { // the last was needed
-			if rest := slices.Delete(slices.Clone(chosen), i, i+1); without(rest) {
-				chosen = rest
-			}
-		}
-		return chosen
-	}
-	return nil
-}
-
-// prey are the units that may be preempted and hold something of the host.
-func (t *trial) prey(h *host) (units []*unit) {
-	gangs := map[string]bool{}
-	for _, x := range t.quarryOf(t.byID[h.node.ID]).held {
-		a, job := x.Allocation, x.job
-		if t.over(a) || t.gone[a.ID] || t.stopping[a.ID] || a.Terminal() || a.JobKey() == t.in.Eval.JobKey() {
-			continue
-		}
-		if job == nil || job.CreateIndex != a.JobCreateIndex || job.Group(a.TaskGroup) == nil || job.Priority > t.job.Priority && t.ease < easePriority {
-			continue
-		}
-		members := []*cluster.Allocation{a}
-		if g := job.Group(a.TaskGroup); g.Gang != nil {
-			key := a.Namespace + "\x00" + a.JobID + "\x00" + a.TaskGroup
-			if gangs[key] {
-				continue
-			}
-			gangs[key] = true
-			members = members[:0]
-			for _, m := range t.reader.AllocsByJob(nil, a.JobKey()) {
-				if m.TaskGroup == a.TaskGroup && m.JobVersion == a.JobVersion && m.JobCreateIndex == a.JobCreateIndex && !m.Terminal() && !t.evictions[m.ID] && !t.stopping[m.ID] {
-					members = append(members, m)
-				}
-			}
-		}
-		if u := t.unitOf(h, job, members); u != nil {
-			units = append(units, u)
-		}
-	}
-	return units
-}
-
-// unitOf weighs members that are preempted together; nil when one of them may not be.
-func (t *trial) unitOf(h *host, job *cluster.Job, members []*cluster.Allocation) *unit {
-	u := &unit{members: members, priority: job.Priority, borrowed: true}
-	for _, a := range members {
-		if t.updated[a.ID] {
-			return nil // this plan knows another version of it
-		}
-		kind, until := t.shield(a, job, t.owed)
-		if kind == cluster.ObstacleMinRuntime && (t.protected == 0 || until < t.protected) {
-			t.protected = until
-		}
-		if !t.ease.overlooks(kind) {
-			return nil
-		}
-		u.borrowed = u.borrowed && t.onLoan(a)
-		held := devicesOf(a)
-		u.lost += t.lostOf(a) * max(held, 1)
-		u.devices += held
-		if a.NodeID == h.node.ID {
-			u.size += held
-		}
-	}
-	return u
-}
-
-// shield says what keeps an allocation of a version of a job from being preempted by this plan's job, "" for nothing;
-// of a time, until when.
-func (p *planner) shield(a *cluster.Allocation, job *cluster.Job, owed bool) (kind string, until cluster.Time) {
-	policy := job.Group(a.TaskGroup).Preempt
-	if policy == nil {
-		policy = &cluster.PreemptPolicy{}
-	}
-	lower := job.Priority+PriorityGap <= p.job.Priority
-	switch {
-	case job.PerNode():
-		return cluster.ObstacleSystem, 0
-	case policy.Never:
-		return cluster.ObstacleNever, 0
-	case !lower && !(policy.Reclaim && p.onLoan(a) && owed):
-		return cluster.ObstaclePriority, 0
-	case policy.MinRuntime > 0:
-		if free := beganAt(a).Add(policy.MinRuntime); free > p.in.Now {
-			return cluster.ObstacleMinRuntime, free
-		}
-	}
-	return "", 0
-}
-
 // ease is what a trial overlooks.
 type ease int
 
@@ -569,15 +382,6 @@ func beganAt(a *cluster.Allocation) cluster.Time {
 	return cluster.Time(a.CreateTime)
 }
 
-// lostOf is the work of an allocation, in seconds, since its last checkpoint or its start.
-func (p *planner) lostOf(a *cluster.Allocation) int64 {
-	saved := beganAt(a)
-	for _, c := range a.Checkpoints {
-		saved = max(saved, min(c.Time, p.in.Now))
-	}
-	return max(0, int64(p.in.Now-saved)/1e9)
-}
-
 // devicesOf adds up thousandths of devices.
 func devicesOf(a *cluster.Allocation) (milli int64) {
 	if a.AllocatedResources == nil {
@@ -597,7 +401,7 @@ func devicesOf(a *cluster.Allocation) (milli int64) {
 
 // spare lets stay what the claims do not need to leave after all, the dearest first.
 func (t *trial) spare() {
-	slices.SortStableFunc(t.units, func(a, b *unit) int { return costOf([]*unit{b}).compare(costOf([]*unit{a})) })
+	slices.SortStableFunc(t.units, func(a, b *unit) int { return b.cost().compare(a.cost()) })
 	t.units = slices.DeleteFunc(t.units, func(u *unit) bool {
 		for _, a := range u.members {
 			delete(t.gone, a.ID)
@@ -640,6 +444,13 @@ func (p *planner) commit(t *trial) {
 func (p *planner) evict(g *group, a *cluster.Allocation, by string) {
 	g.counts.Preemptions++
 	p.evictions[a.ID] = true
+	if h := p.byID[a.NodeID]; h != nil {
+		p.vacated[h.index] = true
+		if p.lowest != nil {
+			p.lowest[h.index] = math.MinInt
+		}
+		p.changed(h)
+	}
 	p.result.Plan.Stop = append(p.result.Plan.Stop, &cluster.AllocStop{
 		AllocID: a.ID, DesiredStatus: cluster.AllocDesiredEvict, DesiredDescription: descPreempted + by, PreemptedBy: by,
 	})

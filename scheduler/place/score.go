@@ -47,7 +47,10 @@ type host struct {
 	rooms     []deviceRoom
 	roomAt    uint32 // version + 1 that rooms are of
 	leaving   []departure
-	leavingOf any // what stands for the allocations that leaving is of
+	leavingOf *quarry // that leaving is of
+	quarry    *quarry
+	quarryIn  *View // that has looked at it last
+	prospect  *prospect
 }
 
 // reservedPorts are those that the node keeps for itself.
@@ -78,7 +81,7 @@ func (v *View) usage(h *host, without string) *cluster.NodeUse {
 // with gives the host as it is with something else in use.
 func (h *host) with(use *cluster.NodeUse) *host {
 	c := *h
-	c.use, c.stale, c.rooms, c.roomAt, c.fragments = use, false, nil, 0, fragments{}
+	c.use, c.stale, c.rooms, c.roomAt, c.fragments, c.prospect = use, false, nil, 0, fragments{}, nil
 	return &c
 }
 

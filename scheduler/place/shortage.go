@@ -226,7 +226,7 @@ func (p *planner) holdersOn(h *host, d *demand, lacks []lack, holders map[holder
 			obstruct(x.shields, cluster.ObstacleEnding, 0)
 		case job == nil || job.Group(a.TaskGroup) == nil:
 		default:
-			kind, until := p.shield(a, job, owed)
+			kind, until := p.shield(p.occupantOf(a), owed)
 			if obstruct(x.shields, kind, until); kind == "" {
 				x.Preemptible++
 			}

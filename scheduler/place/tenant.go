@@ -2,7 +2,6 @@ package place
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/rxvision/rxvision/cluster"
 )
@@ -163,11 +162,6 @@ func (v *View) borrowed(namespace string) []cluster.Borrowed {
 		v.tenants.borrowed[namespace] = b
 	}
 	return b
-}
-
-// onLoan says whether the allocation runs on what its namespace has borrowed.
-func (v *View) onLoan(a *cluster.Allocation) bool {
-	return slices.ContainsFunc(v.borrowed(a.Namespace), func(b cluster.Borrowed) bool { return b.Of(a.AllocatedResources) > 0 })
 }
 
 // owed says whether the job's namespace shares with others and would borrow nothing with n more of a group beside all
