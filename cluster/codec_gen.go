@@ -732,6 +732,7 @@ var (
 	_ = PreemptPolicy(struct {
 		Never      bool
 		Reclaim    bool
+		Move       bool
 		MinRuntime time.Duration
 		Grace      time.Duration
 		Signal     string
@@ -8110,6 +8111,9 @@ func appendPreemptPolicy(b []byte, v *PreemptPolicy) []byte {
 	if v.MinRuntime != 0 {
 		n++
 	}
+	if v.Move {
+		n++
+	}
 	if v.Never {
 		n++
 	}
@@ -8126,6 +8130,9 @@ func appendPreemptPolicy(b []byte, v *PreemptPolicy) []byte {
 	if v.MinRuntime != 0 {
 		b = appendInt(append(b, "\xaa"+"MinRuntime"...), int64(v.MinRuntime))
 	}
+	if v.Move {
+		b = appendBool(append(b, "\xa4"+"Move"...), v.Move)
+	}
 	if v.Never {
 		b = appendBool(append(b, "\xa5"+"Never"...), v.Never)
 	}
@@ -8141,6 +8148,7 @@ func appendPreemptPolicy(b []byte, v *PreemptPolicy) []byte {
 var keysOfPreemptPolicy = []string{
 	"Grace",
 	"MinRuntime",
+	"Move",
 	"Never",
 	"Reclaim",
 	"Signal",
@@ -8154,11 +8162,13 @@ func decodePreemptPolicy(d *decoder, v *PreemptPolicy) {
 			v.Grace = time.Duration(d.int())
 		case 1: // MinRuntime
 			v.MinRuntime = time.Duration(d.int())
-		case 2: // Never
+		case 2: // Move
+			v.Move = d.bool()
+		case 3: // Never
 			v.Never = d.bool()
-		case 3: // Reclaim
+		case 4: // Reclaim
 			v.Reclaim = d.bool()
-		case 4: // Signal
+		case 5: // Signal
 			v.Signal = d.str()
 		default:
 			d.skip()

@@ -25,10 +25,11 @@ const (
 )
 
 // PreemptPolicy is what a group says of its allocations' preemption (group meta
-// rx_preemptible, rx_min_runtime, rx_preempt_grace, rx_preempt_signal).
+// rx_preemptible, rx_movable, rx_min_runtime, rx_preempt_grace, rx_preempt_signal).
 type PreemptPolicy struct {
 	Never      bool          `json:",omitempty"` // nothing preempts it
 	Reclaim    bool          `json:",omitempty"` // what it borrows may be taken back by work of the same priority
+	Move       bool          `json:",omitempty"` // it may be moved to another node to make room there for work of the same priority
 	MinRuntime time.Duration `json:",omitempty"` // from its start; it is not preempted sooner
 	Grace      time.Duration `json:",omitempty"` // from the notice to the kill signal; 0: DefaultPreemptGrace
 	Signal     string        `json:",omitempty"` // of the notice; "": SIGTERM

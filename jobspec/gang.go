@@ -90,6 +90,10 @@ func (c *checker) preempt(meta map[string]string, path string) *cluster.PreemptP
 	if is, set := c.flag(meta, "rx_preemptible", path); set {
 		p.Never, p.Reclaim = !is, is
 	}
+	p.Move, _ = c.flag(meta, "rx_movable", path)
+	if p.Move && p.Never {
+		c.fault(join(path, "rx_movable"), "contradicts rx_preemptible = \"false\": what may not be preempted is not moved either")
+	}
 	p.MinRuntime = c.span(meta, "rx_min_runtime", path, 0)
 	p.Grace = c.span(meta, "rx_preempt_grace", path, cluster.MaxPreemptGrace)
 	if s, has := meta["rx_preempt_signal"]; has {

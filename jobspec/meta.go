@@ -35,6 +35,7 @@ const metaPrefix = "rx_"
 var metaKeys = map[string]level{
 	"rx_gang":                 levelGroup,      // "true": all allocations of the group are placed, or none; see gang.go
 	"rx_max_run_duration":     levelGroup,      // a duration from the start of its main tasks after which an allocation is ended, and has failed
+	"rx_movable":              levelGroup,      // whether an allocation may be moved to another node to make room
 	"rx_min_runtime":          levelGroup,      // a duration from the start in which an allocation is not preempted
 	"rx_preempt_grace":        levelGroup,      // a duration between notice and kill when preempted, 30s by default
 	"rx_preempt_signal":       levelGroup,      // the signal of the notice, SIGTERM by default

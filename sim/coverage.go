@@ -23,6 +23,7 @@ type Coverage struct {
 	Swaps     int // … that were not
 	Gangs     int // placed
 	Preempted int // allocations
+	Moved     int // … of them, to make room for others
 }
 
 // Outcomes of one kind of command.
@@ -91,6 +92,9 @@ func (c *Coverage) Missing() (missing []string) {
 	if c.Preempted == 0 {
 		missing = append(missing, "preemption")
 	}
+	if c.Moved == 0 {
+		missing = append(missing, "moves")
+	}
 	for _, f := range slices.Sorted(maps.Keys(c.Faults)) {
 		if c.Faults[f] == 0 {
 			missing = append(missing, "fault "+strings.TrimSpace(f))
@@ -128,6 +132,7 @@ func (c *Coverage) Add(o Coverage) {
 		{&c.Swaps, o.Swaps},
 		{&c.Gangs, o.Gangs},
 		{&c.Preempted, o.Preempted},
+		{&c.Moved, o.Moved},
 	} {
 		*p.to += p.from
 	}

@@ -428,6 +428,7 @@ func (u *user) group(j *cluster.Job, name string, snap *cluster.Snapshot) *clust
 	}
 	if w.chance(200) {
 		g.Preempt = &cluster.PreemptPolicy{Never: w.chance(200), MinRuntime: w.upTo(10 * time.Second)}
+		g.Preempt.Move = !g.Preempt.Never && w.chance(500)
 	}
 	return g
 }

@@ -71,7 +71,7 @@ func (c *Cache) View(r Reader) *View {
 	c.price()
 	v := &View{
 		Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
-		vain: map[attempt]cluster.Time{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
+		vain: map[attempt]cluster.Time{}, settled: map[attempt]bool{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
 		tenants: tenants{map[string]*cluster.Usage{}, map[string]*cluster.Allowance{}, map[cluster.JobKey]int{}, map[string][]cluster.Borrowed{}},
 	}
 	for _, e := range r.Claims() {

@@ -325,9 +325,9 @@ func (s *search) room(h *host, limit int) (n int) {
 	return n
 }
 
-// outside says whether the search is for a domain that the host is not in.
+// outside says whether the search is for a domain that the host is not in, or leaves the host out.
 func (s *search) outside(host int) bool {
-	return s.within != nil && s.within.of[host] != s.within.value
+	return s.without != nil && s.without.index == host || s.within != nil && s.within.of[host] != s.within.value
 }
 
 // failGang notes that a gang has no room.

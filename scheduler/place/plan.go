@@ -63,10 +63,12 @@ type View struct {
 	standings []*standing // the claims of all evaluations
 	reserves  reserves    // … and reservations
 	vain      map[attempt]cluster.Time
-	lowest    []int           // see lowestRanks
-	evictions map[string]bool // IDs of what plans of this view preempt
-	stopping  map[string]bool // … of what they stop
-	updated   map[string]bool // … and of what they update in place
+	lowest    []int            // see lowestRanks
+	movers    int              // allocations that may be moved, once lowest is known
+	settled   map[attempt]bool // for which consolidation was tried in vain
+	evictions map[string]bool  // IDs of what plans of this view preempt
+	stopping  map[string]bool  // … of what they stop
+	updated   map[string]bool  // … and of what they update in place
 }
 
 // NewView prepares a snapshot that nothing is known of yet.
@@ -384,6 +386,9 @@ func (p *planner) planGroup(g *group) {
 		if w.prev != nil && evicted(w.prev) && p.ends(w.prev) { // its last checkpoint is yet to come
 			p.result.Queued[g.name]++
 			p.requeued = true
+			if c := p.held[w.name]; c != nil && p.versionOf(g, w) == p.job {
+				p.claims = append(p.claims, c) // it was moved
+			}
 			continue
 		}
 		of := p.versionOf(g, w)

@@ -65,6 +65,9 @@ func (p *planner) makeRoom() {
 				p.result.Failed[m.group.name] = m.metric
 				continue
 			}
+			if p.consolidate(m) {
+				continue
+			}
 			until, vain := p.isVain(m)
 			if !vain {
 				t := p.newTrial(m.group, m.nodes, true)

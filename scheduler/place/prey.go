@@ -80,9 +80,10 @@ func (o *occupant) lost(now cluster.Time) int64 {
 
 // quarry is what may come of preemption on a host, whoever preempts. It changes with each record of what is there.
 type quarry struct {
-	held   []occupant // by ID
-	rising []int32    // those whose job is known and that have not been told to end, by the job's priority
-	ending bool       // something leaves in any case
+	held    []occupant // by ID
+	movable []int32    // those of them that may be moved
+	rising  []int32    // those whose job is known and that have not been told to end, by the job's priority
+	ending  bool       // something leaves in any case
 }
 
 // quarryOf looks at a host, once in a view; what is known of records that are still the same stays.
@@ -115,6 +116,9 @@ func (v *View) quarryOf(h *host) *quarry {
 	for i := range q.held {
 		if o := &q.held[i]; o.job != nil && !o.ended {
 			q.rising = append(q.rising, int32(i))
+			if o.policy.Move && !o.gang && !o.system {
+				q.movable = append(q.movable, int32(i))
+			}
 		}
 	}
 	slices.SortStableFunc(q.rising, func(a, b int32) int { return cmp.Compare(q.held[a].rank, q.held[b].rank) })
@@ -319,6 +323,7 @@ func (v *View) lowestRanks() []int {
 		v.lowest = make([]int, len(v.hosts))
 		for i, h := range v.hosts {
 			q := v.quarryOf(h)
+			v.movers += len(q.movable)
 			switch {
 			case q.ending || v.vacated[i]:
 				v.lowest[i] = math.MinInt

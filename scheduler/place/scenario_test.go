@@ -510,7 +510,7 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 				g.Gang.Topology = strings.Split(t, ",")
 			}
 		}
-		if p := (cluster.PreemptPolicy{Never: l.has("never"), Reclaim: l.has("reclaim"), MinRuntime: l.dur("min_runtime", 0)}); p != (cluster.PreemptPolicy{}) {
+		if p := (cluster.PreemptPolicy{Never: l.has("never"), Reclaim: l.has("reclaim"), Move: l.has("move"), MinRuntime: l.dur("min_runtime", 0)}); p != (cluster.PreemptPolicy{}) {
 			g.Preempt = &p
 		}
 		g.MaxRunDuration = l.dur("limit", 0)

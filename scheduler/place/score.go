@@ -177,6 +177,7 @@ type search struct {
 	spreads []*spread
 	weights int64   // of all spreads
 	within  *domain // of a gang's topology, nil for all nodes
+	without *host   // that is left out, nil for none
 }
 
 func (p *planner) newSearch(j *cluster.Job, g *cluster.TaskGroup) *search {
