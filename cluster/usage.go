@@ -407,8 +407,12 @@ func (b Borrowed) Of(res *AllocatedResources) int64 {
 // Borrowed says how much a namespace holds beyond its quota: what members of its cohort have lent to it, or what
 // it has kept since its quota became lower. nil: nothing. It is what others may have back; work that may be
 // preempted is there for it, since other work does not borrow.
-func (s *Snapshot) Borrowed(namespace string) (out []Borrowed) {
-	a := s.Allowance(namespace, nil)
+func (s *Snapshot) Borrowed(namespace string) []Borrowed {
+	return s.Allowance(namespace, nil).Borrowed()
+}
+
+// Borrowed is what is held beyond the quota; nil: nothing.
+func (a *Allowance) Borrowed() (out []Borrowed) {
 	if a == nil {
 		return nil
 	}

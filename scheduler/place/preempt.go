@@ -239,8 +239,26 @@ func (t *trial) runWithin(d *domain, wants []want) bool {
 			return false
 		}
 	}
-	t.spare()
+	if t.spare(); !t.allowed() {
+		t.uncount()
+		return false
+	}
 	return true
+}
+
+// allowed says whether the quota leaves room for the claims, with the devices that they are on; and whether nothing of them
+// would be borrowed, if something is taken back for them.
+func (t *trial) allowed() bool {
+	a := t.allowance(t.job.Namespace)
+	if a == nil || !t.victims {
+		return true
+	}
+	by := &cluster.Usage{Namespace: t.job.Namespace}
+	for _, c := range slices.Concat(t.planner.claims, t.claims) {
+		by.Add(cluster.NewUsage(by.Namespace, c.Resources, t.job.Preemptible()), 1)
+	}
+	reclaims := slices.ContainsFunc(t.units, func(u *unit) bool { return u.priority+PriorityGap > t.job.Priority })
+	return a.Exceeded(by) == nil && (!reclaims || t.ease != easeNothing || a.Own(by))
 }
 
 func (t *trial) uncount() {

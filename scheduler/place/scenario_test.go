@@ -68,6 +68,7 @@ type world struct {
 	hold        *cluster.FleetHold
 	others      []*cluster.Evaluation // of other jobs
 	short       []*cluster.Evaluation // that wait for room
+	tenants     *cluster.State        // namespaces and their quotas; nil: there are none
 }
 
 func (w *world) Index(cluster.WatchSet, ...string) uint64                         { return 100 }
@@ -158,12 +159,62 @@ func (w *world) HoldingVersions(fn func(string, any)) {
 }
 
 func (w *world) Usage(_ cluster.WatchSet, namespace string) *cluster.Usage {
-	return &cluster.Usage{Namespace: namespace}
+	u := &cluster.Usage{Namespace: namespace}
+	for _, a := range w.allocsIf(func(a *cluster.Allocation) bool { return a.Namespace == namespace && a.Occupies() }) {
+		j := w.JobVersion(nil, a.JobKey(), a.JobVersion)
+		u.Add(cluster.NewUsage(namespace, a.AllocatedResources, j != nil && j.Preemptible()), 1)
+	}
+	return u
 }
 
-func (w *world) Allowance(string, func(string) *cluster.Usage) *cluster.Allowance { return nil }
+func (w *world) Allowance(namespace string, usage func(string) *cluster.Usage) *cluster.Allowance {
+	if w.tenants == nil {
+		return nil
+	}
+	if usage == nil {
+		usage = func(namespace string) *cluster.Usage { return w.Usage(nil, namespace) }
+	}
+	return w.tenants.Snapshot().Allowance(namespace, usage)
+}
 
-func (w *world) Borrowed(string) []cluster.Borrowed                 { return nil }
+func (w *world) Borrowed(namespace string) []cluster.Borrowed {
+	return w.Allowance(namespace, nil).Borrowed()
+}
+
+// tenant reads a namespace with its quota.
+func (w *world) tenant(t *testing.T, l *line) {
+	if w.tenants == nil {
+		w.tenants = cluster.NewState()
+	}
+	n := &cluster.Namespace{Name: l.words[0], Quota: l.words[0], Meta: map[string]string{}}
+	for key, meta := range map[string]string{"cohort": cluster.MetaCohort, "lend": cluster.MetaLendPercent, "borrow": cluster.MetaBorrowPercent} {
+		if v, has := l.keys[key]; has {
+			n.Meta[meta] = v
+		}
+	}
+	for _, cmd := range []cluster.Command{
+		&cluster.UpsertQuotas{Quotas: []*cluster.Quota{{Name: n.Name, Limits: []*cluster.QuotaLimit{{
+			Region: "global", Devices: []*cluster.QuotaDevice{{Name: "nvidia/gpu", Count: l.num("gpus", 0)}},
+		}}}}},
+		&cluster.UpsertNamespaces{Namespaces: []*cluster.Namespace{n}},
+	} {
+		cluster.StampOf(cmd).Time = int64(epoch)
+		if res, err := w.tenants.Apply(w.tenants.Snapshot().Index(nil)+1, cluster.EncodeCommand(cmd)); err != nil || res.Err != nil {
+			t.Fatalf("namespace %s: %v, %v", n.Name, err, res.Err)
+		}
+	}
+}
+
+// namespace is that of a job of the scenario.
+func (w *world) namespace(job string) string {
+	for _, j := range w.versions {
+		if j.ID == job {
+			return j.Namespace
+		}
+	}
+	return cluster.DefaultNamespace
+}
+
 func (w *world) ParallelChildren(*cluster.Job) (limit, running int) { return 0, 0 }
 
 func runScenario(t *testing.T, ar *txtar.Archive) string {
@@ -198,7 +249,9 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 			case "waiting":
 				w.short = append(w.short, w.waits(l))
 			case "running":
-				w.allocs = append(w.allocs, l.alloc(w.nodes))
+				a := l.alloc(w.nodes)
+				a.Namespace = w.namespace(a.JobID)
+				w.allocs = append(w.allocs, a)
 			case "deployment":
 				w.deployments = append(w.deployments, l.deployment())
 			case "eval":
@@ -208,6 +261,8 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 				if l.has("preempt") {
 					w.config.PreemptionConfig = cluster.PreemptionConfig{ServiceSchedulerEnabled: true, BatchSchedulerEnabled: true}
 				}
+			case "quotas":
+				w.tenant(t, l)
 			case "expect":
 				expect = append(expect, l.work())
 			case "hold":
@@ -216,7 +271,7 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 		}
 	}
 	if job != nil {
-		eval.JobID, eval.Type, eval.Priority = job.ID, job.Type, job.Priority
+		eval.Namespace, eval.JobID, eval.Type, eval.Priority = job.Namespace, job.ID, job.Type, job.Priority
 	} else {
 		eval.JobID = w.allocs[0].JobID
 	}
@@ -477,7 +532,7 @@ func (w *world) version(l *line, version uint64) *cluster.Job {
 	switch l.words[0] {
 	case "job":
 		j = &cluster.Job{
-			Namespace: cluster.DefaultNamespace, ID: l.words[1], Name: l.words[1], Type: l.str("type", "service"),
+			Namespace: l.str("namespace", cluster.DefaultNamespace), ID: l.words[1], Name: l.words[1], Type: l.str("type", "service"),
 			Priority: int(l.num("priority", 50)), Datacenters: strings.Split(l.str("dc", "*"), ","),
 			NodePool: l.str("pool", "default"), AllAtOnce: l.has("all_at_once"), Stop: l.has("stopped"),
 			Version: uint64(l.num("version", int64(version))), CreateIndex: 1, JobModifyIndex: 5,
@@ -788,6 +843,9 @@ func describe(r *Result) string {
 			fmt.Fprintf(&b, " and %d more", m.CoalescedFailures)
 		}
 		b.WriteString("\n")
+		for _, q := range m.QuotaExhausted {
+			fmt.Fprintf(&b, "  quota %s\n", q)
+		}
 		for _, list := range []struct {
 			what   string
 			counts map[string]int
