@@ -129,13 +129,14 @@ type Holder struct {
 	Hidden           bool `json:",omitempty"` // names are left out: the caller may not see the namespace
 	Own              bool `json:",omitempty"` // the job that is explained
 	Claim            bool `json:",omitempty"` // it does not run there yet: the places are kept for it
+	Reserved         bool `json:",omitempty"` // a reservation: from Since on the places are kept for it; what ends before may use them
 	Priority         int
 	Allocs, Nodes    int
 	Milli            int64       `json:",omitempty"` // thousandths of devices of those that are short
 	CPU, MemoryMB    int64       `json:",omitempty"` // where these are short
 	DiskMB           int64       `json:",omitempty"`
 	Ports            int         `json:",omitempty"`
-	Since            Time        // when the first of them started
+	Since            Time        // when the first of them started, or is to
 	Until            Time        `json:",omitempty"` // when the last of them ends, by what the job says; 0: it does not say
 	Preemptible      int         // allocations that could be preempted
 	Obstacles        []*Obstacle `json:",omitempty"` // why the others could not

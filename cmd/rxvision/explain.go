@@ -578,6 +578,8 @@ func (t *teller) holder(h *cluster.Holder) []string {
 	switch {
 	case h.Claim:
 		shield = "claim"
+	case h.Reserved:
+		shield = "reserved"
 	case h.Preemptible == h.Allocs:
 		shield = "none"
 	case h.Preemptible == 0 && len(h.Obstacles) == 1:

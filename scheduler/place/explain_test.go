@@ -33,6 +33,8 @@ func explainText(t *testing.T, text string, change ...func(*world)) (*world, *cl
 				w.version(l, 1)
 			case "job":
 				job = w.version(l, 1)
+			case "waiting":
+				w.short = append(w.short, w.waits(l))
 			case "running":
 				w.allocs = append(w.allocs, l.alloc(w.nodes))
 			case "preempt":
@@ -46,6 +48,7 @@ func explainText(t *testing.T, text string, change ...func(*world)) (*world, *cl
 	for _, a := range w.allocs {
 		w.fill(t, a)
 	}
+	w.lineUp()
 	ids := 0
 	eval := &cluster.Evaluation{
 		ID: "eval", Namespace: job.Namespace, JobID: job.ID, Type: job.Type, Priority: job.Priority,
@@ -234,5 +237,39 @@ func TestExplainRuns(t *testing.T) {
 	}
 	if d := g.Places[0].Devices; g.Places[0].NodeID != "n3" || len(d) != 1 || d[0].ID != "n3-gpu1" || d[0].Ordinal != 1 {
 		t.Errorf("%+v", g.Places[0])
+	}
+}
+
+// TestExplainReservation: what is free but kept for who is first in line is told of as his, from when.
+func TestExplainReservation(t *testing.T) {
+	_, e := explainText(t, `
+-- nodes --
+n1 gpu=A100 gpus=2
+-- others --
+job first type=batch priority=70
+group g count=1 gang
+task t
+device nvidia/gpu count=2
+job done type=batch
+group g count=9 limit=2h
+task t kill_timeout=10s
+device nvidia/gpu
+-- job --
+job next type=batch priority=50
+group g limit=61m
+task t kill_timeout=10s
+device nvidia/gpu
+-- running --
+a done.g[0] on n1 up=1h
+-- waiting --
+first
+`)
+	if len(e.Groups) != 1 || len(e.Groups[0].Holders) != 2 {
+		t.Fatalf("%+v", e.Groups)
+	}
+	h := e.Groups[0].Holders
+	i := slices.IndexFunc(h, func(h *cluster.Holder) bool { return h.Reserved })
+	if i < 0 || h[i].JobID != "first" || h[i].Claim || h[i].Milli != 1000 || h[i].Since != epoch.Add(time.Hour+10*time.Second) || h[1-i].JobID != "done" || h[1-i].Reserved {
+		t.Errorf("%+v and %+v", h[0], h[1])
 	}
 }

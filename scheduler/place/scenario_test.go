@@ -217,6 +217,14 @@ func (w *world) namespace(job string) string {
 
 func (w *world) ParallelChildren(*cluster.Job) (limit, running int) { return 0, 0 }
 
+// lineUp puts those that wait for room into their order.
+func (w *world) lineUp() {
+	for _, e := range w.short {
+		e.Priority = w.Job(nil, e.JobKey()).Priority
+	}
+	slices.SortStableFunc(w.short, func(a, b *cluster.Evaluation) int { return b.Priority - a.Priority })
+}
+
 func runScenario(t *testing.T, ar *txtar.Archive) string {
 	t.Helper()
 	w := &world{}
@@ -279,10 +287,7 @@ func runScenario(t *testing.T, ar *txtar.Archive) string {
 		w.fill(t, a)
 	}
 	slices.SortFunc(w.nodes, func(a, b *cluster.Node) int { return cmp.Compare(a.ID, b.ID) })
-	for _, e := range w.short {
-		e.Priority = w.Job(nil, e.JobKey()).Priority
-	}
-	slices.SortStableFunc(w.short, func(a, b *cluster.Evaluation) int { return b.Priority - a.Priority })
+	w.lineUp()
 	ids := 0
 	in := Input{Job: job, Eval: eval, Now: epoch, NewID: func() string { ids++; return fmt.Sprintf("id%d", ids) }}
 	var cache Cache

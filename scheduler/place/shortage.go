@@ -163,8 +163,8 @@ func (p *planner) findHolders(s *cluster.GroupStanding, nodes *search) {
 }
 
 type holderKey struct {
-	job   cluster.JobKey
-	claim bool
+	job             cluster.JobKey
+	claim, reserved bool
 }
 
 // holding is a Holder that is being added up.
@@ -186,7 +186,7 @@ func (p *planner) holdersOn(h *host, d *demand, lacks []lack, holders map[holder
 		x := holders[key]
 		if x == nil {
 			x = &holding{shields: map[string]*cluster.Obstacle{}}
-			x.Namespace, x.JobID, x.Own, x.Claim = key.job.Namespace, key.job.ID, key.job == own, key.claim
+			x.Namespace, x.JobID, x.Own, x.Claim, x.Reserved = key.job.Namespace, key.job.ID, key.job == own, key.claim, key.reserved
 			holders[key] = x
 		}
 		x.Allocs += n
@@ -197,7 +197,7 @@ func (p *planner) holdersOn(h *host, d *demand, lacks []lack, holders map[holder
 		return x
 	}
 	run := func(a *cluster.Allocation) {
-		x := add(holderKey{a.JobKey(), false}, a, 1)
+		x := add(holderKey{job: a.JobKey()}, a, 1)
 		if x == nil {
 			return
 		}
@@ -242,8 +242,18 @@ func (p *planner) holdersOn(h *host, d *demand, lacks []lack, holders map[holder
 	}
 	for _, st := range p.standings {
 		if st.counted && st.host == h {
-			if x := add(holderKey{st.job, true}, st.rest, len(st.claims)); x != nil {
+			if x := add(holderKey{job: st.job, claim: true}, st.rest, len(st.claims)); x != nil {
 				x.Priority = st.priority
+			}
+		}
+	}
+	for _, st := range p.reserves.list {
+		if st.counted && st.host == h {
+			if x := add(holderKey{job: st.job, reserved: true}, st.rest, len(st.claims)); x != nil {
+				x.Priority = st.priority
+				if x.Since == 0 || st.from < x.Since {
+					x.Since = st.from
+				}
 			}
 		}
 	}
