@@ -437,30 +437,32 @@ const (
 func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) error {
 	delay, deaths := restartMin, 0
 	for {
+		began, how := time.Now(), ""
 		if p == nil {
 			var err error
-			if p, err = s.start(k); err != nil {
-				return fmt.Errorf("start %s: %w", k.Name, err)
+			if p, err = s.start(k); err != nil { // it may have been killed before it was up
+				how = fmt.Sprintf("was not started: %v", err)
 			}
 		}
-		began := time.Now()
-		status, err := p.Wait(ctx)
-		if ctx.Err() != nil {
-			return s.end(ctx, k.Name, p)
-		}
-		p.Detach()
-		p = nil
-		if err != nil {
-			return fmt.Errorf("%s: %w", k.Name, err)
+		if p != nil {
+			status, err := p.Wait(ctx)
+			if ctx.Err() != nil {
+				return s.end(ctx, k.Name, p)
+			}
+			p.Detach()
+			p = nil
+			if err != nil {
+				return fmt.Errorf("%s: %w", k.Name, err)
+			}
+			how = fmt.Sprintf("ended with %s", status)
 		}
 		if deaths++; time.Since(began) > healthyAfter {
 			delay, deaths = restartMin, 1
 		}
-		last := lastLine(s.logPath(k.Name))
 		if deaths >= restartsMax {
-			return fmt.Errorf("the %s ended %d times in a row, last with %s: %s", k.Name, deaths, status, last)
+			return fmt.Errorf("the %s %s, for the %d. time in a row: %s", k.Name, how, deaths, lastLine(s.logPath(k.Name)))
 		}
-		fmt.Fprintf(s.out, "the %s ended with %s; starting it again in %s\n", k.Name, status, delay)
+		fmt.Fprintf(s.out, "the %s %s; starting it again in %s\n", k.Name, how, delay)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
