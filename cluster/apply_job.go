@@ -357,16 +357,10 @@ func (s *Snapshot) jobStatus(j *Job) string {
 	if live != "" {
 		return live
 	}
-	each(s.txn, func(e *Evaluation) bool {
-		any = true
-		if !e.Terminal() {
-			live = JobStatusPending
-		}
-		return live == ""
-	}, TableEvals, "job", j.Namespace, j.ID)
-	if live != "" {
-		return live
+	if len(s.OpenEvalsByJob(j.Key())) > 0 {
+		return JobStatusPending
 	}
+	each(s.txn, func(*Evaluation) bool { any = true; return false }, TableEvals, "job", j.Namespace, j.ID)
 	if any || j.Stop || j.Status == JobStatusDead { // history may have been collected
 		return JobStatusDead
 	}
