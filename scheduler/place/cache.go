@@ -33,6 +33,7 @@ type Cache struct {
 	mix        *Mix
 	priced     bool // the hosts' prices are those of mix
 	occupants  int  // in the quarries of hosts
+	views      uint64
 }
 
 // Expect says what work to keep GPUs usable for; nil: for none, work is packed by what
@@ -69,8 +70,10 @@ func (c *Cache) View(r Reader) *View {
 	}
 	c.takeUse(r)
 	c.price()
+	c.views++
 	v := &View{
-		Cache: c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
+		number: c.views,
+		Cache:  c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
 		vain: map[attempt]cluster.Time{}, settled: map[attempt]bool{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
 		tenants: tenants{map[string]*cluster.Usage{}, map[string]*cluster.Allowance{}, map[cluster.JobKey]int{}, map[string][]cluster.Borrowed{}},
 	}

@@ -53,6 +53,7 @@ type Reader interface {
 // without meeting on a node. It is not safe for concurrent use.
 type View struct {
 	*Cache
+	number uint64 // of the Cache's views, from 1: what is kept must not hold on to a view, and so to its snapshot
 	reader Reader
 	config *cluster.SchedulerConfiguration
 	freeze *cluster.FleetHold // nil: what is on silent nodes is replaced

@@ -26,7 +26,7 @@ type occupant struct {
 	milli  int64        // thousandths of devices
 	use    *cluster.NodeUse
 	holds  []hold
-	lentIn *View // where lent was worked out
+	lentIn uint64 // the view in which lent was worked out
 	lent   bool
 }
 
@@ -88,11 +88,11 @@ type quarry struct {
 
 // quarryOf looks at a host, once in a view; what is known of records that are still the same stays.
 func (v *View) quarryOf(h *host) *quarry {
-	if h.quarryIn == v {
+	if h.quarryIn == v.number {
 		return h.quarry
 	}
 	list := v.reader.AllocsHolding(nil, h.node.ID)
-	h.quarryIn = v
+	h.quarryIn = v.number
 	if h.quarry != nil && slices.EqualFunc(h.quarry.held, list, func(o occupant, a *cluster.Allocation) bool { return o.Allocation == a }) {
 		return h.quarry
 	}
@@ -142,8 +142,8 @@ func (v *View) occupantOf(a *cluster.Allocation) *occupant {
 
 // lends says whether an occupant runs on what its namespace has borrowed.
 func (v *View) lends(o *occupant) bool {
-	if o.lentIn != v {
-		o.lentIn, o.lent = v, slices.ContainsFunc(v.borrowed(o.Namespace), func(b cluster.Borrowed) bool { return b.Of(o.AllocatedResources) > 0 })
+	if o.lentIn != v.number {
+		o.lentIn, o.lent = v.number, slices.ContainsFunc(v.borrowed(o.Namespace), func(b cluster.Borrowed) bool { return b.Of(o.AllocatedResources) > 0 })
 	}
 	return o.lent
 }

@@ -49,7 +49,7 @@ type host struct {
 	leaving   []departure
 	leavingOf *quarry // that leaving is of
 	quarry    *quarry
-	quarryIn  *View // that has looked at it last
+	quarryIn  uint64 // the view that has looked at it last
 	prospect  *prospect
 }
 
