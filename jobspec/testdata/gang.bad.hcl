@@ -47,4 +47,14 @@ job "gang" {
       meta { rx_gang = "true" }
     }
   }
+  group "moved" {
+    meta {
+      rx_preemptible = "false"
+      rx_movable     = "true"
+    }
+    task "t" {
+      driver = "raw_exec"
+      config { command = "/bin/true" }
+    }
+  }
 }
