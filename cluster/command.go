@@ -99,9 +99,11 @@ const (
 	// rulesScaling knows services, limits of run times, checks of scaling policies, and plans and reports in their short
 	// form. To older ones jobs have none of these.
 	rulesScaling = 6
+	// rulesMoves knows work that may be moved. To older ones it stays where it is.
+	rulesMoves = 7
 
 	// CurrentRules is the newest version, which this program knows.
-	CurrentRules = rulesScaling
+	CurrentRules = rulesMoves
 )
 
 func (s *Stamp) stamp() *Stamp { return s }

@@ -344,6 +344,8 @@ func (d *RequestedDevice) Share() (device string, milli, mib int64) {
 // Snapshot.Rules: servers that do not know it would lose a part of what it asks for.
 func (j *Job) NeedsRules() uint64 {
 	switch {
+	case slices.ContainsFunc(j.TaskGroups, func(g *TaskGroup) bool { return g != nil && g.Preempt != nil && g.Preempt.Move }):
+		return rulesMoves
 	case j.hasServices(), j.scales(), slices.ContainsFunc(j.TaskGroups, (*TaskGroup).limited):
 		return rulesScaling
 	case slices.ContainsFunc(j.TaskGroups, (*TaskGroup).needsEngine), j.PerNode(), j.hasLifecycles(), j.Namespace != "" && j.Namespace != DefaultNamespace:

@@ -41,3 +41,15 @@ func TestLifecyclesNeedNewRules(t *testing.T) {
 		t.Fatalf("a job with a lifecycle block needs rules %d, want %d", n, rulesEngine)
 	}
 }
+
+// TestMovableNeedsRules: servers that do not know it would keep another job than the others.
+func TestMovableNeedsRules(t *testing.T) {
+	j := &Job{TaskGroups: []*TaskGroup{{Preempt: &PreemptPolicy{Reclaim: true}}}}
+	if n := j.NeedsRules(); n != rulesEngine {
+		t.Errorf("work that may be preempted needs rules %d, want %d", n, rulesEngine)
+	}
+	j.TaskGroups[0].Preempt.Move = true
+	if n := j.NeedsRules(); n != rulesMoves {
+		t.Errorf("work that may be moved needs rules %d, want %d", n, rulesMoves)
+	}
+}

@@ -20,7 +20,13 @@ type mover struct {
 	err   error
 }
 
+// nodeHeld is what a node holds, by ID. It is replaced, never changed: its address is the version.
 type nodeHeld struct{ allocs []*cluster.Allocation }
+
+// find says where an allocation stands, or would.
+func (h *nodeHeld) find(id string) (at int, there bool) {
+	return slices.BinarySearchFunc(h.allocs, id, func(a *cluster.Allocation, id string) int { return strings.Compare(a.ID, id) })
+}
 
 type movedJob struct {
 	job    *cluster.Job
@@ -86,7 +92,7 @@ func (m *mover) plan(x *movedJob, v *place.View, e *cluster.Evaluation) *cluster
 		if was == nil {
 			was = &nodeHeld{}
 		}
-		at, _ := slices.BinarySearchFunc(was.allocs, a.ID, func(a *cluster.Allocation, id string) int { return strings.Compare(a.ID, id) })
+		at, _ := was.find(a.ID)
 		m.held[a.NodeID] = &nodeHeld{slices.Insert(slices.Clone(was.allocs), at, a)}
 	}
 	return plan
@@ -95,7 +101,7 @@ func (m *mover) plan(x *movedJob, v *place.View, e *cluster.Evaluation) *cluster
 // stop ends an allocation.
 func (m *mover) stop(id string) *movedJob {
 	for node, h := range m.held {
-		at, found := slices.BinarySearchFunc(h.allocs, id, func(a *cluster.Allocation, id string) int { return strings.Compare(a.ID, id) })
+		at, found := h.find(id)
 		if !found {
 			continue
 		}

@@ -55,7 +55,7 @@ finds none: at most four for one, each to where it has room.`,
 	f.StringVar(&p.data, "data", "", "a folder with a list of nodes and lists of pods")
 	f.StringVar(&p.nodes, "nodes", "", "the list of nodes")
 	f.StringVar(&p.pods, "pods", "", "the list of pods")
-	f.StringSliceVar(&p.policies, "policy", sim.Policies[:len(sim.Policies)-1], "how to place: "+strings.Join(sim.Policies, ", "))
+	f.StringSliceVar(&p.policies, "policy", slices.DeleteFunc(slices.Clone(sim.Policies), func(p string) bool { return p == "consolidate" }), "how to place: "+strings.Join(sim.Policies, ", "))
 	f.StringVar(&p.seeds, "seeds", "42-51", "the seeds that order the pods: numbers and ranges")
 	f.StringVar(&p.json, "json", "", "also write each seed's course to this JSON file")
 	return cmd

@@ -437,7 +437,8 @@ const (
 func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) error {
 	delay, deaths := restartMin, 0
 	for {
-		began, how := time.Now(), ""
+		var lived time.Duration
+		how := ""
 		if p == nil {
 			var err error
 			if p, err = s.start(k); err != nil { // it may have been killed before it was up
@@ -445,6 +446,7 @@ func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) erro
 			}
 		}
 		if p != nil {
+			began := time.Now()
 			status, err := p.Wait(ctx)
 			if ctx.Err() != nil {
 				return s.end(ctx, k.Name, p)
@@ -454,9 +456,9 @@ func (s *supervisor) keep(ctx context.Context, k devChild, p *proc.Process) erro
 			if err != nil {
 				return fmt.Errorf("%s: %w", k.Name, err)
 			}
-			how = fmt.Sprintf("ended with %s", status)
+			how, lived = fmt.Sprintf("ended with %s", status), time.Since(began)
 		}
-		if deaths++; time.Since(began) > healthyAfter {
+		if deaths++; lived > healthyAfter {
 			delay, deaths = restartMin, 1
 		}
 		if deaths >= restartsMax {

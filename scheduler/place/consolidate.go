@@ -51,8 +51,7 @@ func (p *planner) consolidate(m missing) bool {
 		return cmp.Or(cmp.Compare(len(a.units), len(b.units)), cmp.Compare(a.lost, b.lost), cmp.Compare(a.tie, b.tie))
 	})
 	for _, c := range found[:min(len(found), maxMoveHosts)] {
-		if homes := t.homes(c); homes != nil {
-			t.clear(c, m.wants[0], homes)
+		if homes := t.homes(c); homes != nil && t.clear(c, m.wants[0], homes) {
 			return true
 		}
 	}
@@ -87,7 +86,7 @@ func (t *trial) clearings() (out []clearing) {
 		var units []*unit
 		for _, n := range q.movable {
 			if o := &q.held[n]; t.moves(o) {
-				units = append(units, &unit{members: []*cluster.Allocation{o.Allocation}, priority: o.rank, lost: o.lost(t.in.Now) * max(o.milli, 1), devices: o.milli, size: o.milli})
+				units = append(units, t.unitOf(h, o))
 			}
 		}
 		c := clearing{host: h, tie: mix(t.nodes.seed ^ h.hash)}
@@ -111,9 +110,15 @@ func (t *trial) clearings() (out []clearing) {
 	return out
 }
 
+// home is where an occupant of a clearing goes.
+type home struct {
+	of    *occupant
+	claim *cluster.Claim
+}
+
 // homes finds a place elsewhere for each that leaves a clearing, the largest first; nil if one has none. Work whose
 // place depends on where the rest of its job is stays, and so does that of jobs that wait for something.
-func (t *trial) homes(c clearing) (homes []*cluster.Claim) {
+func (t *trial) homes(c clearing) (homes []home) {
 	type taken struct {
 		host *host
 		by   *cluster.Allocation
@@ -124,7 +129,7 @@ func (t *trial) homes(c clearing) (homes []*cluster.Claim) {
 			t.unplan(x.host, x.by)
 		}
 	}()
-	leave := slices.SortedFunc(slices.Values(c.units), func(a, b *unit) int { return cmp.Compare(b.size, a.size) })
+	leave := slices.SortedStableFunc(slices.Values(c.units), func(a, b *unit) int { return cmp.Compare(b.size, a.size) })
 	for _, u := range leave {
 		o := t.occupantOf(u.members[0])
 		if len(t.reader.OpenEvalsByJob(o.JobKey())) > 0 {
@@ -148,49 +153,50 @@ func (t *trial) homes(c clearing) (homes []*cluster.Claim) {
 		by := &cluster.Allocation{ID: id, AllocatedResources: r}
 		t.plan(h, by)
 		all = append(all, taken{h, by})
-		homes = append(homes, &cluster.Claim{AllocID: id, Name: o.Name, TaskGroup: o.TaskGroup, JobVersion: o.JobVersion, NodeID: h.node.ID, Resources: r})
+		homes = append(homes, home{o, &cluster.Claim{AllocID: id, Name: o.Name, TaskGroup: o.TaskGroup, JobVersion: o.JobVersion, NodeID: h.node.ID, Resources: r}})
 	}
 	return homes
 }
 
-// clear gives the want its place in a clearing, and those that leave it claims on their homes.
-func (t *trial) clear(c clearing, w want, homes []*cluster.Claim) {
-	t.units = c.units
-	byName := map[string]*cluster.Allocation{}
-	for _, u := range c.units {
-		a := u.members[0]
-		t.gone[a.ID], byName[a.Name] = true, a
+// clear gives the want its place in a clearing, and those that leave it claims on their homes; false, and nothing has changed,
+// if the place does not do after all: its devices may count for the quota, or suit several asks, otherwise than was foreseen.
+func (t *trial) clear(c clearing, w want, homes []home) bool {
+	for _, x := range homes {
+		t.gone[x.of.ID] = true
 	}
 	t.part(c.host)
 	id := t.in.NewID()
 	r, err := t.nodes.demand.take(t.host(c.host).host, id, t.nodes.mix)
-	if err != nil {
-		panic("place: " + err.Error()) // enough has seen that it fits
-	}
 	t.claims = []*cluster.Claim{{
 		AllocID: id, Name: w.name, TaskGroup: t.group.name, JobVersion: t.job.Version, NodeID: c.node.ID, Resources: r,
 	}}
+	if err != nil || !t.allowed() {
+		t.claims = nil
+		clear(t.gone)
+		return false
+	}
+	t.units = c.units
 	t.commit(t)
 	for _, s := range t.result.Plan.Stop {
 		if s.PreemptedBy == id {
 			s.DesiredDescription = descMoved + id
 		}
 	}
-	evals := map[cluster.JobKey]*cluster.Evaluation{}
-	for _, claim := range homes {
-		a := byName[claim.Name]
-		e := evals[a.JobKey()]
-		if e == nil {
-			job := t.occupantOf(a).job
-			e = t.newEval(cluster.TriggerPreemption, DescMoves)
+	var evals []*cluster.Evaluation // one for each job
+	for _, x := range homes {
+		job := x.of.job
+		i := slices.IndexFunc(evals, func(e *cluster.Evaluation) bool { return e.JobKey() == job.Key() })
+		if i < 0 {
+			e := t.newEval(cluster.TriggerPreemption, DescMoves)
 			e.Namespace, e.JobID, e.Priority, e.Type, e.JobModifyIndex = job.Namespace, job.ID, job.Priority, job.Type, job.JobModifyIndex
 			e.PreviousEval, e.Status = "", cluster.EvalStatusBlocked
-			evals[a.JobKey()] = e
-			t.followups = append(t.followups, e)
+			i, evals = len(evals), append(evals, e)
 		}
-		e.Claims = append(e.Claims, claim)
+		evals[i].Claims = append(evals[i].Claims, x.claim)
 	}
-	for key, e := range evals {
-		t.stand(key, e.Priority, e.Claims)
+	for _, e := range evals {
+		t.stand(e.JobKey(), e.Priority, e.Claims)
 	}
+	t.followups = append(t.followups, evals...)
+	return true
 }

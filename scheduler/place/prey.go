@@ -17,7 +17,7 @@ type occupant struct {
 	*cluster.Allocation
 	job    *cluster.Job // its version, nil when that is gone
 	rank   int          // the job's priority
-	ended  bool         // or told to end
+	ended  bool         // it has ended, or was told to
 	policy cluster.PreemptPolicy
 	gang   bool
 	system bool
@@ -36,7 +36,7 @@ type hold struct {
 	use cluster.DeviceUse
 }
 
-// newOccupant looks at an allocation of a version of a job; host is nil for one that is looked at by itself.
+// newOccupant looks at an allocation of a version of a job; h is nil when nobody asks what it holds of its host.
 func newOccupant(h *host, a *cluster.Allocation, job *cluster.Job) occupant {
 	o := occupant{Allocation: a, began: beganAt(a), milli: devicesOf(a), ended: a.Terminal()}
 	if job != nil && job.CreateIndex == a.JobCreateIndex {
@@ -344,12 +344,8 @@ func (t *trial) least(k *candidate) (least cost, may bool) {
 	if (k.exhausted == "" || q.ending || t.vacated[k.host.index] || t.apart[k.host.index]) && d.exhausted(t.host(k.host).host) == "" {
 		return cost{}, true
 	}
-	highest := t.highest()
-	if len(q.rising) == 0 || q.held[q.rising[0]].rank > highest {
-		return cost{}, false
-	}
 	th := t.host(k.host)
-	top := th.level(highest)
+	top := th.level(t.highest())
 	if top == nil || !top.enough(d) {
 		return cost{}, false
 	}
@@ -496,20 +492,17 @@ func (t *trial) prey(h *host) (units []*unit) {
 				}
 			}
 		}
-		if u := t.unitOf(h, members); u != nil {
-			units = append(units, u)
+		if !slices.ContainsFunc(members, func(o *occupant) bool { return !t.yields(o) }) {
+			units = append(units, t.unitOf(h, members...))
 		}
 	}
 	return units
 }
 
-// unitOf weighs members that are preempted together; nil when one of them may not be.
-func (t *trial) unitOf(h *host, members []*occupant) *unit {
+// unitOf weighs members that leave together.
+func (t *trial) unitOf(h *host, members ...*occupant) *unit {
 	u := &unit{priority: members[0].rank, borrowed: true}
 	for _, o := range members {
-		if !t.yields(o) {
-			return nil
-		}
 		u.members = append(u.members, o.Allocation)
 		u.borrowed = u.borrowed && t.lends(o)
 		u.lost += o.lost(t.in.Now) * max(o.milli, 1)
