@@ -32,6 +32,9 @@ func (s *Snapshot) NextJobKey(k JobKey) (next JobKey, found bool) {
 // snapshots, mean equal records.
 func (s *Snapshot) NodesVersion() any { return s.txn.rows[tableByName[TableNodes].number] }
 
+// AllocsVersion stands in the same way for the records of all allocations.
+func (s *Snapshot) AllocsVersion() any { return s.txn.rows[tableByName[TableAllocs].number] }
+
 // HoldingVersions calls fn for each node on which something holds resources, by ID,
 // with what stands for that: equal versions, of whatever snapshots, mean the same
 // allocations with the same resources.

@@ -424,4 +424,5 @@ func (e *engine) ParallelChildren(*cluster.Job) (limit, running int) { return 0,
 
 func (e *engine) FleetHold(cluster.WatchSet) *cluster.FleetHold    { return nil }
 func (e *engine) NodesVersion() any                                { return e }
+func (e *engine) AllocsVersion() any                               { return new(int) }
 func (e *engine) HoldingVersions(func(nodeID string, version any)) {}

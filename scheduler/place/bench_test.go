@@ -100,6 +100,7 @@ func (r *benchReader) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfig
 }
 func (r *benchReader) FleetHold(cluster.WatchSet) *cluster.FleetHold    { return nil }
 func (r *benchReader) NodesVersion() any                                { return r.version }
+func (r *benchReader) AllocsVersion() any                               { return r.version }
 func (r *benchReader) HoldingVersions(func(nodeID string, version any)) {}
 
 func (r *benchReader) Claims() []*cluster.Evaluation { return nil }

@@ -17,15 +17,16 @@ const maxJudged = 1_600_000
 // ready; it belongs to one goroutine, and the View that it gave last is the one that
 // may be used.
 type Cache struct {
-	version any      // of the nodes
-	hosts   []*host  // by node ID
-	ids     []string // of hosts
-	holding []any    // what stands for what their use adds up
-	byID    map[string]*host
-	planned []*host      // with placements of the last view
-	vacated map[int]bool // hosts with what the last view preempts
-	changes []int32      // indexes of hosts whose use has changed, oldest first
-	era     uint64       // moves when changes begins anew; then all may have changed
+	version   any      // of the nodes
+	hosts     []*host  // by node ID
+	ids       []string // of hosts
+	holding   []any    // what stands for what their use adds up
+	byID      map[string]*host
+	planned   []*host      // with placements of the last view
+	vacated   map[int]bool // hosts with what the last view preempts
+	disturbed []int32      // … and with what else its plans stop or update
+	changes   []int32      // indexes of hosts that have changed, oldest first
+	era       uint64       // moves when changes begins anew; then all may have changed
 
 	judged     map[string]*candidates // by demand
 	order      []string               // … the oldest first
@@ -34,6 +35,8 @@ type Cache struct {
 	priced     bool // the hosts' prices are those of mix
 	occupants  int  // in the quarries of hosts
 	views      uint64
+	records    any    // what stands for all allocations
+	written    uint64 // moves when they change: what is kept of a host holds on to no old ones
 }
 
 // Expect says what work to keep GPUs usable for; nil: for none, work is packed by what
@@ -58,6 +61,10 @@ func (c *Cache) View(r Reader) *View {
 		c.changed(c.hosts[i])
 	}
 	c.vacated = map[int]bool{}
+	for _, i := range c.disturbed {
+		c.changed(c.hosts[i])
+	}
+	c.disturbed = c.disturbed[:0]
 	if c.occupants > maxOccupants {
 		for _, h := range c.hosts {
 			h.quarry, h.prospect = nil, nil
@@ -69,12 +76,15 @@ func (c *Cache) View(r Reader) *View {
 		c.takeNodes(r.Nodes(nil, ""))
 	}
 	c.takeUse(r)
+	if v := r.AllocsVersion(); v != c.records {
+		c.records, c.written = v, c.written+1
+	}
 	c.price()
 	c.views++
 	v := &View{
 		number: c.views,
 		Cache:  c, reader: r, config: r.SchedulerConfig(nil), freeze: r.FleetHold(nil), index: r.Index(nil),
-		vain: map[attempt]cluster.Time{}, settled: map[attempt]bool{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
+		settled: map[settlement]bool{}, evictions: map[string]bool{}, stopping: map[string]bool{}, updated: map[string]bool{},
 		tenants: tenants{map[string]*cluster.Usage{}, map[string]*cluster.Allowance{}, map[cluster.JobKey]int{}, map[string][]cluster.Borrowed{}},
 	}
 	for _, e := range r.Claims() {
@@ -131,10 +141,39 @@ func (c *Cache) forget(h *host) {
 
 func (c *Cache) changed(h *host) {
 	h.version++
-	if len(c.changes) > 2*len(c.hosts) {
+	c.note(h)
+}
+
+// note counts a host among those that have changed, in use or otherwise.
+func (c *Cache) note(h *host) {
+	if len(c.changes) > 8*len(c.hosts) {
 		c.changes, c.era = c.changes[:0], c.era+1
 	}
 	c.changes = append(c.changes, int32(h.index))
+}
+
+// disturb notes that a plan of this view stops or updates an allocation: whether it is applied shows in the next view.
+func (c *Cache) disturb(a *cluster.Allocation) {
+	if h := c.byID[a.NodeID]; h != nil {
+		c.disturbed = append(c.disturbed, int32(h.index))
+		c.changed(h)
+	}
+}
+
+// moment is how much of the changes of hosts is known.
+type moment struct {
+	era  uint64
+	seen int
+}
+
+func (c *Cache) moment() moment { return moment{c.era, len(c.changes)} }
+
+// since gives the hosts that have changed since a moment, some of them more than once; not known: all may have.
+func (c *Cache) since(m moment) (hosts []int32, known bool) {
+	if m.era != c.era {
+		return nil, false
+	}
+	return c.changes[m.seen:], true
 }
 
 // load adds up what is in use on the host, where that is not known.

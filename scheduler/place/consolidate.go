@@ -20,6 +20,14 @@ const (
 	DescMoves = "created to place allocations that were moved to make room for others"
 )
 
+// settlement is one kind of work for which consolidation was tried in vain: it is as vain for all other work of the kind,
+// as long as this view knows of nothing more that leaves.
+type settlement struct {
+	of       *candidates
+	priority int
+	leaving  int
+}
+
 // clearing is a host on which a want has room once some have moved elsewhere.
 type clearing struct {
 	*host
@@ -39,8 +47,8 @@ func (p *planner) consolidate(m missing) bool {
 	if p.movers == 0 {
 		return false
 	}
-	attempt := p.attemptOf(m)
-	if len(p.allocs) == 0 && p.settled[attempt] {
+	kind := settlement{m.nodes.candidates, p.job.Priority, len(p.evictions) + len(p.stopping)}
+	if len(p.allocs) == 0 && p.settled[kind] {
 		return false
 	}
 	t := p.newTrial(m.group, m.nodes, true)
@@ -56,7 +64,7 @@ func (p *planner) consolidate(m missing) bool {
 		}
 	}
 	if len(p.allocs) == 0 && len(p.claims) == 0 && len(m.nodes.limits) == 0 {
-		p.settled[attempt] = true
+		p.settled[kind] = true
 	}
 	return false
 }

@@ -41,6 +41,7 @@ type Reader interface {
 	SchedulerConfig(ws cluster.WatchSet) *cluster.SchedulerConfiguration
 	FleetHold(ws cluster.WatchSet) *cluster.FleetHold
 	NodesVersion() any
+	AllocsVersion() any
 	HoldingVersions(fn func(nodeID string, version any)) // by ID
 	Usage(ws cluster.WatchSet, namespace string) *cluster.Usage
 	Allowance(namespace string, usage func(namespace string) *cluster.Usage) *cluster.Allowance
@@ -61,15 +62,14 @@ type View struct {
 
 	tenants tenants
 
-	standings []*standing // the claims of all evaluations
-	reserves  reserves    // … and reservations
-	vain      map[attempt]cluster.Time
-	lowest    []int            // see lowestRanks
-	movers    int              // allocations that may be moved, once lowest is known
-	settled   map[attempt]bool // for which consolidation was tried in vain
-	evictions map[string]bool  // IDs of what plans of this view preempt
-	stopping  map[string]bool  // … of what they stop
-	updated   map[string]bool  // … and of what they update in place
+	standings []*standing         // the claims of all evaluations
+	reserves  reserves            // … and reservations
+	lowest    []int               // see lowestRanks
+	movers    int                 // allocations that may be moved, once lowest is known
+	settled   map[settlement]bool // for which consolidation was tried in vain
+	evictions map[string]bool     // IDs of what plans of this view preempt
+	stopping  map[string]bool     // … of what they stop
+	updated   map[string]bool     // … and of what they update in place
 }
 
 // NewView prepares a snapshot that nothing is known of yet.
@@ -438,13 +438,14 @@ const (
 // stop adds the stop of an allocation, which from now on leaves its place.
 func (p *planner) stop(a *cluster.Allocation, order *cluster.AllocStop) {
 	p.left -= stopBytes
-	p.order(order)
+	p.order(a, order)
 	p.vacate(a, -1)
 }
 
-// order adds a stop.
-func (p *planner) order(s *cluster.AllocStop) {
+// order adds the stop of an allocation.
+func (p *planner) order(a *cluster.Allocation, s *cluster.AllocStop) {
 	p.stopping[s.AllocID] = true
+	p.disturb(a)
 	p.result.Plan.Stop = append(p.result.Plan.Stop, s)
 }
 
@@ -461,6 +462,7 @@ func (p *planner) add(a *cluster.Allocation) {
 	}
 	if a.CreateIndex > 0 {
 		p.updated[a.ID] = true
+		p.disturb(a)
 	}
 	p.result.Plan.Place = append(p.result.Plan.Place, a)
 }
@@ -621,7 +623,7 @@ func (p *planner) settle(g *group, of *cluster.Job, w want, a *cluster.Allocatio
 	}
 	if w.stop != "" {
 		p.left -= stopBytes
-		p.order(stopOf(w.prev, w.stop))
+		p.order(w.prev, stopOf(w.prev, w.stop))
 	}
 	p.add(a)
 }
@@ -643,7 +645,7 @@ func (p *planner) stopsFirst(g *group, nodes *search, w want) bool {
 			p.deferred = true
 			if w.stop != "" {
 				p.left -= stopBytes
-				p.order(stopOf(w.prev, w.stop))
+				p.order(w.prev, stopOf(w.prev, w.stop))
 			}
 			return true
 		}

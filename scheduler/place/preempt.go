@@ -91,36 +91,6 @@ func (p *planner) makeRoom() {
 	}
 }
 
-// attempt is one kind of work for which preemption was tried in vain: it is as vain for all other work of the kind, as
-// long as this view knows of nothing more that leaves.
-type attempt struct {
-	of       *candidates
-	priority int
-	owed     bool
-	leaving  int
-}
-
-func (p *planner) attemptOf(m missing) attempt {
-	return attempt{m.nodes.candidates, p.job.Priority, p.owed(m.group, len(m.wants)), len(p.evictions) + len(p.stopping)}
-}
-
-// isVain says whether what is missing has been tried for other work, and when the first would be free to be preempted
-// that is not yet. A job that has something already may gain by its own changes.
-func (p *planner) isVain(m missing) (until cluster.Time, vain bool) {
-	if len(p.allocs) == 0 {
-		until, vain = p.vain[p.attemptOf(m)]
-	}
-	return until, vain
-}
-
-// wasVain notes that not even one could be placed, unless that may be due to what only this job asks for.
-func (p *planner) wasVain(m missing, t *trial) {
-	gang := m.group.spec.Gang
-	if len(t.claims) == 0 && len(p.claims) == 0 && len(m.nodes.limits) == 0 && (gang == nil || !gang.Required) {
-		p.vain[p.attemptOf(m)] = t.protected
-	}
-}
-
 // awaitsTime says whether the end of a guaranteed run time is waited for already.
 func (p *planner) awaitsTime() bool {
 	return slices.ContainsFunc(p.reader.OpenEvalsByJob(p.in.Eval.JobKey()), func(e *cluster.Evaluation) bool {
@@ -190,6 +160,9 @@ type trial struct {
 	rooms     []deviceRoom        // …
 	units     []*unit             // … as units
 	protected cluster.Time        // when the first would be free to be preempted that is not yet; 0: none
+	protector string              // the ID of its node
+	lenders   []string            // namespaces of which it mattered what they have borrowed
+	elsewhere bool                // a gang was spared for the sake of a member on another host
 }
 
 func (p *planner) newTrial(g *group, nodes *search, victims bool) *trial {
@@ -198,7 +171,9 @@ func (p *planner) newTrial(g *group, nodes *search, victims bool) *trial {
 		t.part(p.byID[c.NodeID])
 	}
 	for _, a := range p.allocs {
-		t.part(p.byID[a.NodeID])
+		if a.Occupies() {
+			t.part(p.byID[a.NodeID])
+		}
 	}
 	return t
 }
@@ -222,9 +197,7 @@ func (t *trial) run(wants []want) bool {
 			best, within = one, d
 		}
 		one.uncount()
-		if one.protected != 0 && (t.protected == 0 || one.protected < t.protected) {
-			t.protected = one.protected
-		}
+		t.protects(one.protected, one.protector)
 	}
 	return best != nil && t.runWithin(within, wants)
 }

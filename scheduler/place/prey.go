@@ -78,6 +78,12 @@ func (o *occupant) lost(now cluster.Time) int64 {
 	return max(0, int64(now-max(o.began, min(o.saved, now)))/1e9)
 }
 
+// stays says whether nothing has changed by which another could be preempted or be in the way.
+func (o occupant) stays(now occupant) bool {
+	return o.ID == now.ID && o.job == now.job && o.ended == now.ended && evicted(o.Allocation) == evicted(now.Allocation) &&
+		o.began == now.began && slices.Equal(o.holds, now.holds) && o.use.CPU == now.use.CPU && o.use.Memory == now.use.Memory && o.use.Disk == now.use.Disk
+}
+
 // quarry is what may come of preemption on a host, whoever preempts. It changes with each record of what is there.
 type quarry struct {
 	held    []occupant // by ID
@@ -86,13 +92,13 @@ type quarry struct {
 	ending  bool       // something leaves in any case
 }
 
-// quarryOf looks at a host, once in a view; what is known of records that are still the same stays.
+// quarryOf looks at a host, unless no allocation has changed since; what is known of records that are still the same stays.
 func (v *View) quarryOf(h *host) *quarry {
-	if h.quarryIn == v.number {
+	if h.quarry != nil && h.quarryAt == v.written {
 		return h.quarry
 	}
 	list := v.reader.AllocsHolding(nil, h.node.ID)
-	h.quarryIn = v.number
+	h.quarryAt = v.written
 	if h.quarry != nil && slices.EqualFunc(h.quarry.held, list, func(o occupant, a *cluster.Allocation) bool { return o.Allocation == a }) {
 		return h.quarry
 	}
@@ -123,6 +129,9 @@ func (v *View) quarryOf(h *host) *quarry {
 	}
 	slices.SortStableFunc(q.rising, func(a, b int32) int { return cmp.Compare(q.held[a].rank, q.held[b].rank) })
 	v.occupants += len(q.held) - len(old.held)
+	if h.quarry == nil || !slices.EqualFunc(old.held, q.held, occupant.stays) {
+		v.note(h)
+	}
 	h.quarry = q
 	return q
 }
@@ -407,11 +416,19 @@ func (t *trial) yields(o *occupant) bool {
 	if t.updated[o.ID] {
 		return false // this plan knows another version of it
 	}
-	kind, until := t.shield(o, t.owed)
-	if kind == cluster.ObstacleMinRuntime && (t.protected == 0 || until < t.protected) {
-		t.protected = until
+	if t.owed && o.policy.Reclaim {
+		t.asks(o.Namespace)
 	}
+	kind, until := t.shield(o, t.owed)
+	t.protects(until, o.NodeID)
 	return t.ease.overlooks(kind)
+}
+
+// protects notes until when a run time on a node is guaranteed, 0 for none.
+func (t *trial) protects(until cluster.Time, node string) {
+	if until != 0 && (t.protected == 0 || until < t.protected) {
+		t.protected, t.protector = until, node
+	}
 }
 
 // cheapest chooses units that must leave a host for the demand to fit, none of which could
@@ -492,8 +509,10 @@ func (t *trial) prey(h *host) (units []*unit) {
 				}
 			}
 		}
-		if !slices.ContainsFunc(members, func(o *occupant) bool { return !t.yields(o) }) {
+		if i := slices.IndexFunc(members, func(o *occupant) bool { return !t.yields(o) }); i < 0 {
 			units = append(units, t.unitOf(h, members...))
+		} else if members[i].NodeID != h.node.ID {
+			t.elsewhere = true
 		}
 	}
 	return units

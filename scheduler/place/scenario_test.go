@@ -76,6 +76,7 @@ func (w *world) Nodes(cluster.WatchSet, string) []*cluster.Node                 
 func (w *world) SchedulerConfig(cluster.WatchSet) *cluster.SchedulerConfiguration { return &w.config }
 
 func (w *world) NodesVersion() any                             { return new(int) }
+func (w *world) AllocsVersion() any                            { return new(int) }
 func (w *world) FleetHold(cluster.WatchSet) *cluster.FleetHold { return w.hold }
 
 func (w *world) AllocsHolding(_ cluster.WatchSet, id string) []*cluster.Allocation {

@@ -49,7 +49,7 @@ type host struct {
 	leaving   []departure
 	leavingOf *quarry // that leaving is of
 	quarry    *quarry
-	quarryIn  uint64 // the view that has looked at it last
+	quarryAt  uint64 // the Cache's written when it was looked at
 	prospect  *prospect
 }
 
@@ -102,9 +102,9 @@ type candidates struct {
 	metric cluster.AllocMetric // what is the same for every placement
 	list   []candidate
 	at     []int32 // by index of the host: its place in list, -1 for none
-	era    uint64  // of the changes that list has seen
-	seen   int     // … and how many of them
-	linked bool    // the demand wants several devices, and nodes tell how theirs are linked
+	seen   moment  // of the changes that list has taken in
+	vain   map[attempt]*futility
+	linked bool // the demand wants several devices, and nodes tell how theirs are linked
 	// Counts over list, kept as candidates change.
 	exhausted      map[string]int
 	classExhausted map[string]int
@@ -129,7 +129,7 @@ type candidate struct {
 
 // newCandidates filters all nodes once.
 func newCandidates(hosts []*host, d *demand, spread bool) *candidates {
-	c := &candidates{demand: d, spread: spread, exhausted: map[string]int{}, classExhausted: map[string]int{}}
+	c := &candidates{demand: d, spread: spread, exhausted: map[string]int{}, classExhausted: map[string]int{}, vain: map[attempt]*futility{}}
 	m := &c.metric
 	m.NodePool = nodePool(d.job.NodePool)
 	m.NodesAvailable = map[string]int{}
@@ -468,18 +468,18 @@ func (c *candidates) tight(k *candidate) int32 {
 // catchUp judges anew where something has changed since the last time.
 func (s *search) catchUp() {
 	c, cache := s.candidates, s.view.Cache
-	if c.era != cache.era {
-		for i := range c.list {
-			s.refresh(&c.list[i])
-		}
-	} else {
-		for _, host := range cache.changes[c.seen:] {
+	if since, known := cache.since(c.seen); known {
+		for _, host := range since {
 			if i := c.at[host]; i >= 0 && c.list[i].version != c.list[i].host.version {
 				s.refresh(&c.list[i])
 			}
 		}
+	} else {
+		for i := range c.list {
+			s.refresh(&c.list[i])
+		}
 	}
-	c.era, c.seen = cache.era, len(cache.changes)
+	c.seen = cache.moment()
 }
 
 func (c *candidates) countExhausted(k *candidate, by int) {

@@ -104,7 +104,7 @@ func (p *planner) holdBack(g *group, nodes *search, w want, e *excess) {
 			p.deferred = true
 			if w.stop != "" {
 				p.left -= stopBytes
-				p.order(stopOf(w.prev, w.stop))
+				p.order(w.prev, stopOf(w.prev, w.stop))
 			}
 			return
 		}
