@@ -22,7 +22,7 @@ type DayConfig struct {
 	Load       int           // percent of all GPU time of the day that they ask for; 100
 	Gangs      int           // percent of the preemptible jobs with one whole GPU that become gangs; 2. Negative: no gangs at all
 	Checkpoint time.Duration // between two checkpoints of what may be preempted; 0: it saves nothing
-	Tick       time.Duration // in which agents report and the scheduler decides; 30 s
+	Tick       time.Duration // in which agents report and the scheduler decides; a minute
 	Plain      bool          // no tenants, no quotas, no preemption: by priority, and then the oldest first
 
 	Progress func(ended, jobs int) // told once in each tick; nil: nobody is
@@ -163,7 +163,7 @@ func (t *Trace) Day(ctx context.Context, cfg DayConfig) (*DayReport, error) {
 		}
 	}
 	if cfg.Tick == 0 {
-		cfg.Tick = 30 * time.Second
+		cfg.Tick = time.Minute
 	}
 	if cfg.Jobs < 1 || cfg.Jobs > 1_000_000 || cfg.Load < 1 || cfg.Load > 1000 || cfg.Gangs > 100 || cfg.Tick < time.Second || cfg.Checkpoint < 0 {
 		return nil, errors.New("a day has 1 to 1,000,000 jobs, a load of 1 to 1000 %, at most 100 % gangs and ticks of a second at least")

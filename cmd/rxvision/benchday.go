@@ -57,7 +57,7 @@ The files have the columns of Alibaba's cluster-trace-gpu-v2023.`,
 	f.IntVar(&d.cfg.Load, "load", 100, "percent of the GPUs' time that they ask for")
 	f.IntVar(&d.cfg.Gangs, "gangs", 2, "percent of preemptible jobs with one GPU that become gangs; -1: no gangs at all")
 	f.DurationVar(&d.cfg.Checkpoint, "checkpoint", 10*time.Minute, "between two checkpoints")
-	f.DurationVar(&d.cfg.Tick, "tick", 30*time.Second, "in which agents report and the scheduler decides")
+	f.DurationVar(&d.cfg.Tick, "tick", time.Minute, "in which agents report and the scheduler decides")
 	return cmd
 }
 

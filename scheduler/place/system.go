@@ -281,10 +281,14 @@ func (s *search) only(h *host, job, group tallies) (fits bool, m *cluster.AllocM
 	}
 	x := choice{candidate: k, group: group.on(h.index)}
 	if r := s.refusal(h.index, job.on(h.index), x.group); r != admitted {
+		m.ConstraintFiltered = maps.Clone(m.ConstraintFiltered)
 		if r == refusedHosts {
 			m.NodesFiltered++
-			m.ConstraintFiltered = maps.Clone(m.ConstraintFiltered)
 			m.ConstraintFiltered[operandDistinctHosts]++
+		} else {
+			l := s.limits[r]
+			l.refused[l.of[h.index]]++
+			m.NodesFiltered += l.reasons(m.ConstraintFiltered)
 		}
 		return false, m
 	}
