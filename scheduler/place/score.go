@@ -238,6 +238,11 @@ const (
 	refusedHosts refusal = -2 // distinct_hosts; from 0 on: the place of one of limits
 )
 
+// bound says whether some hosts may be left out or refused, whatever they have left.
+func (s *search) bound() bool {
+	return s.within != nil || s.without != nil || s.demand.distinctHosts || s.demand.distinctInGroup || len(s.limits) > 0
+}
+
 func (s *search) refusal(host, job, group int) refusal {
 	if s.demand.distinctHosts && job > 0 || s.demand.distinctInGroup && group > 0 {
 		return refusedHosts
@@ -258,28 +263,34 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 	var refused refusals
 	s.catchUp()
 	s.weighSpreads(job, group)
+	bound := s.bound()
 	for i := range s.list {
 		k := &s.list[i]
-		host := k.host.index
-		if s.outside(host) {
+		if !bound && k.exhausted != "" {
 			continue
 		}
-		x := choice{candidate: k, group: group.on(host)}
-		if r := s.refusal(host, job.on(host), x.group); r != admitted {
-			if r == refusedHosts {
-				refused.hosts++
-			} else {
-				l := s.limits[r]
-				l.refused[l.of[host]]++
+		host := k.host.index
+		if bound {
+			if s.outside(host) {
+				continue
+			}
+			if r := s.refusal(host, job.on(host), group.on(host)); r != admitted {
+				if r == refusedHosts {
+					refused.hosts++
+				} else {
+					l := s.limits[r]
+					l.refused[l.of[host]]++
+				}
+				if k.exhausted != "" {
+					refused.full = append(refused.full, k)
+				}
+				continue
 			}
 			if k.exhausted != "" {
-				refused.full = append(refused.full, k)
+				continue
 			}
-			continue
 		}
-		if k.exhausted != "" {
-			continue
-		}
+		x := choice{candidate: k, group: group.on(host)}
 		x.avoid = len(avoid) > 0 && slices.Contains(avoid, k.host.node.ID)
 		if len(s.spreads) > 0 {
 			x.spread = s.spread(host)
