@@ -266,9 +266,6 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 	bound := s.bound()
 	for i := range s.list {
 		k := &s.list[i]
-		if !bound && k.exhausted != "" {
-			continue
-		}
 		host := k.host.index
 		if bound {
 			if s.outside(host) {
@@ -286,9 +283,9 @@ func (s *search) best(avoid []string, job, group tallies) (*host, *cluster.Alloc
 				}
 				continue
 			}
-			if k.exhausted != "" {
-				continue
-			}
+		}
+		if k.exhausted != "" {
+			continue
 		}
 		x := choice{candidate: k, group: group.on(host)}
 		x.avoid = len(avoid) > 0 && slices.Contains(avoid, k.host.node.ID)
